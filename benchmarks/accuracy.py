@@ -1,0 +1,254 @@
+"""Detection and localisation of every scoring of ExDD, and of Anomalib's own Patchcore, on a KSDD2-layout folder.
+
+    python benchmarks/accuracy.py --root DATA --weights FILE --backbone resnet18 --image-size 224 224 --output NAME
+
+All methods share backbone, weights, layers, input size, coreset ratio and training images, and are scored raw, before
+Anomalib's normalisation clips at the largest validation score. A seed decides the validation split, the projections and
+the coresets' first centres. With `--split validation`, methods are compared on the validation images instead: that is
+where a choice may be made.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.engine import Engine
+from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
+from anomalib.models import Patchcore
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback, seed_everything
+
+from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
+from machine import describe, markdown_table
+
+METRICS = ("image_AUROC", "image_AUPR", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
+TITLES = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO")
+SHARING_BANKS = {"normal": "normal", "paper": "paper", "ratio": "ratio", "default": "auto"}
+"""ExDD scorings that need the same features, hence the same banks: method -> image scoring."""
+
+
+@dataclass
+class Result:
+    """What one method reached with one seed."""
+
+    method: str
+    seed: int
+    metrics: dict[str, float]
+    negative: int
+    positive: int
+    fit_seconds: float
+    image_seconds: float = field(default=0.0)
+
+
+class ForwardTimer(Callback):
+    """Times the model on test batches, without loading, metrics or pictures."""
+
+    def __init__(self) -> None:
+        self.seconds, self.images, self._start = 0.0, 0, 0.0
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
+        """Stop the clock."""
+        self.seconds += time.perf_counter() - self._start
+        self.images += len(batch.image)
+
+
+def evaluator() -> Evaluator:
+    """Return the metrics of the table, on raw scores."""
+    image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
+    pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_"}
+    return Evaluator(test_metrics=[AUROC(**image), AUPR(**image), AUROC(**pixel), AUPR(**pixel), AUPRO(**pixel)])
+
+
+def data(options: argparse.Namespace, seed: int) -> KSDD2:
+    """Return the data of one seed."""
+    return KSDD2(options.root, seed=seed, num_workers=options.workers, num_defects=options.num_defects)
+
+
+def engine(folder: str, *callbacks: Callback) -> Engine:
+    """Return an engine that writes into a temporary folder."""
+    return Engine(
+        default_root_dir=folder,
+        callbacks=[*callbacks],
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        barebones=False,
+    )
+
+
+def exdd(options: argparse.Namespace, seed: int, **arguments: Any) -> ExDD:
+    """Return an ExDD with the options' backbone and the same coreset ratio for both banks' negatives as Patchcore."""
+    return ExDD(
+        backbone=options.backbone,
+        layers=options.layers,
+        weights=options.weights,
+        image_size=tuple(options.image_size),
+        negative_ratio=options.ratio,
+        negative_minimum=1,
+        num_neighbors=options.num_neighbors,
+        seed=seed,
+        post_processor=False,
+        visualizer=False,
+        evaluator=evaluator(),
+        **arguments,
+    )
+
+
+def patchcore(options: argparse.Namespace) -> Patchcore:
+    """Return Anomalib's Patchcore with the same pre-processing and weights."""
+    model = Patchcore(
+        backbone=options.backbone,
+        layers=options.layers,
+        pre_trained=options.weights is None,
+        coreset_sampling_ratio=options.ratio,
+        num_neighbors=options.num_neighbors,
+        pre_processor=PreProcessor(ExDD.configure_pre_processor(tuple(options.image_size)).transform),
+        post_processor=False,
+        visualizer=False,
+        evaluator=evaluator(),
+    )
+    if options.weights is not None:
+        ours = PatchFeatureExtractor(options.backbone, options.layers, weights=options.weights)
+        ours.load_weights()
+        model.model.feature_extractor.load_state_dict(ours.backbone.state_dict())
+    return model
+
+
+def fit(model: AnomalibModule, datamodule: KSDD2) -> float:
+    """Train a model; return the seconds it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        engine(folder).fit(model=model, datamodule=datamodule)
+        return time.perf_counter() - start
+
+
+def test(model: AnomalibModule, datamodule: KSDD2, split: str) -> tuple[dict[str, float], float]:
+    """Return a trained model's metrics and the seconds it takes for an image."""
+    timer = ForwardTimer()
+    datamodule.setup("test")
+    loader = datamodule.val_dataloader() if split == "validation" else datamodule.test_dataloader()
+    with tempfile.TemporaryDirectory() as folder:
+        # Augmentations (the resize) belong to the data module's trainer; it stays attached from fit.
+        (metrics,) = engine(folder, timer).test(model=model, dataloaders=loader, verbose=False)
+    return {name: float(metrics[name]) for name in METRICS}, timer.seconds / timer.images
+
+
+def run_seed(options: argparse.Namespace, seed: int) -> list[Result]:
+    """Train and test every method with one seed."""
+    results = []
+    if "patchcore" in options.methods:
+        seed_everything(seed, verbose=False)
+        baseline, datamodule = patchcore(options), data(options, seed)
+        seconds = fit(without_defects(baseline), datamodule)
+        metrics, image_seconds = test(baseline, datamodule, options.split)
+        entries = len(baseline.model.memory_bank)
+        results.append(Result("patchcore", seed, metrics, entries, 0, seconds, image_seconds))
+        report(results[-1])
+    for scorings in (SHARING_BANKS, {"published": "published"}):
+        wanted = {name: image for name, image in scorings.items() if name in options.methods}
+        fitted: ExDD | None = None
+        for name, image_scoring in wanted.items():
+            scoring = "ratio" if name == "default" else name
+            model = exdd(options, seed, scoring=scoring, image_scoring=image_scoring)
+            datamodule = data(options, seed)
+            if fitted is None:
+                seconds = fit(model, datamodule)
+                fitted, fitted_data = model, datamodule
+            else:  # another score of the same banks
+                banks = {k: v for k, v in fitted.model.state_dict().items() if not k.startswith("anomaly_map")}
+                model.model.load_state_dict(banks, strict=False)
+                datamodule = fitted_data
+            metrics, image_seconds = test(model, datamodule, options.split)
+            negative, positive = len(model.model.negative_bank), len(model.model.positive_bank)
+            results.append(Result(name, seed, metrics, negative, positive, seconds, image_seconds))
+            report(results[-1])
+    return results
+
+
+def without_defects(model: Patchcore) -> Patchcore:
+    """Make Patchcore skip the defective training images, which it must not learn as normal."""
+    step = model.training_step
+
+    def normal_only(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        normal = ~batch.gt_label.bool()
+        batch.image = batch.image[normal]
+        return step(batch, *args, **kwargs)
+
+    model.training_step = normal_only  # type: ignore[method-assign]
+    return model
+
+
+def report(result: Result) -> None:
+    """Print one result as it comes."""
+    values = "  ".join(f"{name} {100 * result.metrics[name]:.2f}" for name in METRICS)
+    print(f"seed {result.seed}  {result.method:10s} {values}  fit {result.fit_seconds:.0f} s", flush=True)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Format the mean and the sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def table(results: list[Result]) -> list[dict[str, str]]:
+    """Summarise the seeds, one row a method."""
+    rows = []
+    for method in dict.fromkeys(result.method for result in results):
+        ours = [result for result in results if result.method == method]
+        row = {"method": method}
+        row |= {t: spread([100 * r.metrics[m] for r in ours], 1) for m, t in zip(METRICS, TITLES, strict=True)}
+        row["bank neg. / pos."] = f"{ours[0].negative} / {ours[0].positive}"
+        row["fit s"] = spread([result.fit_seconds for result in ours], 0)
+        row["ms / image"] = spread([1000 * result.image_seconds for result in ours], 0)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Run the comparison and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder in KSDD2's layout")
+    parser.add_argument("--weights", type=Path, help="local weights of the backbone; without, timm's ImageNet weights")
+    parser.add_argument("--backbone", default="wide_resnet50_2")
+    parser.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
+    parser.add_argument("--image-size", type=int, nargs=2, default=[632, 224], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--ratio", type=float, default=0.02, help="coreset ratio of normal patches")
+    parser.add_argument("--num-neighbors", type=int, default=3, help="neighbourhood of the weights, for all methods")
+    parser.add_argument("--num-defects", type=int, help="defective training images to use; all by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--workers", type=int, default=2)
+    methods = ["patchcore", *SHARING_BANKS, "published"]
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
+    parser.add_argument("--output", type=Path, help="result file without ending; writes NAME.json and NAME.md")
+    options = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    results = [result for seed in options.seeds for result in run_seed(options, seed)]
+    rows = table(results)
+    print(markdown_table(rows))
+    if options.output is not None:
+        settings = {name: str(value) for name, value in vars(options).items() if name not in {"root", "weights"}}
+        settings |= {"data": options.root.name, "weights": options.weights.name if options.weights else "timm"}
+        content = {"machine": describe(), "settings": settings, "results": [vars(result) for result in results]}
+        options.output.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
+        facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings}.items())
+        page = f"# Accuracy on {options.root.name}, {options.split} images\n\n{markdown_table(rows)}\n\n{facts}\n"
+        options.output.with_suffix(".md").write_text(page)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    main()

@@ -1,0 +1,194 @@
+"""The shared base of the data modules: one table of samples becomes training, validation and test data.
+
+Anomalib's base class would drop the normal test images here (its default for a missing test split), and its usual
+validation sets are taken from the test data. Both are replaced: the test data stay as they are, and validation images
+are drawn from the training images, normal and defective ones separately.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from pandas import DataFrame
+from torchvision.transforms.v2 import Transform
+
+from .dataset import DefectDataset, task_of
+from .splits import MIN_VALIDATION_DEFECTS, check_ratio, draw, key_of, share, validation_counts
+
+logger = logging.getLogger(__name__)
+
+
+class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
+    """Data module whose training images may be defective, with masks.
+
+    A subclass reads its files into one table (:meth:`read_samples`); everything after that is decided here, by seeded
+    draws that depend on neither the place of the root nor the order of its listing.
+
+    Args:
+        root: Folder of the data set.
+        num_defects: How many of the defective training images are used. Default: all.
+        val_split_ratio: Share of the training images kept aside for validation.
+        seed: Seed of all draws.
+        train_batch_size: Images per training batch.
+        eval_batch_size: Images per validation or test batch.
+        num_workers: Processes that read images.
+        train_augmentations: Transforms of training images.
+        val_augmentations: Transforms of validation images.
+        test_augmentations: Transforms of test images.
+        augmentations: Transforms of all images for which none of the three above is given.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        num_defects: int | None,
+        val_split_ratio: float,
+        seed: int,
+        train_batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        train_augmentations: Transform | None,
+        val_augmentations: Transform | None,
+        test_augmentations: Transform | None,
+        augmentations: Transform | None,
+    ) -> None:
+        check_ratio("val_split_ratio", val_split_ratio)
+        if num_defects is not None and num_defects < 0:
+            msg = f"Argument `num_defects` has to be at least 0, but got {num_defects}."
+            raise ValueError(msg)
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            val_split_mode=ValSplitMode.FROM_TRAIN,
+            val_split_ratio=val_split_ratio,
+            test_split_mode=TestSplitMode.FROM_DIR,
+            seed=seed,
+        )
+        self.root = Path(root)
+        self.num_defects = num_defects
+        self._tables: dict[Split, DataFrame] | None = None
+
+    @abstractmethod
+    def read_samples(self) -> DataFrame:
+        """Read the files of the data set.
+
+        Returns:
+            Table with the columns ``image_path``, ``mask_path`` (empty where there is none), ``label_index`` (0 normal,
+            1 defective) and ``split`` (``train`` or ``test``).
+        """
+
+    def _setup(self, _stage: str | None = None) -> None:
+        if self._tables is None:  # files are read and images drawn once, not for every stage
+            self._tables = self._split(self.read_samples())
+            self._log_counts(self._tables)
+        self.train_data = DefectDataset(self._tables[Split.TRAIN], self.name)
+        self.val_data = DefectDataset(self._tables[Split.VAL], self.name)
+        self.test_data = DefectDataset(self._tables[Split.TEST], self.name)
+
+    def _create_test_split(self) -> None:
+        """Leave the test images as they are."""
+
+    def _create_val_split(self) -> None:
+        """Leave the validation images as they were drawn in :meth:`_setup`."""
+
+    def _split(self, samples: DataFrame) -> dict[Split, DataFrame]:
+        samples = samples.reset_index(drop=True)
+        train = samples[samples["split"] == Split.TRAIN.value]
+        test = samples[samples["split"] == Split.TEST.value]
+        train = self._draw_defects(train)
+        normal = int((train["label_index"] == LabelName.NORMAL).sum())
+        defective = len(train) - normal
+        counts = validation_counts(normal, defective, self.val_split_ratio)
+        if counts[1] == 0:
+            logger.warning(
+                "Validation gets normal images only: a share of %g of %d defective training images is %d, and fewer "
+                "than %d tell nothing. All %d stay in training, and the threshold comes from normal images alone.",
+                self.val_split_ratio,
+                defective,
+                share(defective, self.val_split_ratio),
+                MIN_VALIDATION_DEFECTS,
+                defective,
+            )
+        train, val = self._take(train, counts, "validation", Split.VAL)
+        task = task_of(pd.concat([train, val]))  # both alike, also where validation has no defective image
+        train.attrs["task"] = val.attrs["task"] = task
+        test = test.copy()
+        test.attrs["task"] = task_of(test)
+        return {Split.TRAIN: train, Split.VAL: val, Split.TEST: test}
+
+    def _draw_defects(self, train: DataFrame) -> DataFrame:
+        if self.num_defects is None:
+            return train
+        defective = int((train["label_index"] == LabelName.ABNORMAL).sum())
+        if self.num_defects > defective:
+            msg = (
+                f"Argument `num_defects` has to be at most the number of defective training images, {defective}, but "
+                f"got {self.num_defects}."
+            )
+            raise ValueError(msg)
+        normal = train[train["label_index"] == LabelName.NORMAL]
+        _, drawn = self._take(train, (0, self.num_defects), "defects", Split.TRAIN)
+        return pd.concat([normal, drawn])
+
+    def _take(
+        self, samples: DataFrame, counts: tuple[int, int], purpose: str, split: Split
+    ) -> tuple[DataFrame, DataFrame]:
+        return take(samples, counts, root=self.root, seed=int(self.seed or 0), purpose=purpose, split=split)
+
+    def _log_counts(self, tables: dict[Split, DataFrame]) -> None:
+        parts = []
+        for split, table in tables.items():
+            normal = int((table["label_index"] == LabelName.NORMAL).sum())
+            parts.append(f"{split.value} {normal} normal + {len(table) - normal} defective")
+            if split == Split.TEST and normal in {0, len(table)}:
+                logger.warning(
+                    "The test data of `%s` have no %s images: metrics that compare the two, such as AUROC, mean "
+                    "nothing.",
+                    self.name,
+                    "normal" if normal == 0 else "defective",
+                )
+        logger.info("%s: %s.", self.name, ", ".join(parts))
+        if tables[Split.TEST].attrs["task"] != "segmentation":
+            logger.info("%s: not every defective test image has a mask, so pixel metrics do not apply.", self.name)
+
+
+def take(
+    samples: DataFrame,
+    counts: tuple[int, int],
+    *,
+    root: Path,
+    seed: int,
+    purpose: str,
+    split: Split,
+) -> tuple[DataFrame, DataFrame]:
+    """Move as many normal and defective images as asked for to another split.
+
+    Args:
+        samples: Table to take from; its index names every row once.
+        counts: How many normal and how many defective images to take.
+        root: Folder of the data set; the draw depends on paths relative to it.
+        seed: Seed of the draw.
+        purpose: What the draw is for.
+        split: Split of the images taken.
+
+    Returns:
+        The table without the images taken, and the images taken.
+    """
+    taken: list[Any] = []
+    for label, count in zip((LabelName.NORMAL, LabelName.ABNORMAL), counts, strict=True):
+        group = samples[samples["label_index"] == label]
+        keys = [key_of(path, root) for path in group["image_path"]]
+        taken += list(group.index[draw(keys, count, seed=seed, purpose=f"{purpose} {label.name}")])
+    return samples.drop(index=taken), samples.loc[taken].assign(split=split.value)

@@ -1,0 +1,296 @@
+"""Users' own images: folders or a CSV file of normal and defective images, with masks for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from anomalib.data.utils import LabelName, Split
+from pandas import DataFrame
+from torchvision.transforms.v2 import Transform
+
+from .csv_samples import read_csv_samples
+from .defect_datamodule import DefectDataModule, take
+from .reading import inspect_image, inspect_pair, map_files
+from .sources import Source, expected_mask_names, list_images, mask_suffixes, match_masks, separate_masks
+from .splits import check_ratio, held_out_counts
+
+_NORMAL, _DEFECTIVE = int(LabelName.NORMAL), int(LabelName.ABNORMAL)
+
+
+class DefectFolder(DefectDataModule):
+    """Your own images: normal ones, defective ones, and masks that show where the defects are.
+
+    Images may have different sizes; grey, RGB, RGBA and 16-bit grey are understood. Images and masks are named as
+    folders, files or glob patterns, or a CSV file lists them. Validation images are drawn from the training images.
+
+    Args:
+        name: Name of your data, used for the folder of the results.
+        root: Folder that all other paths start from. Default: the folder of ``csv``, else the working directory.
+        normal: Normal images for training: a folder (with all folders in it), a file, a glob pattern such as
+            ``parts/*_ok.png``, or a list of these.
+        defective: Defective images for training, given like ``normal``.
+        masks: Masks of the defective training images, given like ``normal``: one for each of them, of its size, black
+            where there is no defect, named like its image or with a suffix (``a17.jpg`` and ``a17_mask.png``,
+            ``a17_GT.png`` or ``a17.png``). They may lie in the folder of the images if they have a suffix. Needed to
+            learn from defects; without them only image labels are known.
+        normal_test: Normal images for testing, given like ``normal``. Default: a share of ``normal`` is held out.
+        defective_test: Defective images for testing, given like ``normal``. Default: a share of ``defective`` is held
+            out, with its masks.
+        masks_test: Masks of ``defective_test``. Without them the metrics of pixels are left out.
+        mask_suffix: What follows the image's name in the name of its mask, such as ``_anno``; empty for the same name.
+            Default: the same name or one of the usual suffixes.
+        csv: CSV file instead of the seven arguments above, with a header line and the columns ``image``, ``mask`` (may
+            be empty), ``label`` (``normal`` or ``defective``, ``good`` or ``bad``, 0 or 1; without it an image is
+            defective if its mask has any pixel that is not black) and ``split`` (``train`` or ``test``; without it a
+            share is held out for testing). Paths start from ``root`` or from the folder of the file.
+        test_split_ratio: Share of the images held out for testing where no test images are named.
+        num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
+            a larger one. Default: all. 0 leaves normal images only.
+        val_split_ratio: Share of the training images kept aside to find threshold and normalisation. If that means
+            fewer than 3 defective images, all of those stay in training.
+        seed: Seed of the draws.
+        train_batch_size: Images per training batch.
+        eval_batch_size: Images per validation or test batch.
+        num_workers: Processes that read images.
+        train_augmentations: Transforms applied to training images and their masks.
+        val_augmentations: Transforms applied to validation images and their masks.
+        test_augmentations: Transforms applied to test images and their masks.
+        augmentations: Transforms for every stage that has none of its own.
+
+    Example:
+        >>> from anomalib_exdd.data import DefectFolder
+        >>> data = DefectFolder("bolts", root="./photos", normal="good", defective="bad", masks="bad_masks")
+        >>> data.name
+        'bolts'
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str | Path | None = None,
+        normal: Source | None = None,
+        defective: Source | None = None,
+        masks: Source | None = None,
+        normal_test: Source | None = None,
+        defective_test: Source | None = None,
+        masks_test: Source | None = None,
+        mask_suffix: str | None = None,
+        csv: str | Path | None = None,
+        test_split_ratio: float = 0.2,
+        num_defects: int | None = None,
+        val_split_ratio: float = 0.2,
+        seed: int = 0,
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 4,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+    ) -> None:
+        if not name or Path(name).name != name:
+            msg = f"Argument `name` has to be usable as the name of a folder, but got `{name}`."
+            raise ValueError(msg)
+        check_ratio("test_split_ratio", test_split_ratio)
+        self._name = name
+        self.csv = Path(csv) if csv is not None else None
+        self._has_root = root is not None
+        super().__init__(
+            root if root is not None else (self.csv.parent if self.csv else "."),
+            num_defects=num_defects,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+        )
+        self.test_split_ratio = test_split_ratio
+        self.sources: dict[str, Source | None] = {
+            "normal": normal,
+            "defective": defective,
+            "masks": masks,
+            "normal_test": normal_test,
+            "defective_test": defective_test,
+            "masks_test": masks_test,
+        }
+        self.suffixes = mask_suffixes(mask_suffix)
+        self._check_arguments(mask_suffix)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Name of the data, as given."""
+        return self._name
+
+    def read_samples(self) -> DataFrame:
+        """List the images, match their masks, check both, and hold out test images where none are named.
+
+        Returns:
+            Table with the columns ``image_path``, ``mask_path``, ``label_index`` and ``split``.
+
+        Raises:
+            FileNotFoundError: If a file or folder does not exist, or a defective training image has no mask while
+                others have one.
+            ValueError: If names are ambiguous, a mask contradicts the label or the image, or a file cannot be read.
+        """
+        rows = self._read_csv() if self.csv else self._read_folders()
+        _check_listed_once(rows)
+        rows = _checked(rows)
+        samples = DataFrame(
+            [
+                {
+                    "image_path": str(row.image),
+                    "mask_path": str(row.mask) if row.mask else "",
+                    "label_index": row.label,
+                    "split": row.split.value,
+                }
+                for row in rows
+            ],
+        )
+        if self.csv:
+            labels = {_NORMAL, _DEFECTIVE} if (samples["split"] == Split.TRAIN.value).all() else set()
+        else:
+            given = {_NORMAL: self.sources["normal_test"], _DEFECTIVE: self.sources["defective_test"]}
+            labels = {label for label, source in given.items() if source is None}
+        return self._hold_out(samples, labels)
+
+    def _check_arguments(self, mask_suffix: str | None) -> None:
+        given = [name for name, source in self.sources.items() if source is not None]
+        if self.csv:
+            if given or mask_suffix is not None:
+                msg = f"Arguments `csv` and `{(given or ['mask_suffix'])[0]}` exclude each other. Give one of them."
+                raise ValueError(msg)
+            return
+        if "normal" not in given:
+            msg = (
+                "Argument `normal` is missing: name the folder of the normal training images, or a CSV file in "
+                "argument `csv`."
+            )
+            raise ValueError(msg)
+        for masks, images in (("masks", "defective"), ("masks_test", "defective_test")):
+            if masks in given and images not in given:
+                msg = f"Argument `{masks}` names masks, but argument `{images}` names no images for them."
+                raise ValueError(msg)
+
+    def _read_folders(self) -> list[_Row]:
+        rows: list[_Row] = []
+        for split, ending in ((Split.TRAIN, ""), (Split.TEST, "_test")):
+            listed = {
+                name: list_images(name + ending, source, self.root) if source is not None else []
+                for name in ("normal", "defective", "masks")
+                for source in [self.sources[name + ending]]
+            }
+            normal, normal_masks = self._separate(f"normal{ending}", listed["normal"], listed["masks"])
+            defective, _ = self._separate(f"defective{ending}", listed["defective"], listed["masks"])
+            masks = sorted(set(listed["masks"]) - set(normal_masks) - set(defective))
+            matches = match_masks(defective, masks, self.suffixes)
+            if masks and split == Split.TRAIN:
+                self._check_all_matched(defective, masks, matches)
+            empty_masks = match_masks(normal, normal_masks, self.suffixes)
+            rows += [_Row(image, empty_masks.get(image), _NORMAL, split, f"normal{ending}") for image in normal]
+            rows += [_Row(image, matches.get(image), _DEFECTIVE, split, f"defective{ending}") for image in defective]
+        return rows
+
+    def _separate(self, argument: str, images: list[Path], masks: list[Path]) -> tuple[list[Path], list[Path]]:
+        return separate_masks(argument, images, masks, self.suffixes) if images else ([], [])
+
+    def _check_all_matched(self, images: list[Path], masks: list[Path], matches: dict[Path, Path]) -> None:
+        without = [image for image in images if image not in matches]
+        if without:
+            msg = (
+                f"The defective training image `{without[0]}` has no mask ({len(without)} of {len(images)} have none). "
+                f"Expected is one of {expected_mask_names(without[0], self.suffixes)}, with any image extension, among "
+                f"the {len(masks)} files of argument `masks`, such as `{masks[0].name}`. Add the mask, take out the "
+                "image, or set `mask_suffix`."
+            )
+            raise FileNotFoundError(msg)
+
+    def _read_csv(self) -> list[_Row]:
+        if self.csv is None:
+            return []
+        roots = [self.root, self.csv.parent] if self._has_root else [self.csv.parent]
+        rows = [
+            _Row(sample.image, sample.mask, sample.label, Split(sample.split or "train"), f"line {sample.line}")
+            for sample in read_csv_samples(self.csv, roots)
+        ]
+        train = [row for row in rows if row.label == _DEFECTIVE and row.split == Split.TRAIN]
+        without = [row for row in train if row.mask is None]
+        if without and (len(without) < len(train) or any(row.label is None for row in rows)):
+            msg = (
+                f"The defective training image `{without[0].image}` ({without[0].source} of `{self.csv}`) has no mask, "
+                "while others have one. Give every defective training image a mask, or none."
+            )
+            raise FileNotFoundError(msg)
+        return rows
+
+    def _hold_out(self, samples: DataFrame, labels: set[int]) -> DataFrame:
+        """Move a share of the training images with these labels to the test split."""
+        is_train = samples["split"] == Split.TRAIN.value
+        train, test = samples[is_train], samples[~is_train]
+        normal = int((train["label_index"] == _NORMAL).sum())
+        counts = held_out_counts(normal, len(train) - normal, self.test_split_ratio, labels)
+        train, held_out = take(
+            train,
+            counts,
+            root=self.root,
+            seed=int(self.seed or 0),
+            purpose="test",
+            split=Split.TEST,
+        )
+        return pd.concat([train, test, held_out], ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One image; the label is None if its mask decides, and the source is what named it, for messages."""
+
+    image: Path
+    mask: Path | None
+    label: int | None
+    split: Split
+    source: str
+
+
+def _check_listed_once(rows: Sequence[_Row]) -> None:
+    seen: dict[Path, _Row] = {}
+    for row in rows:
+        other = seen.setdefault(row.image.resolve(), row)
+        if other is not row:
+            msg = (
+                f"The image `{row.image}` is named by `{other.source}` and by `{row.source}`. Every image has one "
+                "label, and is for training or for testing: name folders that do not contain each other, or glob "
+                "patterns."
+            )
+            raise ValueError(msg)
+
+
+def _checked(rows: Sequence[_Row]) -> list[_Row]:
+    """Read all masks, fill in the labels that they decide, and refuse masks that contradict a label."""
+    labels = map_files(_label_of, rows, "Reading the masks")
+    return [_Row(row.image, row.mask, label, row.split, row.source) for row, label in zip(rows, labels, strict=True)]
+
+
+def _label_of(row: _Row) -> int:
+    if row.mask is None:
+        inspect_image(row.image)
+        return int(row.label or _NORMAL)
+    has_defect, _ = inspect_pair(row.image, row.mask)
+    if row.label == _DEFECTIVE and not has_defect:
+        msg = (
+            f"The image `{row.image}` is named as defective (`{row.source}`), but its mask `{row.mask}` is all black. "
+            "Draw the defect into the mask, or name the image as normal."
+        )
+        raise ValueError(msg)
+    if row.label == _NORMAL and has_defect:
+        msg = (
+            f"The image `{row.image}` is named as normal (`{row.source}`), but its mask `{row.mask}` shows a defect. "
+            "Name the image as defective, or remove the mask."
+        )
+        raise ValueError(msg)
+    return _DEFECTIVE if has_defect else _NORMAL

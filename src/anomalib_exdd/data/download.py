@@ -1,0 +1,279 @@
+"""Downloading and unpacking a data set so that a folder is either complete or not there at all.
+
+Anomalib's own helper checks the hash of a fresh download only, and extracts into the final folder: an archive that lies
+there already is trusted, and an interrupted extraction looks like a data set. Here the hash is always checked, the
+archive is unpacked beside the target, and the finished folder is renamed into place.
+"""
+
+from __future__ import annotations
+
+import glob
+import http.client
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+from anomalib.data.utils import DownloadInfo
+from anomalib.data.utils.download import DownloadProgressBar, generate_hash
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 30
+_MAX_MEMBERS = 100_000
+_SPARE_RATIO = 1.05  # images hardly compress: an archive unpacks to little more than its own size
+_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+@dataclass
+class Archive(DownloadInfo):  # type: ignore[misc]
+    """A published archive; ``hashsum`` is its SHA-256.
+
+    Args:
+        md5: MD5 of the archive, for those who check it by hand.
+        num_bytes: Size of the archive.
+        licence: Terms under which its images may be used.
+    """
+
+    md5: str = ""
+    num_bytes: int = 0
+    licence: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """File name of the archive."""
+        return str(self.filename or self.url.rsplit("/", maxsplit=1)[-1])
+
+    def by_hand(self, root: Path) -> str:
+        """Say how to get the data without this program.
+
+        Args:
+            root: Folder of the data set.
+
+        Returns:
+            A sentence naming the address, the place of the file and its checksums.
+        """
+        return (
+            f"To do it by hand, download {self.url} on any machine and put it, as it is, at "
+            f"`{root.parent / self.file_name}` (SHA-256 {self.hashsum}, MD5 {self.md5}, {self.num_bytes} bytes)."
+        )
+
+
+def fetch_folder(archive: Archive, root: Path, check: Callable[[Path], None]) -> None:
+    """Download, verify and unpack an archive, so that ``root`` appears only when it is complete.
+
+    An archive that lies in the root or beside it is used, after its hash has been checked, and kept; one that was
+    downloaded here is deleted afterwards. A broken-off download is kept as ``*.part`` and resumed next time.
+
+    Args:
+        archive: What to fetch.
+        root: Folder to create; it must not exist, or be empty but for the archive.
+        check: Called with the unpacked folder before it is renamed; raises if something is missing.
+
+    Raises:
+        ConnectionError: If the download fails.
+        OSError: If the disk is too small.
+        ValueError: If the archive is not the published one, or cannot be unpacked safely.
+    """
+    root = Path(os.path.realpath(root))  # a link to an empty disk stays a link
+    root.parent.mkdir(parents=True, exist_ok=True)
+    found = [path for path in (root / archive.file_name, root.parent / archive.file_name) if path.is_file()]
+    logger.info("%s is licensed under %s.", archive.name, archive.licence)
+    for left in root.parent.glob(f"{glob.escape(root.name)}.partial-*"):
+        logger.warning("`%s` may be what a killed run has left. If no other run is unpacking, delete it.", left)
+    if found:
+        verify(archive, found[0], root)
+    still_to_come = 0 if found else archive.num_bytes - _size(_partial_path(root.parent / archive.file_name))
+    _check_disk_space(archive, root, still_to_come + int(archive.num_bytes * _SPARE_RATIO))
+    path = found[0] if found else download(archive, root)
+    unpacked = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-", dir=root.parent))
+    try:
+        unpack(path, unpacked, max_bytes=3 * max(archive.num_bytes, _CHUNK_BYTES))
+        check(unpacked)
+        _move_into_place(unpacked, root, path)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    if not found:
+        path.unlink()
+
+
+def download(archive: Archive, root: Path) -> Path:
+    """Download an archive beside the root of its data set, resuming what an earlier attempt left.
+
+    Args:
+        archive: What to download.
+        root: Folder of the data set.
+
+    Returns:
+        Path of the verified archive.
+
+    Raises:
+        ConnectionError: If the server cannot be reached, or breaks off too often.
+        ValueError: If the server sends another file than the published one.
+    """
+    target = root.parent / archive.file_name
+    part = _partial_path(target)
+    resumed = _size(part) > 0
+    for _ in range(_ATTEMPTS):
+        before = _size(part)
+        try:
+            _transfer(archive, part)
+        except _NETWORK_ERRORS as error:
+            if _size(part) > before:
+                continue  # something arrived: ask for the rest
+            msg = f"{archive.name} cannot be downloaded from {archive.url} ({error}). {archive.by_hand(root)}"
+            raise ConnectionError(msg) from error
+        if _size(part) < archive.num_bytes:
+            continue  # the server broke off
+        if _size(part) == archive.num_bytes and generate_hash(part) == archive.hashsum:
+            part.replace(target)
+            return target
+        part.unlink()
+        if not resumed:
+            msg = (
+                f"The server at {archive.url} sent another file than the published {archive.name}: its size or its "
+                f"SHA-256 differ. {archive.by_hand(root)}"
+            )
+            raise ValueError(msg)
+        resumed = False  # the old beginning may not have belonged to this file: once more from zero
+    msg = (
+        f"The download of {archive.name} from {archive.url} broke off {_ATTEMPTS} times. What has arrived is kept: "
+        f"start again to go on from there. {archive.by_hand(root)}"
+    )
+    raise ConnectionError(msg)
+
+
+def verify(archive: Archive, path: Path, root: Path) -> None:
+    """Refuse an archive that is not the published one.
+
+    Args:
+        archive: What the file should be.
+        path: The file.
+        root: Folder of the data set, for the message.
+
+    Raises:
+        ValueError: If the SHA-256 differs.
+    """
+    found = generate_hash(path)
+    if found != archive.hashsum:
+        msg = (
+            f"The file `{path}` ({path.stat().st_size} bytes, SHA-256 {found}) is not the published archive of "
+            f"{archive.name} ({archive.num_bytes} bytes, SHA-256 {archive.hashsum}). Delete it, and it is downloaded "
+            f"anew. {archive.by_hand(root)}"
+        )
+        raise ValueError(msg)
+
+
+def unpack(path: Path, target: Path, max_bytes: int) -> None:
+    """Unpack a zip archive, every member of which stays in the target folder.
+
+    All members are looked at before the first is written.
+
+    Args:
+        path: The archive.
+        target: Existing folder.
+        max_bytes: Upper bound of the unpacked size.
+
+    Raises:
+        ValueError: If the archive is broken, too large, or holds a link or a path that leads out of the folder.
+    """
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+            total = sum(member.file_size for member in members)
+            if total > max_bytes or len(members) > _MAX_MEMBERS:
+                msg = (
+                    f"The archive `{path}` would unpack to {len(members)} files of {total} bytes together, more than "
+                    f"the {_MAX_MEMBERS} files and {max_bytes} bytes that are allowed. It is not unpacked."
+                )
+                raise ValueError(msg)
+            for member in members:
+                _check_member(member, path)
+            for member in members:
+                archive.extract(member, target)
+    except (BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        msg = f"The archive `{path}` cannot be unpacked ({error}). Delete it, and it is downloaded anew."
+        raise ValueError(msg) from error
+
+
+def _transfer(archive: Archive, part: Path) -> None:
+    """Write what the server sends to the partial file, from where that file ends if the server can do so."""
+    if not archive.url.startswith(("https://", "http://")):
+        msg = f"The address of {archive.name} has to start with https:// or http://, but it is {archive.url}."
+        raise ValueError(msg)
+    start = _size(part)
+    if start >= archive.num_bytes:
+        return  # all there; the caller looks at the hash
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(archive.url, headers=headers)  # noqa: S310 (checked above)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            start = 0  # the server sends the whole file
+        bar = DownloadProgressBar(
+            desc=archive.name,
+            total=archive.num_bytes,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            miniters=1,
+        )
+        with bar, part.open("ab" if start else "wb") as file:
+            while chunk := response.read(_CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+                if file.tell() > archive.num_bytes:
+                    return  # too long already; the caller refuses it
+
+
+def _partial_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_member(member: ZipInfo, archive_path: Path) -> None:
+    name = member.filename
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    leads_out = posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if leads_out or kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
+        msg = (
+            f"The archive `{archive_path}` holds `{name}`, a link or a path that leads out of the folder. "
+            "It is not unpacked."
+        )
+        raise ValueError(msg)
+
+
+def _check_disk_space(archive: Archive, root: Path, needed: int) -> None:
+    free = shutil.disk_usage(root.parent).free
+    if free < needed:
+        msg = (
+            f"Downloading and unpacking {archive.name} at `{root.parent}` needs {needed / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB are free. Make room, or choose another `root`."
+        )
+        raise OSError(msg)
+
+
+def _move_into_place(unpacked: Path, root: Path, archive_path: Path) -> None:
+    """Rename the finished folder; an archive that lay in the root moves along."""
+    unpacked.chmod(0o755)  # mkdtemp's folders are for their owner alone
+    others = [path.name for path in root.iterdir() if path != archive_path] if root.is_dir() else []
+    if others:
+        msg = f"While the data set was unpacked, `{others[0]}` appeared in `{root}`. Start again, or remove it first."
+        raise FileExistsError(msg)
+    if archive_path.parent == root:
+        archive_path.replace(unpacked / archive_path.name)
+    if root.is_dir():
+        root.rmdir()
+    unpacked.rename(root)

@@ -1,0 +1,218 @@
+"""Reading images and masks, with errors that name the file.
+
+What a user's folder may hold is decided here: 8-bit and 16-bit grey, RGB, RGBA and palette images; masks of any of
+these kinds, in which every pixel that is not black is defect.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from struct import error as StructError  # noqa: N812
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torchvision import tv_tensors
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2.functional import to_dtype, to_image
+from tqdm import tqdm
+
+from .masks import DefectMask
+
+IMAGE_EXTENSIONS: tuple[str, ...] = tuple(sorted({*IMG_EXTENSIONS, ".bmp", ".tif", ".tiff"}))
+
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, Image.DecompressionBombError)
+_MAX_16_BIT = 65535
+_READING_THREADS = 8
+_JPEG_MASK_LEVEL = 127
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_image(path: str | Path) -> tv_tensors.Image:
+    """Read an image as RGB.
+
+    Grey images are repeated over the three channels, an alpha channel is dropped, and 16-bit grey is divided by 65535
+    (Pillow's own conversion would clip everything above 255 to white).
+
+    Args:
+        path: Image file.
+
+    Returns:
+        Image ``[3, H, W]``, float32 in 0..1.
+
+    Raises:
+        ValueError: If the file cannot be decoded, or holds numbers of no known scale.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if not (image.mode.startswith("I") or image.mode == "F"):
+                # Bit for bit what Anomalib reads, so that its prediction on a folder sees the same numbers.
+                return cast("tv_tensors.Image", to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True))
+            pixels = _scale_deep_pixels(np.asarray(image), path)
+    except _UnknownScaleError:
+        raise
+    except _DECODING_ERRORS as error:
+        raise ValueError(_undecodable("image", path, error)) from error
+    return tv_tensors.Image(torch.from_numpy(pixels).expand(3, -1, -1).contiguous())
+
+
+def read_mask(path: str | Path) -> DefectMask:
+    """Read a mask: every pixel that is not black is defect.
+
+    In a JPEG, whose compression sprinkles dark grey around every edge, only the brighter half counts.
+
+    Args:
+        path: Mask file.
+
+    Returns:
+        Mask ``[H, W]``, uint8, 0 or 1.
+
+    Raises:
+        ValueError: If the file cannot be decoded.
+    """
+    return DefectMask(torch.from_numpy(_read_defect_pixels(path).astype(np.uint8)))
+
+
+def inspect_image(path: str | Path) -> tuple[int, int]:
+    """Read the header of an image.
+
+    Args:
+        path: Image file.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ValueError: If the header cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except _DECODING_ERRORS as error:
+        raise ValueError(_undecodable("image", path, error)) from error
+    return height, width
+
+
+def inspect_pair(image_path: str | Path, mask_path: str | Path) -> tuple[bool, tuple[int, int]]:
+    """Say whether a mask shows a defect, at the mask's own resolution, and whether it fits its image.
+
+    The mask is decoded, of the image only the header is read.
+
+    Args:
+        image_path: Image file.
+        mask_path: Its mask.
+
+    Returns:
+        Whether any pixel of the mask is defect, and the size (height, width) of both.
+
+    Raises:
+        ValueError: If one of the files cannot be decoded, or if they differ in size.
+    """
+    size = inspect_image(image_path)
+    defect_pixels = _read_defect_pixels(mask_path)
+    check_same_size(image_path, size, mask_path, defect_pixels.shape)
+    return bool(defect_pixels.any()), size
+
+
+def check_same_size(
+    image_path: str | Path,
+    image_size: Sequence[int],
+    mask_path: str | Path,
+    mask_size: Sequence[int],
+) -> None:
+    """Refuse a mask whose size is not its image's.
+
+    Args:
+        image_path: Image file, for the message.
+        image_size: Height and width of the image.
+        mask_path: Mask file, for the message.
+        mask_size: Height and width of the mask.
+
+    Raises:
+        ValueError: If the sizes differ.
+    """
+    if tuple(image_size) == tuple(mask_size):
+        return
+    msg = (
+        f"The mask `{mask_path}` is {mask_size[1]} x {mask_size[0]} pixels (width x height), but its image "
+        f"`{image_path}` is {image_size[1]} x {image_size[0]}. Save the mask in the size of its image."
+    )
+    if tuple(image_size) == tuple(mask_size)[::-1] and _is_turned_by_exif(image_path):
+        msg += " The image carries an EXIF orientation, which is not applied: save it turned, without that entry."
+    raise ValueError(msg)
+
+
+def map_files(function: Callable[[Item], Result], items: Sequence[Item], description: str) -> list[Result]:
+    """Apply a function that reads files to many items, in a few threads, with a progress bar when it takes long.
+
+    Args:
+        function: Reads the files of one item.
+        items: What to read.
+        description: Text of the progress bar, which appears after two seconds.
+
+    Returns:
+        The results, in the order of the items.
+    """
+    threads = min(_READING_THREADS, (os.cpu_count() or 1) + 2, max(1, len(items)))
+    executor = ThreadPoolExecutor(threads)
+    try:
+        return list(tqdm(executor.map(function, items), total=len(items), desc=description, delay=2, unit="file"))
+    finally:
+        executor.shutdown(cancel_futures=True)  # after an error, the thousands of files behind it need no reading
+
+
+class _UnknownScaleError(ValueError):
+    """An image decodes, but nobody can say which number is white."""
+
+
+def _scale_deep_pixels(pixels: NDArray[np.generic], path: str | Path) -> NDArray[np.float32]:
+    """Scale the numbers of a 16-bit, 32-bit or floating-point image to 0..1."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (low >= 0 and high <= 1):
+            msg = (
+                f"The image `{path}` holds floating-point numbers from {low:g} to {high:g}, but they have to lie "
+                "between 0 and 1. Save it with 8 or 16 bits per channel."
+            )
+            raise _UnknownScaleError(msg)
+        return pixels.astype(np.float32)
+    if low < 0 or high > _MAX_16_BIT:
+        msg = (
+            f"The image `{path}` holds integers from {low:.0f} to {high:.0f}, but at most 16 bits (0 to {_MAX_16_BIT}) "
+            "are understood. Save it with 8 or 16 bits per channel."
+        )
+        raise _UnknownScaleError(msg)
+    return (pixels.astype(np.float64) / _MAX_16_BIT).astype(np.float32)
+
+
+def _read_defect_pixels(path: str | Path) -> NDArray[np.bool_]:
+    try:
+        with Image.open(path) as mask:
+            mask.load()
+            lossy = mask.format == "JPEG"
+            # A dark colour rounds to grey 0: look at the channels, not at their brightness.
+            colourful = mask.mode not in {"1", "L", "F"} and not mask.mode.startswith("I")
+            pixels = np.asarray(mask.convert("RGB") if colourful else mask)
+    except _DECODING_ERRORS as error:
+        raise ValueError(_undecodable("mask", path, error)) from error
+    defect_pixels: NDArray[np.bool_] = np.asarray(pixels > (_JPEG_MASK_LEVEL if lossy else 0))
+    return np.asarray(defect_pixels.any(axis=-1)) if defect_pixels.ndim == 3 else defect_pixels
+
+
+def _is_turned_by_exif(path: str | Path) -> bool:
+    with Image.open(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in {5, 6, 7, 8}
+
+
+def _undecodable(kind: str, path: str | Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"The {kind} `{path}` is gone since the folder was read. Put it back, or start anew."
+    return f"The {kind} `{path}` cannot be decoded ({error}). Replace the file, or take it out of the data set."

@@ -1,0 +1,223 @@
+"""Finding a user's files: folders, single files, glob patterns, and which mask belongs to which image."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from .reading import IMAGE_EXTENSIONS
+
+Source = str | Path | list[str | Path]
+
+COMMON_MASK_SUFFIXES: tuple[str, ...] = (
+    "_mask",
+    "_masks",
+    "_gt",
+    "_ground_truth",
+    "_label",
+    "_labels",
+    "_seg",
+    "_segmentation",
+    "-mask",
+    "-gt",
+    "-label",
+    "-seg",
+)
+
+_SHOWN_NAMES = 5
+
+
+def list_images(argument: str, source: Source, root: Path) -> list[Path]:
+    """List the image files that an argument names.
+
+    Args:
+        argument: Name of the argument, for messages.
+        source: A folder (with all folders in it), a file, a glob pattern, or a list of these.
+        root: Folder that relative entries start from.
+
+    Returns:
+        Sorted paths, each once. Hidden files and files that are no images are left out.
+
+    Raises:
+        FileNotFoundError: If an entry names nothing, or no image.
+    """
+    entries = source if isinstance(source, list) else [source]
+    if not entries:
+        msg = f"Argument `{argument}` is an empty list. Name a folder, a file or a glob pattern, or leave it out."
+        raise FileNotFoundError(msg)
+    return sorted({path for entry in entries for path in _list_entry(argument, entry, root)})
+
+
+def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
+    path = root / Path(entry).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in IMAGE_EXTENSIONS:
+            msg = f"Argument `{argument}` names `{path}`, which is no image. Known are {', '.join(IMAGE_EXTENSIONS)}."
+            raise FileNotFoundError(msg)
+        return [path]
+    is_pattern = not path.is_dir() and any(sign in str(entry) for sign in "*?[")
+    if is_pattern:
+        anchor = Path(path.anchor) if Path(entry).expanduser().is_absolute() else root
+        found = list(anchor.glob(str(path.relative_to(anchor))))
+    elif path.is_dir():
+        anchor, found = path, list(path.rglob("*"))
+    else:
+        msg = (
+            f"Argument `{argument}` names `{entry}`, but there is no `{path}`. It has to be a folder, a file or a glob "
+            f"pattern; {_contents(path.parent)}."
+        )
+        raise FileNotFoundError(msg)
+    images = [file for file in found if _is_visible_image(file, anchor)]
+    if not images:
+        msg = (
+            f"Argument `{argument}` names `{path}`, but there is no image: {len(found)} files or folders were found, "
+            f"and images end in {', '.join(IMAGE_EXTENSIONS)}."
+        )
+        raise FileNotFoundError(msg)
+    return images
+
+
+def mask_suffixes(mask_suffix: str | None) -> tuple[str, ...]:
+    """Say what may stand between an image's stem and its mask's.
+
+    Args:
+        mask_suffix: The user's suffix; None for the usual ones, or none at all.
+
+    Returns:
+        Suffixes, lower case.
+    """
+    return ("", *COMMON_MASK_SUFFIXES) if mask_suffix is None else (mask_suffix.lower(),)
+
+
+def separate_masks(
+    argument: str,
+    images: Sequence[Path],
+    masks: Iterable[Path],
+    suffixes: Sequence[str],
+) -> tuple[list[Path], list[Path]]:
+    """Take the masks out of a list of images that was read from a folder in which both lie.
+
+    Args:
+        argument: Name of the argument that named the images, for messages.
+        images: What that argument names.
+        masks: What the argument for masks names.
+        suffixes: Suffixes of masks.
+
+    Returns:
+        The images, and the masks that were among them.
+
+    Raises:
+        ValueError: If a file looks like the mask of the image beside it, but is not named as a mask; or if no image is
+            left.
+    """
+    known_masks = set(masks)
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in images:
+        by_folder[path.parent].append(path)
+    among: set[Path] = set()
+    for files in by_folder.values():
+        stems = {path.stem for path in files}
+        paired = {path for path in files if any(stem in stems for stem in _bases(path, suffixes) - {path.stem})}
+        if strangers := sorted(paired - known_masks):
+            msg = (
+                f"`{strangers[0]}` was found as an image of argument `{argument}`, but looks like the mask of the "
+                "image beside it. Name its folder in the argument for masks too (that may be the folder of the "
+                "images), or rename the file if it is an image of its own."
+            )
+            raise ValueError(msg)
+        among |= paired or known_masks.intersection(files)
+    if len(among) == len(images):
+        msg = (
+            f"All {len(images)} files of argument `{argument}`, such as `{images[0]}`, are named as masks too, and "
+            "none has the name of an image plus a suffix. Give images and masks folders of their own, or set "
+            "`mask_suffix`."
+        )
+        raise ValueError(msg)
+    return [path for path in images if path not in among], sorted(among)
+
+
+def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, Path]:
+    """Find each image's mask by its name.
+
+    A mask fits if its stem is the image's, or the image's plus a suffix. Among several that fit, the one whose folder
+    has the image's folder name is meant (``test/scratch/000.png`` and ``masks/scratch/000_mask.png``).
+
+    Args:
+        images: Images to find masks for.
+        masks: Masks to choose from.
+        suffixes: Suffixes of masks, lower case; an empty one stands for the image's own stem.
+
+    Returns:
+        Mask of each image that has one.
+
+    Raises:
+        ValueError: If two masks fit an image, or one mask fits two images.
+    """
+    by_base: dict[str, list[Path]] = defaultdict(list)
+    for mask in masks:
+        for base in _bases(mask, suffixes):
+            by_base[base].append(mask)
+    matches: dict[Path, Path] = {}
+    for image in images:
+        fitting = by_base[image.stem]
+        if len(fitting) > 1:
+            common = [_common_folders(image, mask) for mask in fitting]
+            fitting = [mask for mask, count in zip(fitting, common, strict=True) if count == max(common)]
+        if len(fitting) > 1:
+            msg = (
+                f"Two masks fit the image `{image}`: `{fitting[0]}` and `{fitting[1]}`. Set `mask_suffix` to what "
+                "follows the image's name, or put masks into folders named like those of their images."
+            )
+            raise ValueError(msg)
+        if fitting:
+            matches[image] = fitting[0]
+    users = Counter(matches.values())
+    if shared := sorted(mask for mask, count in users.items() if count > 1):
+        both = sorted(image for image, mask in matches.items() if mask == shared[0])
+        msg = (
+            f"The mask `{shared[0]}` fits two images: `{both[0]}` and `{both[1]}`. Give every image a mask of its own, "
+            "and put masks into folders named like those of their images."
+        )
+        raise ValueError(msg)
+    return matches
+
+
+def expected_mask_names(image: Path, suffixes: Sequence[str]) -> str:
+    """List what the mask of an image may be called, for messages.
+
+    Args:
+        image: The image.
+        suffixes: Suffixes of masks.
+
+    Returns:
+        File names, the first few.
+    """
+    names = [f"`{image.stem}{suffix}.png`" for suffix in suffixes[:4]]
+    return ", ".join(names) + (", ..." if len(suffixes) > len(names) else "")
+
+
+def _bases(mask: Path, suffixes: Sequence[str]) -> set[str]:
+    """Stems that an image with this mask may have."""
+    stem = mask.stem
+    return {stem[: len(stem) - len(suffix)] for suffix in suffixes if stem.lower().endswith(suffix)}
+
+
+def _common_folders(image: Path, mask: Path) -> int:
+    """Number of folder names that two paths share, counted from the file upwards."""
+    pairs = zip(reversed(image.parent.parts), reversed(mask.parent.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _is_visible_image(path: Path, anchor: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(anchor).parts)
+    return not hidden and path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
+
+
+def _contents(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"`{folder}` does not exist either"
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"`{folder}` holds " + (", ".join(f"`{name}`" for name in names[:_SHOWN_NAMES]) or "nothing") + more

@@ -1,0 +1,150 @@
+"""Seeded draws from a set of images that do not depend on where the images lie or how they are listed.
+
+Each image gets a rank from a hash of the seed, the purpose of the draw and its key (its path relative to the data's
+root). A draw takes the images of the lowest ranks, so a small draw is contained in every larger one, and an image added
+to the folder leaves the others' order alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+MIN_VALIDATION_DEFECTS = 3
+MIN_TRAINING_NORMALS = 2
+MIN_VALIDATION_NORMALS = 1
+
+
+def draw(keys: Sequence[str], count: int, *, seed: int, purpose: str) -> list[int]:
+    """Draw some of the keys.
+
+    Args:
+        keys: Distinct names.
+        count: How many to draw.
+        seed: Seed; another one gives another draw.
+        purpose: What the draw is for; draws of different purposes are independent of each other.
+
+    Returns:
+        Positions of the drawn keys, ascending. The same keys are drawn in whatever order they are given.
+
+    Raises:
+        ValueError: If there are fewer keys than are to be drawn.
+
+    Example:
+        >>> draw(["a", "b", "c", "d"], 2, seed=0, purpose="validation")
+        [0, 3]
+    """
+    if not 0 <= count <= len(keys):
+        msg = f"Argument `count` has to lie between 0 and the number of keys, {len(keys)}, but got {count}."
+        raise ValueError(msg)
+    ranks = [hashlib.sha256(f"{seed}\0{purpose}\0{key}".encode()).digest() for key in keys]
+    return sorted(sorted(range(len(keys)), key=lambda position: (ranks[position], keys[position]))[:count])
+
+
+def share(count: int, ratio: float) -> int:
+    """Round a share of a number to the nearest whole, halves upwards.
+
+    Example:
+        >>> share(16, 0.2), share(12, 0.2), share(25, 0.1)
+        (3, 2, 3)
+    """
+    return math.floor(count * ratio + 0.5)
+
+
+def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, int]:
+    """Decide how many normal and defective training images are kept aside for validation.
+
+    A threshold found from one or two defective images would be an accident of the draw, and those images are worth more
+    in training: below :data:`MIN_VALIDATION_DEFECTS` none is kept aside.
+
+    Args:
+        normal: Number of normal training images.
+        defective: Number of defective training images.
+        ratio: Share that is wanted for validation, between 0 and 1.
+
+    Returns:
+        Number of normal and of defective images for validation.
+
+    Raises:
+        ValueError: If there are too few normal images for both training and validation.
+
+    Example:
+        >>> validation_counts(600, 100, 0.2), validation_counts(600, 10, 0.2)
+        ((120, 20), (120, 0))
+    """
+    needed = MIN_TRAINING_NORMALS + MIN_VALIDATION_NORMALS
+    if normal < needed:
+        msg = (
+            f"There are {normal} normal training images, but at least {needed} are needed: {MIN_TRAINING_NORMALS} to "
+            f"train with and {MIN_VALIDATION_NORMALS} to set the threshold with. Add normal images."
+        )
+        raise ValueError(msg)
+    normal_count = min(max(share(normal, ratio), MIN_VALIDATION_NORMALS), normal - MIN_TRAINING_NORMALS)
+    defect_count = min(share(defective, ratio), defective - 1)
+    return normal_count, defect_count if defect_count >= MIN_VALIDATION_DEFECTS else 0
+
+
+def held_out_counts(normal: int, defective: int, ratio: float, labels: Collection[int]) -> tuple[int, int]:
+    """Decide how many of the given images are held out for testing.
+
+    At least one image of each label, if enough are left to train with.
+
+    Args:
+        normal: Number of normal images.
+        defective: Number of defective images.
+        ratio: Share that is wanted for testing, between 0 and 1.
+        labels: Labels (0 normal, 1 defective) for which images have to be held out.
+
+    Returns:
+        Number of normal and of defective images for testing.
+
+    Raises:
+        ValueError: If there are too few normal images for training, validation and testing.
+    """
+    needed = MIN_TRAINING_NORMALS + MIN_VALIDATION_NORMALS
+    normal_count = defect_count = 0
+    if 0 in labels:
+        if normal <= needed:
+            msg = (
+                f"There are {normal} normal images, but at least {needed + 1} are needed to train, validate and test "
+                "with. Add normal images, or name test images."
+            )
+            raise ValueError(msg)
+        normal_count = min(max(share(normal, ratio), 1), normal - needed)
+    if 1 in labels and defective > 1:
+        defect_count = min(max(share(defective, ratio), 1), defective - 1)
+    return normal_count, defect_count
+
+
+def check_ratio(name: str, value: float) -> None:
+    """Refuse a share that is not strictly between 0 and 1.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: Its value.
+
+    Raises:
+        ValueError: If the value is out of range.
+    """
+    if not 0 < value < 1:
+        msg = f"Argument `{name}` has to lie between 0 and 1, without either, but got {value}."
+        raise ValueError(msg)
+
+
+def key_of(path: str | Path, root: str | Path) -> str:
+    """Name a file independently of where its data set lies: its path relative to the root, with forward slashes.
+
+    Args:
+        path: File.
+        root: Folder of the data set.
+
+    Returns:
+        The relative path. A file outside the root is named by the way to it, if there is one.
+    """
+    try:
+        return Path(os.path.relpath(path, root)).as_posix()
+    except ValueError:  # another drive of Windows: there is no way from the root to the file
+        return Path(path).as_posix()

@@ -1,0 +1,217 @@
+"""Patch features of a frozen backbone (paper, section 3.2.1)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from anomalib.models.components import TimmFeatureExtractor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from .filter_bank import FilterBank
+
+FILTER_BANK = "filter_bank"
+"""Name of the backbone that needs no weights."""
+
+_INITIAL_SEED = 0  # of a backbone without weights: the same random network for everybody
+
+
+class PatchFeatureExtractor(nn.Module):
+    """Locally averaged features of several layers, brought to the first layer's grid and concatenated.
+
+    The architecture is built without weights. They are loaded by :meth:`load_weights` when features are first needed,
+    unless a state dict came before: a trained checkpoint brings its own, and needs neither network nor file.
+
+    Args:
+        backbone: Name of a timm model that supports ``features_only``, or ``"filter_bank"``.
+        layers: Names of its layers, the one with the finest grid first; the filter bank has none.
+        pre_trained: Whether to take timm's ImageNet weights where no ``weights`` are given. Without either, the network
+            is a fixed random one.
+        weights: Local file of the backbone's weights: a state dict in ``.safetensors``, or in ``.pth`` / ``.pt``, which
+            is read without running any code in it.
+        padded: Average over 3 x 3 neighbourhoods with padding, as PatchCore does; False averages without padding and
+            pools back to the grid adaptively, as the published code of ExDD does.
+
+    Raises:
+        ValueError: If timm does not know the backbone or the backbone has no such layer.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str],
+        *,
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+        padded: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone_name = backbone
+        self.layers = tuple(layers)
+        self.pre_trained = pre_trained
+        self.weights = None if weights is None else Path(weights)
+        self.padded = padded
+        self.weights_ready = backbone == FILTER_BANK or (weights is None and not pre_trained)
+        self.backbone: nn.Module
+        if backbone == FILTER_BANK:
+            self.backbone = FilterBank()
+            return
+        _check_backbone(backbone, self.layers)
+        if self.weights is not None and not self.weights.is_file():
+            msg = f"Argument `weights` has to be a file, but there is none at {self.weights}."
+            raise ValueError(msg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_INITIAL_SEED)
+            self.backbone = TimmFeatureExtractor(backbone, self.layers, pre_trained=False)
+        self.backbone.requires_grad_(requires_grad=False).eval()
+
+    def load_weights(self) -> None:
+        """Load the backbone's weights if they have not been loaded or restored yet.
+
+        Raises:
+            ValueError: If the weights' file cannot be read or does not fit the backbone.
+            RuntimeError: If timm's weights are neither cached nor within reach.
+        """
+        if self.weights_ready:
+            return
+        options: dict[str, Any] = {}
+        if not self.backbone._uses_intermediates:  # noqa: SLF001  Anomalib has no public name for it
+            options = {"features_only": True, "out_indices": self.backbone.idx}
+        loaded = self._from_timm(options) if self.weights is None else self._from_file(self.weights, options)
+        network: Any = self.backbone.feature_extractor
+        network.load_state_dict(loaded)
+        self.weights_ready = True
+
+    def _from_timm(self, options: dict[str, Any]) -> dict[str, Tensor]:
+        try:
+            return timm.create_model(self.backbone_name, pretrained=True, **options).state_dict()
+        except Exception as error:  # every hub client and version fails with classes of its own
+            msg = (
+                f"The ImageNet weights of {self.backbone_name!r} are not in the local cache and could not be "
+                f"downloaded ({type(error).__name__}). On a machine without network, give them as a file "
+                "(`--model.weights FILE`, a timm state dict in .safetensors or .pth), or train without them "
+                "(`--model.pre_trained false`: a fixed random network, weaker)."
+            )
+            raise RuntimeError(msg) from error
+
+    def _from_file(self, path: Path, options: dict[str, Any]) -> dict[str, Tensor]:
+        state_dict = read_state_dict(path)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_INITIAL_SEED)
+                overlay = {"state_dict": state_dict}
+                network = timm.create_model(
+                    self.backbone_name, pretrained=True, pretrained_cfg_overlay=overlay, **options
+                )
+                torch.manual_seed(_INITIAL_SEED)
+                initial = timm.create_model(self.backbone_name, pretrained=False, **options).state_dict()
+        except (RuntimeError, ValueError, KeyError) as error:
+            msg = f"The weights in {path} do not fit the backbone {self.backbone_name!r}: {error}"
+            raise ValueError(msg) from error
+        loaded: dict[str, Tensor] = network.state_dict()
+        # timm leaves tensors that the file lacks as they were drawn, and goes on: those are equal to the same draw.
+        missing = [name for name, value in loaded.items() if value.ndim > 1 and torch.equal(value, initial[name])]
+        if missing:
+            msg = (
+                f"The weights in {path} do not fit the backbone {self.backbone_name!r}: {len(missing)} of its tensors "
+                f"are not in the file, the first of them {missing[0]!r}."
+            )
+            raise ValueError(msg)
+        return loaded
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Extract patch features.
+
+        Args:
+            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+
+        Returns:
+            Features in the backbone's precision, shape (B, D, h, w), h x w the grid of the first layer.
+        """
+        if not self.weights_ready:
+            self.load_weights()
+        parameter = next(self.backbone.parameters(), images_BCHW)
+        images_BCHW = images_BCHW.to(parameter.dtype)
+        maps = list(self.backbone(images_BCHW).values())
+        grid = maps[0].shape[-2:]
+        if self.padded:
+            pooled = [F.avg_pool2d(features, 3, stride=1, padding=1) for features in maps]
+            resized = [pooled[0]]
+            resized += [F.interpolate(features, size=grid, mode="bilinear") for features in pooled[1:]]
+        else:
+            resized = [adaptive_average(F.avg_pool2d(features, 3, stride=1), grid) for features in maps]
+        return torch.cat(resized, dim=1)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.weights_ready = True
+
+
+def adaptive_average(features_BChw: Tensor, grid: Sequence[int]) -> Tensor:
+    """Pool to a grid as ``adaptive_avg_pool2d`` does, which ONNX lacks for sizes that do not divide.
+
+    Args:
+        features_BChw: Floating point, shape (B, C, h, w).
+        grid: Target (h', w'), smaller or larger.
+
+    Returns:
+        Shape (B, C, h', w').
+    """
+    rows, columns = (
+        _adaptive_weights(size, target, features_BChw)
+        for size, target in zip(features_BChw.shape[-2:], grid, strict=True)
+    )
+    return rows @ features_BChw @ columns.T
+
+
+def _adaptive_weights(size: int, target: int, like: Tensor) -> Tensor:
+    """Build the (target, size) matrix that averages cells [floor(i size / target), ceil((i + 1) size / target))."""
+    cell = torch.arange(target, device=like.device).unsqueeze(1)
+    position = torch.arange(size, device=like.device)
+    start, end = (cell * size) // target, ((cell + 1) * size + target - 1) // target
+    inside = ((position >= start) & (position < end)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running any code in the file.
+
+    Raises:
+        ValueError: If the file is no state dict of tensors, or holds objects that only unpickling could rebuild.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        msg = f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth, .pt): {error}"
+        raise ValueError(msg) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        msg = f"The weights in {path} are no state dict: a mapping of names to tensors is expected."
+        raise ValueError(msg)
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _check_backbone(backbone: str, layers: tuple[str, ...]) -> None:
+    """Refuse unknown backbones and layers before anything is built or downloaded."""
+    if not layers:
+        msg = "Argument `layers` has to name at least one layer of the backbone."
+        raise ValueError(msg)
+    if not timm.is_model(backbone):
+        similar = timm.list_models(f"*{backbone.split('.', maxsplit=1)[0][:6]}*")[:5]
+        msg = f"Argument `backbone` has to be a timm model, but got {backbone!r}. Similar names: {similar or 'none'}."
+        raise ValueError(msg)
+    if "vit" in backbone.lower():  # Anomalib reads transformers' blocks by number
+        return
+    with torch.device("meta"):
+        network: Any = timm.create_model(backbone, pretrained=False, features_only=True)
+    available = network.feature_info.module_name()
+    unknown = [layer for layer in layers if layer not in available]
+    if unknown:
+        msg = f"Argument `layers` names {unknown}, but the backbone {backbone!r} has the layers {available}."
+        raise ValueError(msg)

@@ -1,0 +1,158 @@
+"""A memory bank: representative patch features, and where each of them comes from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor
+
+from anomalib_exdd.neighbors import Neighbors, SearchBackend, create_index, dense_search
+from anomalib_exdd.neighbors.exact import direct_distances
+from anomalib_exdd.neighbors.index import NeighborIndex
+from anomalib_exdd.precision import Float32Buffers
+
+from .scoring import PatchDistances
+
+
+@dataclass(frozen=True)
+class BankContent:
+    """What a bank holds.
+
+    Attributes:
+        features: Patch features, float32, shape (M, D).
+        source: Index into ``sources`` of the image that each entry comes from, int64, shape (M,).
+        position: Row and column of each patch's centre, in pixels of the pre-processed image, int64, shape (M, 2).
+        sources: Paths of the images.
+    """
+
+    features: Tensor
+    source: Tensor
+    position: Tensor
+    sources: list[str] = field(default_factory=list)
+
+
+class MemoryBank(DynamicBufferMixin, Float32Buffers):
+    """Patch features to search in, with each entry's source image and position.
+
+    Args:
+        num_neighbors: Size K of the neighbourhood that the weights of the scores look at, m* included.
+        search: Backend of the search; see :func:`anomalib_exdd.neighbors.create_index`.
+
+    Attributes:
+        features: Float32, shape (M, D).
+        neighborhood: For every entry the K entries nearest to it in the bank, itself first, int64, shape (M, K).
+        source: Int64, shape (M,); index into :attr:`sources`.
+        position: Int64, shape (M, 2); row and column of the patch's centre in the pre-processed image.
+        sources: Paths of the source images.
+    """
+
+    features: Tensor
+    neighborhood: Tensor
+    source: Tensor
+    position: Tensor
+
+    def __init__(self, num_neighbors: int = 3, search: SearchBackend = "auto") -> None:
+        super().__init__()
+        self.num_neighbors = num_neighbors
+        self.search = search
+        self.sources: list[str] = []
+        self.register_buffer("features", torch.empty(0))
+        self.register_buffer("neighborhood", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("source", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("position", torch.empty(0, dtype=torch.int64))
+        self._index: NeighborIndex | None = None
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return self.features.shape[0]
+
+    def fill(self, content: BankContent) -> None:
+        """Replace the bank's content, on the device where the bank is."""
+        device = self.features.device
+        self._index = None
+        self.features = content.features.to(device, torch.float32).contiguous()
+        self.source = content.source.to(device)
+        self.position = content.position.to(device)
+        self.sources = list(content.sources)
+        self.neighborhood = self._neighborhoods()
+
+    def clear(self) -> None:
+        """Empty the bank."""
+        device = self.features.device
+        self._index = None
+        self.sources = []
+        self.features = torch.empty(0, device=device)
+        for name in ("neighborhood", "source", "position"):
+            setattr(self, name, torch.empty(0, dtype=torch.int64, device=device))
+
+    def nearest(self, query_QD: Tensor, k: int = 1) -> Neighbors:
+        """Find the k nearest entries of every query; see :meth:`NeighborIndex.search`.
+
+        Raises:
+            ValueError: If the bank is empty or has fewer than k entries.
+        """
+        if len(self) == 0:
+            msg = "The memory bank is empty. Train the model, or load a trained checkpoint, before predicting."
+            raise ValueError(msg)
+        if torch.compiler.is_compiling():
+            return dense_search(query_QD, self.features, k)
+        if self._index is None:
+            self._index = create_index(self.features, self.search)
+        return self._index.search(query_QD, k)
+
+    def distances(self, patches_BPD: Tensor, *, neighborhood: bool) -> PatchDistances:
+        """Measure how far patches are from the bank.
+
+        Args:
+            patches_BPD: Patch features of B images, float32, shape (B, P, D).
+            neighborhood: Whether the distances to the neighbourhood of each nearest entry are wanted.
+
+        Returns:
+            The distances; a bank with fewer than ``num_neighbors`` entries has smaller neighbourhoods.
+        """
+        batch, patches, dimension = patches_BPD.shape
+        query_QD = patches_BPD.reshape(-1, dimension)
+        nearest = self.nearest(query_QD)
+        around = None
+        if neighborhood:
+            index_QK = self.neighborhood[nearest.indices[:, 0]]
+            around = direct_distances(query_QD, self.features, index_QK).reshape(batch, patches, -1)
+        return PatchDistances(nearest.distances.reshape(batch, patches), around, dimension)
+
+    def _neighborhoods(self) -> Tensor:
+        """Find each entry's neighbourhood, itself first even where the bank holds duplicates."""
+        count = min(self.num_neighbors, len(self))
+        itself = torch.arange(len(self), device=self.features.device).unsqueeze(1)
+        if count == 1:
+            return itself
+        found = self.nearest(self.features, count).indices
+        # Stable: entries that are not the entry itself keep their order, the entry itself moves to the front.
+        order = (found != itself).to(torch.int8).argsort(dim=1, stable=True)
+        found = found.gather(1, order)
+        found[:, :1] = itself  # among more than K duplicates it may not have been found at all
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryBank":
+        self._index = None
+        super()._apply(fn, recurse)
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what is saved beside the buffers."""
+        return {"sources": self.sources}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what was saved beside the buffers."""
+        self.sources = list(state["sources"])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._index = None
+        if len(self) and self.neighborhood.shape[1] != min(self.num_neighbors, len(self)):
+            self.neighborhood = self._neighborhoods()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the search index out: it is rebuilt where it is needed, and FAISS objects cannot be copied."""
+        return {**self.__dict__, "_index": None}

@@ -1,0 +1,85 @@
+"""The grid of patches on an image: positions, and which patches are defective.
+
+Shape suffixes: B images, H x W pixels, h x w patches.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+CROP_SIZE = (128, 128)
+"""Size that defect crops are squashed to in the published code, (height, width)."""
+
+
+def patch_centres(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    """Return the centre of every patch in pixels.
+
+    Args:
+        grid: Number of patches (h, w).
+        image_size: Size of the image (H, W).
+
+    Returns:
+        Rows and columns, int64, shape (h * w, 2), patches in row-major order.
+    """
+    rows, columns = (
+        ((torch.arange(patches) * 2 + 1) * pixels) // (2 * patches)
+        for patches, pixels in zip(grid, image_size, strict=True)
+    )
+    return torch.cartesian_prod(rows, columns).reshape(-1, 2)
+
+
+def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) -> Tensor:
+    """Tell which patches of an image belong to its defects.
+
+    A patch belongs when at least ``min_coverage`` of its cell is defect. Every defect (connected region of the mask)
+    keeps at least the patch that holds most of it, however small it is.
+
+    Args:
+        mask_HW: Mask of the pre-processed image, non-zero on defects, shape (H, W).
+        grid: Number of patches (h, w).
+        min_coverage: Share of a patch's cell, in (0, 1].
+
+    Returns:
+        Boolean, shape (h, w), on the CPU.
+    """
+    defect_HW = mask_HW.cpu() != 0
+    coverage_hw = F.adaptive_avg_pool2d(defect_HW[None].float(), grid)[0]
+    belongs_hw = coverage_hw >= min_coverage
+    components, label_HW = cv2.connectedComponents(defect_HW.numpy().astype(np.uint8), connectivity=8)
+    if components == 1:
+        return belongs_hw
+    rows, columns = np.nonzero(label_HW)
+    patches = grid[0] * grid[1]
+    patch = (rows * grid[0] // label_HW.shape[0]) * grid[1] + columns * grid[1] // label_HW.shape[1]
+    pixels = np.bincount(label_HW[rows, columns] * patches + patch, minlength=components * patches)
+    fullest = pixels.reshape(components, patches)[1:].argmax(axis=1)  # component 0 is the background
+    belongs_hw.view(-1)[torch.from_numpy(fullest)] = True
+    return belongs_hw
+
+
+def defect_crops(image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
+    """Cut the bounding box of every defect out of an image, as the thesis and the published code do.
+
+    Args:
+        image_CHW: Pre-processed image, float, shape (C, H, W).
+        mask_HW: Its mask, non-zero on defects, shape (H, W).
+
+    Returns:
+        Crops of one pixel's margin, squashed to 128 x 128 bilinearly, shape (N, C, 128, 128), and their boxes
+        (top, left, height, width).
+    """
+    label_input = (mask_HW.cpu() != 0).numpy().astype(np.uint8)
+    components, _, statistics, _ = cv2.connectedComponentsWithStats(label_input, connectivity=8)
+    height, width = mask_HW.shape
+    boxes = []
+    for left, top, box_width, box_height, _ in statistics[1:components].tolist():
+        upper, outer = max(0, top - 1), max(0, left - 1)
+        lower, right = min(height, top + box_height + 1), min(width, left + box_width + 1)
+        boxes.append((upper, outer, lower - upper, right - outer))
+    crops = [
+        F.interpolate(image_CHW[None, :, y : y + h, x : x + w], CROP_SIZE, mode="bilinear", align_corners=False)
+        for y, x, h, w in boxes
+    ]
+    return (torch.cat(crops) if crops else image_CHW.new_empty(0, image_CHW.shape[0], *CROP_SIZE)), boxes

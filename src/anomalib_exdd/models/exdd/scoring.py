@@ -1,0 +1,204 @@
+"""Scores as pure functions of distances to the two banks.
+
+Every rule turns the distances of an image's patches into a map of patch scores and into one image score. The paper is
+Aqeel, Leonardi & Setti, "ExDD", arXiv:2507.15335; its equation numbers are given. Patches whose score is high are
+defective.
+
+Shape suffixes: B images, P patches of an image, K neighbours in the bank.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6
+"""Keeps a ratio finite where a patch equals an entry of the positive bank (published code; "small" in the paper)."""
+
+ScoringName = Literal["paper", "published", "normal", "ratio"]
+
+
+class PatchDistances(NamedTuple):
+    """Distances of an image's patches to one bank.
+
+    Attributes:
+        nearest: Distance to the nearest entry m*, float32, shape (B, P).
+        neighborhood: Distances to the K entries that are nearest to m* *in the bank*, m* itself first, float32, shape
+            (B, P, K); None where the rule does not ask for it.
+        dimension: Length d of the feature vectors.
+    """
+
+    nearest: Tensor
+    neighborhood: Tensor | None
+    dimension: int
+
+
+@dataclass(frozen=True)
+class ScoringRule:
+    """A named way to score patches and images.
+
+    Attributes:
+        patch: Computes the map's scores, (B, P), from the distances to the negative and to the positive bank.
+        image: Computes the image scores, (B,), from the same.
+        needs_positive: Whether distances to the positive bank are needed.
+        patch_neighborhood: Whether ``patch`` needs :attr:`PatchDistances.neighborhood`.
+        image_neighborhood: Whether ``image`` needs it.
+    """
+
+    patch: Callable[[PatchDistances, PatchDistances | None], Tensor]
+    image: Callable[[PatchDistances, PatchDistances | None], Tensor]
+    needs_positive: bool
+    patch_neighborhood: bool
+    image_neighborhood: bool
+
+
+def paper_negative_weight(distances: PatchDistances) -> Tensor:
+    """Compute w_N of equation 16: ``1 - exp(-s/sqrt(d)) / sum over N_b(m*) of exp(-dist/sqrt(d))``.
+
+    Returns:
+        Weights in [0, 1), shape (B, P); 1 if the neighbourhood is m* alone, where the equation would always give 0.
+    """
+    return _isolation(distances, -1.0, with_nearest=True)
+
+
+def paper_positive_weight(distances: PatchDistances) -> Tensor:
+    """Compute w_P of equation 17: ``exp(-s/sqrt(d)) / sum over N_b(m+) of exp(-dist/sqrt(d))``, shape (B, P)."""
+    return _share(distances, -1.0, with_nearest=True)
+
+
+def published_negative_weight(distances: PatchDistances) -> Tensor:
+    """Compute w_N as the published code does: positive exponents, m* itself left out of the sum, shape (B, P)."""
+    return _isolation(distances, 1.0, with_nearest=False)
+
+
+def published_positive_weight(distances: PatchDistances) -> Tensor:
+    """Compute w_P as the published code does: positive exponents, m+ itself left out of the sum, shape (B, P)."""
+    return _share(distances, 1.0, with_nearest=False)
+
+
+def patchcore_weight(distances: PatchDistances) -> Tensor:
+    """Compute PatchCore's weight (Roth et al., CVPR 2022, equation 7): one minus a softmax over the neighbourhood.
+
+    Returns:
+        Weights, shape (B, P); 1 if the neighbourhood is m* alone, as Anomalib's ``Patchcore`` does.
+    """
+    neighborhood = _neighborhood(distances)
+    if neighborhood.shape[-1] < 2:
+        return torch.ones_like(distances.nearest)
+    return 1 - torch.softmax(neighborhood, dim=-1)[..., 0]
+
+
+def normal_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+    """Score a patch by its distance to the negative bank alone (equation 21)."""
+    del positive
+    return negative.nearest
+
+
+def normal_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+    """Score an image by its least normal patch, with PatchCore's weight."""
+    del positive
+    return _at_farthest(negative.nearest, patchcore_weight(negative) * negative.nearest)
+
+
+def ratio_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+    """Score a patch by the unweighted ratio of its two distances, ``d_N / (d_P + eps)``."""
+    return negative.nearest / (_given(positive).nearest + EPSILON)
+
+
+def ratio_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+    """Score an image by its largest patch ratio: one patch for both distances."""
+    return ratio_patch(negative, positive).amax(dim=1)
+
+
+def paper_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+    """Score a patch by the ratio of its weighted distances (equations 21-23)."""
+    positive = _given(positive)
+    weighted_negative = paper_negative_weight(negative) * negative.nearest
+    weighted_positive = paper_positive_weight(positive) * positive.nearest
+    return weighted_negative / (weighted_positive + EPSILON)
+
+
+def paper_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+    """Score an image by equations 12-20: each distance comes from its own farthest patch."""
+    return _two_patch_ratio(negative, _given(positive), paper_negative_weight, paper_positive_weight)
+
+
+def published_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+    """Score an image as the published code does: equations 12-20 with its own weights."""
+    return _two_patch_ratio(negative, _given(positive), published_negative_weight, published_positive_weight)
+
+
+_RULES: dict[str, ScoringRule] = {
+    "normal": ScoringRule(
+        normal_patch, normal_image, needs_positive=False, patch_neighborhood=False, image_neighborhood=True
+    ),
+    "paper": ScoringRule(
+        paper_patch, paper_image, needs_positive=True, patch_neighborhood=True, image_neighborhood=True
+    ),
+    "published": ScoringRule(
+        ratio_patch, published_image, needs_positive=True, patch_neighborhood=False, image_neighborhood=True
+    ),
+    "ratio": ScoringRule(
+        ratio_patch, ratio_image, needs_positive=True, patch_neighborhood=False, image_neighborhood=False
+    ),
+}
+
+
+def get_scoring(name: str) -> ScoringRule:
+    """Look a scoring rule up by name.
+
+    Raises:
+        ValueError: If there is no such rule.
+    """
+    if name not in _RULES:
+        msg = f"A scoring rule has to be one of {get_args(ScoringName)}, but got {name!r}."
+        raise ValueError(msg)
+    return _RULES[name]
+
+
+def _two_patch_ratio(
+    negative: PatchDistances,
+    positive: PatchDistances,
+    negative_weight: Callable[[PatchDistances], Tensor],
+    positive_weight: Callable[[PatchDistances], Tensor],
+) -> Tensor:
+    score_negative = _at_farthest(negative.nearest, negative_weight(negative) * negative.nearest)
+    score_positive = _at_farthest(positive.nearest, positive_weight(positive) * positive.nearest)
+    return score_negative / (score_positive + EPSILON)
+
+
+def _at_farthest(nearest: Tensor, value: Tensor) -> Tensor:
+    """Take every image's value at the patch that is farthest from the bank (equations 12 and 14)."""
+    return value.gather(1, nearest.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+def _share(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
+    """Compute ``exp(sign s/sqrt(d)) / sum exp(sign dist/sqrt(d))``, in logarithms so that nothing overflows."""
+    neighborhood = _neighborhood(distances)
+    if neighborhood.shape[-1] < 2:
+        return torch.ones_like(distances.nearest)
+    exponents = sign * neighborhood / distances.dimension**0.5
+    terms = exponents if with_nearest else exponents[..., 1:]
+    return torch.exp(exponents[..., 0] - torch.logsumexp(terms, dim=-1))
+
+
+def _isolation(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
+    if _neighborhood(distances).shape[-1] < 2:
+        return torch.ones_like(distances.nearest)
+    return 1 - _share(distances, sign, with_nearest=with_nearest)
+
+
+def _neighborhood(distances: PatchDistances) -> Tensor:
+    if distances.neighborhood is None:
+        msg = "This weight needs the distances to the nearest entry's neighbourhood, but they were not computed."
+        raise ValueError(msg)
+    return distances.neighborhood
+
+
+def _given(positive: PatchDistances | None) -> PatchDistances:
+    if positive is None:
+        msg = "This score needs distances to a positive bank. Without one, use scoring 'normal'."
+        raise ValueError(msg)
+    return positive

@@ -1,0 +1,6 @@
+"""Exact nearest-neighbour search in a memory bank: one small interface, a torch and a FAISS implementation."""
+
+from .exact import Neighbors, dense_search
+from .factory import SearchBackend, create_index
+
+__all__ = ["Neighbors", "SearchBackend", "create_index", "dense_search"]

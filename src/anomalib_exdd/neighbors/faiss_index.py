@@ -1,0 +1,53 @@
+"""Exact search through FAISS: ``IndexFlatL2`` on the CPU, its GPU twin where faiss-gpu and a GPU are there."""
+
+import torch
+from torch import Tensor
+
+from .exact import Neighbors
+from .faiss_loader import load_faiss
+from .index import NeighborIndex
+
+
+class FaissIndex(NeighborIndex):
+    """FAISS proposes the candidates; what is returned is computed as for every other index.
+
+    On a GPU the index lives on the bank's device and takes torch's tensors on torch's current stream. On the CPU the
+    tensors' memory is shared with FAISS, nothing is copied.
+
+    Raises:
+        ImportError: If FAISS is not installed, or two flavours of it are.
+        ValueError: If the bank lies on a device that this FAISS cannot search.
+    """
+
+    def __init__(self, bank_MD: Tensor) -> None:
+        faiss = load_faiss()
+        super().__init__(bank_MD)
+        index = faiss.IndexFlatL2(bank_MD.shape[1])
+        if bank_MD.device.type == "cuda":
+            if not gpu_search_available():
+                msg = (
+                    "Argument `search` is 'faiss', but the installed FAISS has no GPU support and the model is on "
+                    f"{bank_MD.device}. Install the extra `gpu` instead of `cpu`, or use search 'auto' or 'torch'."
+                )
+                raise ValueError(msg)
+            self._resources = faiss.StandardGpuResources()
+            index = faiss.index_cpu_to_gpu(self._resources, bank_MD.device.index or 0, index)
+        elif bank_MD.device.type != "cpu":
+            msg = f"FAISS searches on the CPU or CUDA, but the model is on {bank_MD.device}. Use search 'torch'."
+            raise ValueError(msg)
+        index.add(self.centred_MD.contiguous())
+        self._index = index
+
+    def candidates(self, query_QD: Tensor, count: int) -> Neighbors:
+        """See :meth:`NeighborIndex.candidates`."""
+        if len(query_QD) == 0:
+            return Neighbors(query_QD.new_empty(0, count), query_QD.new_empty(0, count, dtype=torch.int64))
+        squared_QC, index_QC = self._index.search(query_QD.contiguous(), count)
+        return Neighbors(squared_QC, index_QC)
+
+
+def gpu_search_available() -> bool:
+    """Tell whether the installed FAISS can search on a GPU of this machine."""
+    faiss = load_faiss()
+    # The GPU wheel imports on machines without a GPU as well, so that the count decides, not the class's presence.
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0

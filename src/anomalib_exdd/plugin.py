@@ -1,0 +1,67 @@
+"""Make this package's classes known to Anomalib under their plain names.
+
+Anomalib looks classes up in three ways: among the subclasses of its base classes (importing ours is enough), as
+attributes of `anomalib.models` and `anomalib.data` (`class_path: ExDD`), and below the packages of a list of allowed
+ones (`class_path: anomalib_exdd.ExDD`). `register` serves all three, any number of times.
+"""
+
+import warnings
+from importlib import import_module
+from types import ModuleType
+
+PACKAGE = "anomalib_exdd"
+
+# Class -> the file it is defined in. Not the package around the file: when a user's first import is that package, it
+# is this registration that finishes before the package's own names exist.
+MODELS = {
+    "ExDD": "anomalib_exdd.models.exdd.lightning_model",
+}
+DATAMODULES = {
+    "DefectFolder": "anomalib_exdd.data.defect_folder",
+    "KSDD2": "anomalib_exdd.data.ksdd2",
+    "SurfaceSample": "anomalib_exdd.data.sample",
+}
+
+
+def register() -> None:
+    """Register everything this package adds to Anomalib; safe to call again."""
+    register_models()
+    register_data()
+
+
+def register_models() -> None:
+    """Add the models to `anomalib.models`, and this package to those `get_model` may import from."""
+    anomalib_models = import_module("anomalib.models")
+    anomalib_models.ALLOWED_MODULES.add(PACKAGE)
+    for name, home in MODELS.items():
+        offer(anomalib_models, name, home)
+
+
+def register_data() -> None:
+    """Add the data modules to `anomalib.data`."""
+    anomalib_data = import_module("anomalib.data")
+    for name, home in DATAMODULES.items():
+        offer(anomalib_data, name, home)
+
+
+def offer(module: ModuleType, name: str, home: str) -> None:
+    """Set `module.<name>` to the class `name` of our module `home`, unless somebody else's class is there.
+
+    In that case ours is not even imported: Anomalib's command line refuses a plain name that two classes bear.
+
+    Args:
+        module: Anomalib's module.
+        name: Name of the class, in both modules.
+        home: Dotted name of the module that defines our class.
+    """
+    present = getattr(module, name, None)
+    if present is None:
+        setattr(module, name, getattr(import_module(home), name))
+        return
+    owner = getattr(present, "__module__", "")
+    if owner.partition(".")[0] != PACKAGE:
+        warnings.warn(
+            f"{module.__name__} has a class {name} of its own ({owner}), which is kept. "
+            f"Use `class_path: {PACKAGE}.{name}` for the one of anomalib-exdd.",
+            stacklevel=2,
+        )

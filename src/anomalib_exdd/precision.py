@@ -1,0 +1,42 @@
+"""Arithmetic that does not depend on the machine's settings or the trainer's precision."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Run with true float32 products: no autocast, no TF32, no bf16 matrix units.
+
+    Reduced precision would make neighbours and coresets depend on the machine, and would void the error bounds that
+    make the searches exact.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type=device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+class Float32Buffers(nn.Module):
+    """A module whose floating-point buffers stay as they are when the model is moved to another precision.
+
+    Half-precision trainers convert every floating-point buffer. Memory banks would lose what tells neighbours apart,
+    and save nothing in a search that computes in float32.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Buffers":
+        before = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            path, _, leaf = name.rpartition(".")
+            module = self.get_submodule(path)
+            moved: Tensor = getattr(module, leaf)
+            if moved.dtype != buffer.dtype:
+                setattr(module, leaf, buffer.to(moved.device))
+        return self

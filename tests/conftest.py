@@ -1,0 +1,32 @@
+"""Fixtures for all tests."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the working tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder beside the repository with real images and weights; skips the test where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is absent: real images and weights are needed")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small version of the generated surfaces: 12 normal and 16 defective training, 3 and 3 test images."""
+    from anomalib_exdd.data.sample import generate_sample  # noqa: PLC0415  only tests that train pay for the import
+
+    root = tmp_path_factory.mktemp("sample") / "surfaces"
+    generate_sample(root, train=(12, 16), test=(3, 3))
+    return root

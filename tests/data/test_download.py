@@ -1,0 +1,278 @@
+import hashlib
+import io
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from anomalib_exdd.data import KSDD2, download, ksdd2
+from anomalib_exdd.data.download import Archive, fetch_folder, unpack
+
+COUNTS = {"train": (5, 3), "test": (2, 1)}
+
+
+def zip_of(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def published(make_ksdd2: Callable[..., Path], file_server: Any, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    """A small data set on a local server in the place of the official one."""
+    source = make_ksdd2("source", *COUNTS.values())
+    file_server.content = zip_of(source)
+    shutil.rmtree(source)
+    archive = Archive(
+        name="KSDD2",
+        url=file_server.url,
+        hashsum=hashlib.sha256(file_server.content).hexdigest(),
+        filename="KolektorSDD2.zip",
+        md5="0" * 32,
+        num_bytes=len(file_server.content),
+        licence="CC BY-NC-SA 4.0",
+    )
+    monkeypatch.setattr(ksdd2, "KSDD2_ARCHIVE", archive)
+    monkeypatch.setattr(ksdd2, "KSDD2_COUNTS", COUNTS)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 500)
+    return archive
+
+
+def assert_complete(root: Path) -> None:
+    data = KSDD2(root, num_workers=0)
+    data.setup()
+    assert len(data.train_data) + len(data.val_data) == 8
+    assert len(data.test_data) == 3
+
+
+def neighbours(root: Path) -> list[str]:
+    return sorted(path.name for path in root.parent.iterdir())
+
+
+def test_downloads_into_a_missing_folder(published: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "a" / "KSDD2"
+    KSDD2(root).prepare_data()
+
+    assert_complete(root)
+    assert neighbours(root) == ["KSDD2"], "archive and temporary folder are gone"
+    assert stat.S_IMODE(root.stat().st_mode) == 0o755
+    assert "CC BY-NC-SA 4.0" in caplog.text
+
+
+def test_downloads_into_an_empty_folder_behind_a_link(published: Archive, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "KSDD2"
+    link.symlink_to(tmp_path / "disk")
+    KSDD2(link).prepare_data()
+
+    assert link.is_symlink()
+    assert_complete(link)
+
+
+def test_left_over_of_a_killed_run_is_mentioned(
+    published: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "KSDD2.partial-x").mkdir()
+    KSDD2(tmp_path / "KSDD2").prepare_data()
+    assert_complete(tmp_path / "KSDD2")
+    assert "KSDD2.partial-x` may be what a killed run has left" in caplog.text
+
+
+def test_file_in_the_place_of_the_root(published: Archive, tmp_path: Path) -> None:
+    (tmp_path / "KSDD2").write_text("x")
+    data = KSDD2(tmp_path / "KSDD2")
+    data.prepare_data()
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        data.setup()
+
+
+def test_existing_data_are_left_alone(published: Archive, file_server: Any, make_ksdd2: Callable[..., Path]) -> None:
+    root = make_ksdd2()
+    before = sorted(root.rglob("*"))
+    KSDD2(root).prepare_data()
+    assert sorted(root.rglob("*")) == before
+    assert file_server.requested_ranges == []
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_own_archive_is_used_and_kept(published: Archive, file_server: Any, tmp_path: Path, inside: bool) -> None:
+    root = tmp_path / "data" / "KSDD2"
+    archive = (root if inside else root.parent) / "KolektorSDD2.zip"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(file_server.content)
+    KSDD2(root).prepare_data()
+
+    assert_complete(root)
+    assert archive.read_bytes() == file_server.content
+    assert file_server.requested_ranges == []
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_own_archive_with_another_hash_is_refused(
+    published: Archive, file_server: Any, tmp_path: Path, inside: bool
+) -> None:
+    root = tmp_path / "data" / "KSDD2"
+    archive = (root if inside else root.parent) / "KolektorSDD2.zip"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(file_server.content + b"x")
+    with pytest.raises(ValueError, match=rf"KolektorSDD2\.zip` .*is not the published.*SHA-256 {published.hashsum}"):
+        KSDD2(root).prepare_data()
+
+    assert not (root / "train").exists()
+    assert archive.exists()
+
+
+def test_connection_that_breaks_is_resumed(published: Archive, file_server: Any, tmp_path: Path) -> None:
+    file_server.breaks_after = [1000, 700]
+    KSDD2(tmp_path / "KSDD2").prepare_data()
+    assert_complete(tmp_path / "KSDD2")
+    assert file_server.requested_ranges == [None, "bytes=1000-", "bytes=1700-"]
+
+
+def test_what_has_arrived_is_kept_for_the_next_start(published: Archive, file_server: Any, tmp_path: Path) -> None:
+    root = tmp_path / "KSDD2"
+    file_server.breaks_after = [1000, 0, 0]
+    with pytest.raises(ConnectionError, match=r"broke off 3 times.*kept.*put it, as it is, at `.*KolektorSDD2\.zip`"):
+        KSDD2(root).prepare_data()
+    assert not root.exists()
+    assert (tmp_path / "KolektorSDD2.zip.part").stat().st_size == 1000
+
+    KSDD2(root).prepare_data()
+    assert_complete(root)
+    assert file_server.requested_ranges[-1] == "bytes=1000-"
+    assert neighbours(root) == ["KSDD2"]
+
+
+def test_server_without_ranges_starts_anew(published: Archive, file_server: Any, tmp_path: Path) -> None:
+    file_server.supports_ranges = False
+    file_server.breaks_after = [1000]
+    KSDD2(tmp_path / "KSDD2").prepare_data()
+    assert_complete(tmp_path / "KSDD2")
+
+
+def test_beginning_of_another_file_is_thrown_away(published: Archive, file_server: Any, tmp_path: Path) -> None:
+    (tmp_path / "KolektorSDD2.zip.part").write_bytes(b"x" * 1000)
+    KSDD2(tmp_path / "KSDD2").prepare_data()
+    assert_complete(tmp_path / "KSDD2")
+    assert file_server.requested_ranges == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:-1] + b"x", lambda content: content + b"x" * 2000])
+def test_another_file_than_the_published_is_refused(
+    published: Archive, file_server: Any, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    file_server.content = change(file_server.content)
+    with pytest.raises(ValueError, match="sent another file than the published KSDD2"):
+        KSDD2(tmp_path / "KSDD2").prepare_data()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offline(published: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(published, "url", "http://127.0.0.1:9/archive.zip")
+    with pytest.raises(ConnectionError) as raised:
+        KSDD2(tmp_path / "KSDD2").prepare_data()
+    message = str(raised.value)
+    assert "To do it by hand, download http://127.0.0.1:9/archive.zip" in message
+    assert str(tmp_path / "KolektorSDD2.zip") in message
+    assert published.hashsum in message
+    assert not (tmp_path / "KSDD2").exists()
+
+
+def test_other_addresses_are_refused(published: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(published, "url", "file:///etc/hostname")
+    with pytest.raises(ValueError, match="https://"):
+        KSDD2(tmp_path / "KSDD2").prepare_data()
+
+
+def test_full_disk_is_noticed_before_the_download(
+    published: Archive, file_server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=published.num_bytes))
+    with pytest.raises(OSError, match=r"needs .* GB, but only .* GB are free\. Make room"):
+        KSDD2(tmp_path / "KSDD2").prepare_data()
+    assert file_server.requested_ranges == []
+
+
+def test_wrong_counts_leave_no_folder(published: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ksdd2, "KSDD2_COUNTS", {"train": (5, 4), "test": (2, 1)})
+    with pytest.raises(ValueError, match=r"KSDD2 has \(5, 4\) .* train images, but .* has \(5, 3\)"):
+        KSDD2(tmp_path / "KSDD2").prepare_data()
+    assert [path.name for path in tmp_path.iterdir()] == ["KolektorSDD2.zip"]
+
+
+def test_folder_filled_meanwhile_is_not_overwritten(published: Archive, tmp_path: Path) -> None:
+    root = tmp_path / "KSDD2"
+
+    def fill(_unpacked: Path) -> None:
+        root.mkdir()
+        (root / "mine.txt").write_text("mine")
+
+    with pytest.raises(FileExistsError, match=r"`mine\.txt` appeared"):
+        fetch_folder(published, root, check=fill)
+    assert [path.name for path in root.iterdir()] == ["mine.txt"]
+
+
+def test_interrupted_check_leaves_no_folder(published: Archive, tmp_path: Path) -> None:
+    def interrupt(unpacked: Path) -> None:
+        assert (unpacked / "train").is_dir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_folder(published, tmp_path / "KSDD2", check=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["KolektorSDD2.zip"]
+
+
+def save_zip(path: Path, name: str, content: bytes = b"x", attributes: int = 0) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("harmless.txt", b"x")
+        member = zipfile.ZipInfo(name)
+        member.external_attr = attributes << 16
+        archive.writestr(member, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "a/../../out.txt", "/out.txt", "C:\\out.txt", "..\\out.txt", "\\out.txt"]
+)
+def test_paths_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    archive = save_zip(tmp_path / "evil.zip", name)
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        unpack(archive, target, max_bytes=1000)
+    assert list(target.iterdir()) == [], "nothing is written before all members are checked"
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
+    archive = save_zip(tmp_path / "evil.zip", "link", b"/etc", kind | 0o777)
+    with pytest.raises(ValueError, match="`link`, a link or a path"):
+        unpack(archive, tmp_path, max_bytes=1000)
+
+
+def test_zip_bomb_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(100_000))
+    with pytest.raises(ValueError, match="100000 bytes together, more than"):
+        unpack(tmp_path / "bomb.zip", tmp_path, max_bytes=99_999)
+
+
+def test_broken_zip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"broken\.zip` cannot be unpacked"):
+        unpack(tmp_path / "broken.zip", tmp_path, max_bytes=1000)
+
+
+def test_official_archive_is_as_published() -> None:
+    archive = ksdd2.KSDD2_ARCHIVE
+    assert archive.url == "https://go.vicos.si/kolektorsdd2"
+    assert len(archive.hashsum) == 64
+    assert len(archive.md5) == 32
+    assert archive.num_bytes == 853_126_555

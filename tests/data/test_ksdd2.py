@@ -1,0 +1,384 @@
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import AnomalibDataModule, get_datamodule
+from jsonargparse import ArgumentParser
+from lightning.pytorch.trainer.states import TrainerFn
+from made_up_images import save_image, save_mask
+from PIL import Image
+from torchvision.transforms import v2
+
+from anomalib_exdd.data import KSDD2, ksdd2, reading
+from anomalib_exdd.data.official_splits import read_official_split
+
+Make = Callable[..., Path]
+
+
+def ready(root: Path, **arguments: Any) -> KSDD2:
+    data = KSDD2(root, num_workers=0, **arguments)
+    data.setup()
+    return data
+
+
+def names(dataset: Any, label: int | None = None) -> set[str]:
+    samples = dataset.samples
+    rows = samples if label is None else samples[samples.label_index == label]
+    return {"/".join(Path(path).parts[-2:]) for path in rows.image_path}
+
+
+def assignment(data: KSDD2) -> list[set[str]]:
+    return [names(dataset) for dataset in (data.train_data, data.val_data, data.test_data)]
+
+
+def test_every_image_is_used_once(make_ksdd2: Make) -> None:
+    data = ready(make_ksdd2(train=(40, 20), test=(7, 5)))
+    train, val, test = assignment(data)
+
+    assert len(train) + len(val) == 60
+    assert not train & val
+    assert {name.split("/")[0] for name in train | val} == {"train"}
+    assert len(test) == 12
+    assert {name.split("/")[0] for name in test} == {"test"}
+    assert [len(names(data.val_data, label)) for label in (0, 1)] == [8, 4]
+    assert [len(names(data.test_data, label)) for label in (0, 1)] == [7, 5]
+
+
+def test_labels_come_from_the_masks(make_ksdd2: Make) -> None:
+    data = ready(make_ksdd2())
+    for dataset in (data.train_data, data.val_data, data.test_data):
+        for row in dataset.samples.itertuples():
+            assert row.label_index == int(np.asarray(Image.open(row.mask_path)).any())
+            assert Path(row.mask_path).name == Path(row.image_path).stem + "_GT.png"
+
+
+def test_one_dark_pixel_makes_an_image_defective(make_ksdd2: Make) -> None:
+    root = make_ksdd2(train=(12, 0), test=(3, 1))
+    mask = np.zeros((12, 8), dtype=np.uint8)
+    mask[11, 7] = 1
+    Image.fromarray(mask).save(root / "train" / "10004_GT.png")
+    assert names(ready(root).train_data, 1) == {"train/10004.png"}
+
+
+def test_split_does_not_depend_on_place_or_listing(make_ksdd2: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_ksdd2(train=(40, 20))
+    expected = assignment(ready(root, num_defects=15))
+    moved = root.parent / "somewhere" / "else"
+    shutil.copytree(root, moved)
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(listing(folder), reverse=True)))
+
+    assert assignment(ready(moved, num_defects=15)) == expected
+    monkeypatch.chdir(moved.parent)
+    assert assignment(ready(Path("else"), num_defects=15)) == expected
+    assert assignment(ready(moved, num_defects=15, seed=1)) != expected
+
+
+def test_draws_of_defects_are_nested(make_ksdd2: Make) -> None:
+    root = make_ksdd2(train=(20, 12))
+    drawn = []
+    for number in (0, 5, 10, 12):
+        data = ready(root, num_defects=number)
+        drawn.append(names(data.train_data, 1) | names(data.val_data, 1))
+        assert len(names(data.train_data, 0) | names(data.val_data, 0)) == 20
+
+    assert [len(draw) for draw in drawn] == [0, 5, 10, 12]
+    assert drawn[0] < drawn[1] < drawn[2] < drawn[3]
+
+
+def test_too_many_defects_are_asked_for(make_ksdd2: Make) -> None:
+    with pytest.raises(ValueError, match=r"number of defective training images, 6, but got 7"):
+        ready(make_ksdd2(), num_defects=7)
+
+
+def test_few_defects_stay_in_training(make_ksdd2: Make, caplog: pytest.LogCaptureFixture) -> None:
+    data = ready(make_ksdd2(train=(20, 12)))
+    data.setup("validate")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    assert len(names(data.train_data, 1)) == 12
+    assert names(data.val_data, 1) == set()
+    assert len(warnings) == 1
+    assert "0.2 of 12 defective training images is 2, and fewer than 3" in warnings[0]
+    assert "threshold comes from normal images alone" in warnings[0]
+    assert data.val_data.task == "segmentation"
+    assert not data.val_data[0].gt_mask.any()
+
+
+def test_files_are_read_once_for_all_stages(make_ksdd2: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    monkeypatch.setattr(ksdd2, "map_files", lambda *given: scans.append(given) or reading.map_files(*given))
+    data = KSDD2(make_ksdd2(), num_workers=0)
+    for stage in (TrainerFn.FITTING, TrainerFn.VALIDATING, TrainerFn.TESTING, None):
+        data.setup(stage)
+    assert len(scans) == 2  # train and test
+
+
+def test_model_resize_reaches_image_and_mask(make_ksdd2: Make) -> None:
+    root = make_ksdd2(train=(12, 6), test=(3, 1))
+    thin = np.zeros((90, 70), dtype=np.uint8)
+    thin[40, :] = 255
+    Image.fromarray(thin).save(root / "test" / "30000_GT.png")
+    save_image(root / "test" / "30000.png", (90, 70))
+    data = KSDD2(root, num_workers=0, train_augmentations=v2.RandomHorizontalFlip(p=1))
+    transform = v2.Compose([v2.Resize((7, 5)), v2.Normalize([0.5] * 3, [0.5] * 3)])
+    data.trainer = SimpleNamespace(model=SimpleNamespace(pre_processor=SimpleNamespace(transform=transform)))
+    data.setup(TrainerFn.FITTING)
+
+    train = next(iter(data.train_dataloader()))
+    test = next(iter(data.test_dataloader()))
+
+    for batch in (train, test):
+        assert batch.image.shape[-2:] == batch.gt_mask.shape[-2:] == (7, 5)
+        assert batch.gt_mask.dtype == torch.bool
+        assert torch.equal(batch.gt_mask.flatten(1).any(1), batch.gt_label)
+
+
+@pytest.mark.parametrize("stray", ["10301 (copy).png", "10301_GT (copy).png", "._10000.png", "notes.txt", "123.png"])
+def test_stray_files_are_ignored(make_ksdd2: Make, stray: str) -> None:
+    root = make_ksdd2()
+    (root / "train" / stray).write_bytes(b"stray")
+    (root / "README.md").write_text("text")
+    assert sum(map(len, assignment(ready(root)))) == 23
+
+
+def remove_mask(root: Path) -> str:
+    (root / "train" / "10003_GT.png").unlink()
+    return r"`.*10003\.png` has no mask `10003_GT\.png` \(1 of 18"
+
+
+def remove_image(root: Path) -> str:
+    (root / "test" / "20001.png").unlink()
+    return r"mask `.*20001_GT\.png` has no image `20001\.png`"
+
+
+def enlarge_mask(root: Path) -> str:
+    save_mask(root / "train" / "10003_GT.png", defect=True, size=(20, 20))
+    return r"10003_GT\.png` is 20 x 20 pixels.*10003\.png` is 8 x 12"
+
+
+def break_image(root: Path) -> str:
+    (root / "train" / "10003.png").write_text("broken")
+    return r"The image `.*10003\.png` cannot be decoded"
+
+
+def break_mask(root: Path) -> str:
+    (root / "train" / "10003_GT.png").write_text("broken")
+    return r"The mask `.*10003_GT\.png` cannot be decoded"
+
+
+def only_defects(root: Path) -> str:
+    for path in (root / "train").glob("*_GT.png"):
+        save_mask(path, defect=True)
+    return r"0 normal training images, but at least 3"
+
+
+def remove_test(root: Path) -> str:
+    shutil.rmtree(root / "test")
+    return r"`train` and `test` are expected, but it holds `train`\. Other layouts are for DefectFolder"
+
+
+def empty_train(root: Path) -> str:
+    for path in (root / "train").iterdir():
+        path.unlink()
+    return r"train` holds no image named NNNNN\.png .*it is empty"
+
+
+def other_names(root: Path) -> str:
+    for path in (root / "train").iterdir():
+        path.rename(path.with_name("x" + path.name))
+    return r"it holds `x10000\.png`, .* and 31 more\. DefectFolder takes other names"
+
+
+def nest(root: Path) -> str:
+    (root / "KolektorSDD2").mkdir()
+    for split in ("train", "test"):
+        (root / split).rename(root / "KolektorSDD2" / split)
+    return r"one level deeper: try `root=.*KolektorSDD2`"
+
+
+def vanish(root: Path) -> str:
+    shutil.rmtree(root)
+    return r"there is no such folder.*by hand, download https://go\.vicos\.si/kolektorsdd2"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove_mask,
+        remove_image,
+        enlarge_mask,
+        break_image,
+        break_mask,
+        only_defects,
+        remove_test,
+        empty_train,
+        other_names,
+        nest,
+        vanish,
+    ],
+)
+def test_errors_name_what_is_wrong(make_ksdd2: Make, damage: Callable[[Path], str]) -> None:
+    root = make_ksdd2()
+    message = damage(root)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        ready(root)
+
+
+def test_official_split_leaves_out_the_other_defects(make_ksdd2: Make, write_split: Make) -> None:
+    root = make_ksdd2(train=(20, 30))
+    path = write_split(root, 16)
+    data = ready(root, official_split=16)
+    released = read_official_split(path).released_ids
+
+    used = names(data.train_data, 1) | names(data.val_data, 1)
+    assert len(used) == 16
+    assert {Path(name).stem for name in used} <= released
+    assert len(names(data.train_data, 0) | names(data.val_data, 0)) == 20
+    assert len(data.test_data) == 5
+
+
+def test_official_split_of_zero_leaves_normal_images(make_ksdd2: Make, write_split: Make) -> None:
+    root = make_ksdd2()
+    write_split(root, 0)
+    data = ready(root, official_split=0)
+    assert len(names(data.train_data, 0) | names(data.val_data, 0)) == 12
+    assert names(data.train_data, 1) | names(data.val_data, 1) == set()
+
+
+def test_official_split_with_another_count_is_refused(make_ksdd2: Make, write_split: Make) -> None:
+    root = make_ksdd2(train=(20, 30))
+    write_split(root, 16, released=15)
+    with pytest.raises(ValueError, match=r"releases the masks of 15 of the 30 .* but its name says 16"):
+        ready(root, official_split=16)
+
+
+def test_official_split_without_its_file(make_ksdd2: Make) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no `.*split_weakly_53\.pyb`.*use `num_defects` instead"):
+        ready(make_ksdd2(), official_split=53)
+
+
+def test_folder_that_lacks_listed_images_is_incomplete(make_ksdd2: Make, write_split: Make) -> None:
+    root = make_ksdd2()
+    write_split(root, 0)
+    for name in ("10005.png", "10005_GT.png"):
+        (root / "train" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"incomplete copy.*lists 18 train images, but 1 .*`train/10005\.png`"):
+        ready(root)
+
+
+def test_large_folder_with_sizes_of_ksdd2_is_suspicious(
+    make_ksdd2: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_ksdd2()
+    ready(root)
+    assert "incomplete" not in caplog.text
+    monkeypatch.setattr(ksdd2, "_OFFICIAL_HEIGHTS", range(12, 13))
+    monkeypatch.setattr(ksdd2, "_OFFICIAL_WIDTHS", range(8, 9))
+    ready(root)
+    assert "incomplete" not in caplog.text, "a small sample is no broken extraction"
+    monkeypatch.setattr(ksdd2, "_LOOKALIKE_IMAGES", 18)
+    ready(root)
+    assert "If this should be KSDD2, it is incomplete" in caplog.text
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch it_ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (([RunsCode()], []), r"asks for `(posix|nt)\.system`"),
+        (np.zeros(2), r"asks for `numpy"),
+        ([], "no pair of training and test"),
+        ({"train": []}, "no pair of training and test"),
+        (([(1, True)], 5), "holds a int"),
+        (([(1, True, 2)], []), r"holds \(1, True, 2\)"),
+        (([(1, "yes")], []), "pairs of an image id and a truth value"),
+        (([(True, True)], []), "pairs of an image id and a truth value"),
+        (([(10**9, True)], []), "pairs of an image id and a truth value"),
+        (([([], True)], []), "pairs of an image id and a truth value"),
+        (([(1, [])], []), "pairs of an image id and a truth value"),
+        (([(7, True), ("00007", False)], []), "lists the image '00007' twice"),
+    ],
+)
+def test_split_file_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "split_weakly_16.pyb"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=rf"split_weakly_16\.pyb` is no KSDD2 split: .*{message}"):
+        read_official_split(path)
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x80\x04K", pickle.dumps(([], []))[:-1], b"(lp0\nI1\na"])
+def test_broken_split_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "split_weakly_16.pyb"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"split_weakly_16\.pyb` is no KSDD2 split"):
+        read_official_split(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_split_file_of_any_protocol(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "split_weakly_16.pyb"
+    path.write_bytes(pickle.dumps([[(10000, True), ["10001", False]], [(20000, 1)]], protocol=protocol))
+    split = read_official_split(path)
+    assert split.train_ids == {"10000", "10001"}
+    assert split.released_ids == {"10000"}
+    assert split.test_ids == {"20000"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"official_split": 17}, r"`official_split` has to be one of \[0, 16, 53, 126, 246\], but got 17"),
+        ({"official_split": 16, "num_defects": 5}, r"`official_split` \(16\) and `num_defects` \(5\)"),
+        ({"num_defects": -1}, r"`num_defects` has to be at least 0, but got -1"),
+        ({"val_split_ratio": 0.0}, r"`val_split_ratio` has to lie between 0 and 1"),
+        ({"val_split_ratio": 1.0}, r"`val_split_ratio` has to lie between 0 and 1"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KSDD2(**arguments)
+
+
+def test_name_and_command_line(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(AnomalibDataModule, "data")
+    config = parser.parse_args(
+        ["--data", "anomalib_exdd.data.KSDD2", f"--data.root={tmp_path}", "--data.official_split=16"]
+    )
+    data = parser.instantiate_classes(config).data
+
+    assert isinstance(data, KSDD2)
+    assert data.name == "KSDD2"
+    assert data.official_split == 16
+    assert data.root == tmp_path
+
+
+def test_from_anomalibs_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalib.data.KSDD2", KSDD2, raising=False)
+    data = get_datamodule({"data": {"class_path": "KSDD2", "init_args": {"root": str(tmp_path), "num_defects": 3}}})
+    assert isinstance(data, KSDD2)
+    assert data.num_defects == 3
+
+
+@pytest.mark.shared
+def test_real_images_in_this_layout(shared_dir: Path) -> None:
+    data = ready(shared_dir / "data" / "magnetic_tile")
+    assert [len(names(data.train_data, label)) for label in (0, 1)] == [480, 80]
+    assert [len(names(data.val_data, label)) for label in (0, 1)] == [120, 20]
+    assert [len(names(data.test_data, label)) for label in (0, 1)] == [352, 287]
+    item = data.test_data[0]
+    assert item.image.shape[-2:] == item.gt_mask.shape

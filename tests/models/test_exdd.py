@@ -1,0 +1,444 @@
+"""Training, checkpoints and predictions of the whole model, through Anomalib's engine."""
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from anomalib.data import Folder, ImageBatch, PredictDataset
+from anomalib.engine import Engine
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from torch import Tensor
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
+from anomalib_exdd.models.exdd.patches import patch_centres
+
+Make = Callable[..., Any]
+
+
+def banks(model: ExDD) -> dict[str, Any]:
+    """Return everything that the two banks hold, entries in a canonical order, sources by file name."""
+    content = {}
+    for name in ("negative_bank", "positive_bank"):
+        bank: MemoryBank = getattr(model.model, name)
+        order = np.lexsort((bank.position[:, 1], bank.position[:, 0], bank.source))
+        sources = [Path(bank.sources[index]).name for index in bank.source[order].tolist()]
+        content[name] = (sources, bank.position[order].tolist(), bank.features[order])
+    return content
+
+
+def assert_same_banks(first: ExDD, second: ExDD) -> None:
+    for name, (sources, position, features) in banks(first).items():
+        others = banks(second)[name]
+        assert sources == others[0]
+        assert position == others[1]
+        assert torch.equal(features, others[2])
+
+
+def test_training_fills_both_banks_with_their_provenance(trained: tuple[ExDD, Path], sample_root: Path) -> None:
+    model = trained[0]
+    negative, positive = model.model.negative_bank, model.model.positive_bank
+    data = KSDD2(sample_root)
+    data.setup()
+    train = data.train_data.samples
+    normal = set(train[train.label_index == 0].image_path)
+    defective = set(train[train.label_index == 1].image_path)
+    assert {negative.sources[index] for index in negative.source.tolist()} <= normal
+    assert {positive.sources[index] for index in positive.source.tolist()} <= defective
+    patches = 12 * 8 * len(normal)
+    assert len(negative) == max(20, round(0.1 * patches))
+    assert len(positive) >= 20
+
+    # An entry's source and position lead back to its features.
+    paths = dict(zip(train.image_path, range(len(train)), strict=True))
+    data.train_data.augmentations = Resize((96, 64), antialias=True)
+    for bank in (negative, positive):
+        for entry in (0, len(bank) // 2, len(bank) - 1):
+            item = data.train_data[paths[bank.sources[int(bank.source[entry])]]]
+            image = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(item.image)
+            features = model.model.embed(image[None])[0].flatten(1).T
+            row = patch_centres((12, 8), (96, 64)).tolist().index(bank.position[entry].tolist())
+            torch.testing.assert_close(features[row], bank.features[entry], rtol=1e-4, atol=1e-5)
+    for entry in range(len(positive)):  # defect patches lie on or beside a defect
+        item = data.train_data[paths[positive.sources[int(positive.source[entry])]]]
+        y, x = positive.position[entry].tolist()
+        assert item.gt_mask[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5].any()
+
+
+@pytest.mark.parametrize("changed", [{"train_batch_size": 1}, {"train_batch_size": 5, "num_workers": 2}])
+def test_banks_do_not_depend_on_batches_order_or_workers(
+    changed: dict[str, Any], small_model: Make, small_data: Make, engine: Make
+) -> None:
+    models = []
+    for arguments in ({}, changed):
+        torch.manual_seed(len(models))  # the training images' order
+        model = small_model()
+        engine().fit(model=model, datamodule=small_data(**arguments))
+        models.append(model)
+    assert_same_banks(*models)
+
+
+def test_another_seed_gives_other_banks(small_model: Make, small_data: Make, engine: Make) -> None:
+    models = [small_model(seed=seed) for seed in (0, 1)]
+    for model in models:
+        engine().fit(model=model, datamodule=small_data())
+    with pytest.raises(AssertionError):
+        assert_same_banks(*models)
+
+
+def test_scores_do_not_depend_on_the_batch_or_the_backend(trained: tuple[ExDD, Path], sample_root: Path) -> None:
+    model = trained[0].model
+    data = KSDD2(sample_root, num_workers=0)
+    data.setup()
+    data.test_data.augmentations = Resize((96, 64), antialias=True)
+    images = torch.stack([data.test_data[index].image for index in range(6)])
+    expected = model(images)
+    for size in (1, 4):
+        parts = [model(part) for part in images.split(size)]
+        torch.testing.assert_close(torch.cat([p.pred_score for p in parts]), expected.pred_score, rtol=1e-5, atol=0)
+        torch.testing.assert_close(torch.cat([p.anomaly_map for p in parts]), expected.anomaly_map, rtol=1e-5, atol=0)
+    other = copy.deepcopy(model)
+    for bank in (other.negative_bank, other.positive_bank):
+        bank.search = "torch"
+    found = other(images)
+    torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-5, atol=0)
+
+
+def test_a_checkpoint_needs_no_network_and_no_file(
+    trained: tuple[ExDD, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_model: Make
+) -> None:
+    checkpoint = torch.load(trained[1], weights_only=True)
+    checkpoint["hyper_parameters"] |= {"pre_trained": True, "weights": None}
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    create_model = timm.create_model
+
+    def offline(*args: Any, pretrained: bool = False, **kwargs: Any) -> Any:
+        assert not pretrained, "the checkpoint brings the weights"
+        return create_model(*args, pretrained=pretrained, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    loaded = ExDD.load_from_checkpoint(tmp_path / "model.ckpt").eval()
+    assert_same_banks(loaded, trained[0])
+    assert loaded.model.negative_bank.sources == trained[0].model.negative_bank.sources
+    image = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded(image).pred_score, trained[0](image).pred_score, rtol=0, atol=0)
+
+
+def test_refitting_builds_new_banks(small_model: Make, small_data: Make, engine: Make) -> None:
+    model = small_model()
+    engine().fit(model=model, datamodule=small_data())
+    first = banks(model)
+    engine().fit(model=model, datamodule=small_data(num_defects=3))
+    sources = set(banks(model)["positive_bank"][0])
+    assert 1 <= len(sources) <= 3
+    assert set(first["positive_bank"][0]) - sources
+
+
+def test_training_from_a_checkpoint_rebuilds_and_tests_the_new_banks(
+    trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small_model()
+    with caplog.at_level(logging.WARNING):
+        engine().train(model=model, datamodule=small_data(num_defects=2), ckpt_path=trained[1])
+    assert "dropped and built anew" in caplog.text
+    assert bool(model._is_fitted)
+    assert 1 <= len(set(banks(model)["positive_bank"][0])) <= 2
+
+
+def test_without_defects_it_scores_as_normal_and_says_so_once(
+    small_model: Make, small_data: Make, engine: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = {scoring: small_model(scoring=scoring) for scoring in ("ratio", "normal")}
+    with caplog.at_level(logging.WARNING):
+        for model in models.values():
+            engine().fit(model=model, datamodule=small_data(num_defects=0))
+    assert caplog.text.count("no defective training images") == 2  # once for each of the two trainings
+    image = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ratio, normal = (model.eval().model(image) for model in models.values())
+    assert len(models["ratio"].model.positive_bank) == 0
+    assert torch.equal(ratio.pred_score, normal.pred_score)
+    assert torch.equal(ratio.anomaly_map, normal.anomaly_map)
+
+
+def batch(labels: list[int], masks: Tensor | None) -> ImageBatch:
+    count = len(labels)
+    images = torch.rand(count, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    names = [f"image{number}.png" for number in range(count)]
+    return ImageBatch(image=images, gt_label=torch.tensor(labels), gt_mask=masks, image_path=names)
+
+
+def test_defects_without_masks_are_an_error_that_names_the_options(small_model: Make) -> None:
+    model = small_model()
+    model.on_fit_start()
+    with pytest.raises(ValueError, match=r"image1\.png has no mask.*--data\.masks.*--data\.num_defects 0"):
+        model.training_step(batch([0, 1], None))
+    with pytest.raises(ValueError, match=r"image1\.png is empty"):
+        model.training_step(batch([0, 1], torch.zeros(2, 96, 64, dtype=torch.uint8)))
+
+
+def test_no_normal_images_are_an_error(small_model: Make) -> None:
+    model = small_model()
+    model.on_fit_start()
+    model.training_step(batch([1, 1], torch.ones(2, 96, 64, dtype=torch.uint8)))
+    with pytest.raises(ValueError, match="needs normal training images"):
+        model.fit()
+
+
+def test_an_untrained_model_says_so(small_model: Make, small_data: Make, engine: Make) -> None:
+    with pytest.raises(ValueError, match="memory bank is empty. Train the model, or load"):
+        small_model().model(torch.rand(1, 3, 96, 64))
+    with pytest.raises(ValueError, match="memory bank is empty"):
+        engine().test(model=small_model(), datamodule=small_data())
+    with pytest.raises(RuntimeError, match="collected during fit only"):
+        small_model().training_step(batch([0], None))
+    with pytest.raises(RuntimeError, match="no patches to build banks from"):
+        small_model().fit()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"scoring": "paper"},
+        {"scoring": "published"},
+        {"scoring": "normal", "image_scoring": "ratio"},
+        {"positive_patches": "crop"},
+        {"num_neighbors": 1},
+        {"num_neighbors": 500},
+        {"sigma": 1.5, "scoring": "published"},
+        {"layers": ["layer1", "layer2", "layer3"], "projected_dimension": 16},
+    ],
+)
+def test_settings_train_and_separate_defects(
+    arguments: dict[str, Any], small_model: Make, small_data: Make, engine: Make
+) -> None:
+    model = small_model(**arguments)
+    data = small_data()
+    engine().fit(model=model, datamodule=data)
+    predictions = engine().predict(model=model, datamodule=data)
+    maps = torch.cat([prediction.anomaly_map for prediction in predictions])
+    masks = torch.cat([prediction.gt_mask for prediction in predictions]).bool()
+    scores = torch.cat([prediction.pred_score for prediction in predictions])
+    assert maps.shape == masks.shape == (6, 96, 64)
+    assert torch.isfinite(scores).all()
+    assert maps[masks].mean() > maps[~masks].mean()
+
+
+def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:
+    model = small_model(positive_patches="crop")
+    model.on_fit_start()
+    masks = torch.zeros(2, 96, 64, dtype=torch.uint8)
+    masks[1, 10:30, 20:40] = 1
+    masks[1, 70, 50:55] = 1
+    model.training_step(batch([0, 1], masks))
+    assert model.collectors is not None
+    assert model.collectors[1].num_patches == 2 * 16 * 16
+    model.fit()
+    positions = model.model.positive_bank.position
+    in_first = ((positions >= torch.tensor([9, 19])) & (positions < torch.tensor([31, 41]))).all(1)
+    in_second = ((positions >= torch.tensor([69, 49])) & (positions < torch.tensor([72, 56]))).all(1)
+    assert (in_first | in_second).all()
+    assert in_first.any()
+    assert in_second.any()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true"])
+def test_half_precision_keeps_the_banks_and_the_scores(
+    precision: str, trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make
+) -> None:
+    model, data = small_model(), small_data()
+    trainer = engine(precision=precision)
+    trainer.fit(model=model, datamodule=data)
+    assert model.model.negative_bank.features.dtype == torch.float32
+    predictions = engine(precision=precision).predict(model=model, datamodule=data)
+    expected = engine().predict(model=copy.deepcopy(trained[0]), datamodule=data)
+    found, wanted = (torch.cat([p.anomaly_map.float() for p in each]) for each in (predictions, expected))
+    assert torch.corrcoef(torch.stack([found.flatten(), wanted.flatten()]))[0, 1] > 0.8
+    # A full-precision checkpoint restored into a half-precision trainer keeps its bank to the last bit.
+    restored = small_model()
+    engine(precision=precision).test(model=restored, datamodule=data, ckpt_path=trained[1], verbose=False)
+    assert torch.equal(restored.model.negative_bank.features, trained[0].model.negative_bank.features)
+
+
+def test_prediction_takes_settings_from_the_checkpoint(
+    trained: tuple[ExDD, Path], small_data: Make, engine: Make, tmp_path: Path
+) -> None:
+    """As on the command line: the model is built with default arguments, then the checkpoint is loaded into it."""
+    expected = engine().predict(model=copy.deepcopy(trained[0]), datamodule=small_data())
+    model = ExDD(num_neighbors=4, scoring="paper")
+    found = engine().predict(model=model, datamodule=small_data(), ckpt_path=trained[1])
+    assert model.settings.backbone == "resnet18"
+    assert model.settings.scoring == "paper"
+    assert model.model.negative_bank.neighborhood.shape[1] == 4
+    assert [batch.image_path for batch in found] == [batch.image_path for batch in expected]
+    assert found[0].image.shape[-2:] == (96, 64)
+    plain = ExDD()
+    found = engine().predict(model=plain, datamodule=small_data(), ckpt_path=trained[1])
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.pred_score, theirs.pred_score)
+        torch.testing.assert_close(mine.anomaly_map, theirs.anomaly_map)
+
+
+def test_settings_that_contradict_the_checkpoint_are_errors(
+    trained: tuple[ExDD, Path], small_data: Make, engine: Make
+) -> None:
+    for arguments, message in (
+        ({"backbone": "resnet34"}, "`backbone` is 'resnet34', but the checkpoint's memory banks were built"),
+        ({"image_size": (64, 64)}, "`image_size` is"),
+        ({"scoring": "published"}, "pools features in another way"),
+    ):
+        model = ExDD(pre_trained=False, **arguments)
+        with pytest.raises(ValueError, match=message):
+            engine().test(model=model, datamodule=small_data(), ckpt_path=trained[1], verbose=False)
+
+
+def test_own_pre_processor_is_used(small_model: Make, small_data: Make, engine: Make) -> None:
+    transform = Compose([Resize((64, 96), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
+    model = small_model(pre_processor=PreProcessor(transform))
+    engine().fit(model=model, datamodule=small_data())
+    assert model.input_size == (64, 96)
+    assert int(model.model.negative_bank.position[:, 0].max()) < 64
+    assert int(model.model.negative_bank.position[:, 1].max()) > 64
+
+
+def test_tiler_gives_the_same_grid(small_model: Make, small_data: Make) -> None:
+    from anomalib.callbacks import TilerConfigurationCallback  # noqa: PLC0415
+
+    model = small_model()
+    engine = Engine(
+        callbacks=[TilerConfigurationCallback(enable=True, tile_size=32, stride=32)],
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=small_data().root.parent / "tiled",
+    )
+    engine.fit(model=model, datamodule=small_data())
+    image = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    assert model.model.embed(image).shape[-2:] == (12, 8)
+    with torch.no_grad():
+        tiles = model.model.feature_extractor(image[:, :, 32:64, :32])
+    torch.testing.assert_close(model.model.embed(image)[:, :, 4:8, :4], tiles, rtol=1e-4, atol=1e-5)
+    assert model.eval().model(image).anomaly_map.shape == (2, 1, 96, 64)
+
+
+def test_images_of_a_folder_can_be_predicted(
+    trained: tuple[ExDD, Path], sample_root: Path, engine: Make, tmp_path: Path
+) -> None:
+    predictions = engine().predict(model=copy.deepcopy(trained[0]), data_path=sample_root / "test" / "20000.png")
+    assert predictions[0].anomaly_map.shape[-2:] == (96, 64)
+    pictures = list((tmp_path / "results").rglob("*.png"))
+    assert [picture.name for picture in pictures] == ["20000.png"]
+    assert len(PredictDataset(sample_root / "test" / "20000.png")) == 1
+
+
+def test_anomalibs_own_data_modules_work(sample_root: Path, small_model: Make, engine: Make, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    good.mkdir()
+    for path in sorted((sample_root / "train").glob("100??.png"))[:12]:
+        (good / path.name).write_bytes(path.read_bytes())
+    data = Folder("own", normal_dir=good, num_workers=0, test_split_mode="synthetic", val_split_mode="same_as_test")
+    model = small_model()
+    engine().fit(model=model, datamodule=data)
+    assert len(model.model.negative_bank) >= 20
+
+
+def test_training_in_several_processes_is_refused(small_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trainer:
+        world_size = 2
+
+    model = small_model()
+    monkeypatch.setattr(type(model), "trainer", property(lambda self: Trainer()))
+    with pytest.raises(ValueError, match=r"has 2.*--trainer\.devices 1"):
+        model.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"negative_ratio": 0}, r"`negative_ratio` has to be in \(0, 1\]"),
+        ({"positive_ratio": 1.5}, r"`positive_ratio` has to be in \(0, 1\]"),
+        ({"min_coverage": -1}, "`min_coverage`"),
+        ({"num_neighbors": 0}, "`num_neighbors` has to be at least 1, but got 0"),
+        ({"scoring": "best"}, "`scoring` has to be one of"),
+        ({"image_scoring": "best"}, "`image_scoring` has to be one of"),
+        ({"positive_patches": "box"}, "`positive_patches` has to be one of"),
+        ({"image_size": (8, 8)}, "`image_size` has to be"),
+        ({"sigma": -1}, "`sigma` has to be positive"),
+        ({"search": "annoy"}, "`search` has to be one of"),
+        ({"backbone": "resnet_18"}, "`backbone` has to be a timm model, but got 'resnet_18'"),
+        ({"layers": ["layer9"]}, "has the layers"),
+        ({"layers": []}, "at least one layer"),
+        ({"weights": "nowhere.pth"}, "`weights` has to be a file"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str, small_model: Make) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model(**arguments)
+
+
+def test_it_is_a_direct_subclass() -> None:
+    """Anomalib lists direct subclasses only."""
+    assert AnomalibModule in ExDD.__bases__
+
+
+class TestMemoryBank:
+    def content(self, entries: int = 30) -> BankContent:
+        rng = torch.Generator().manual_seed(0)
+        return BankContent(
+            torch.randn(entries, 5, generator=rng),
+            torch.randint(0, 3, (entries,), generator=rng),
+            torch.randint(0, 99, (entries, 2), generator=rng),
+            ["a.png", "b.png", "c.png"],
+        )
+
+    def test_neighbourhoods_are_the_nearest_entries_with_the_entry_first(self) -> None:
+        bank = MemoryBank(num_neighbors=4)
+        bank.fill(self.content())
+        distances = torch.cdist(bank.features.double(), bank.features.double())
+        expected = distances.argsort(dim=1)[:, :4]
+        assert torch.equal(bank.neighborhood, expected)
+
+    def test_duplicates_keep_every_entry_first_in_its_own_neighbourhood(self) -> None:
+        bank = MemoryBank(num_neighbors=3)
+        bank.fill(BankContent(torch.ones(9, 2), torch.zeros(9).long(), torch.zeros(9, 2).long(), ["a"]))
+        assert bank.neighborhood[:, 0].tolist() == list(range(9))
+        assert all(len(set(row)) == 3 for row in bank.neighborhood.tolist())
+
+    def test_state_round_trip(self) -> None:
+        bank, other = MemoryBank(), MemoryBank()
+        bank.fill(self.content())
+        other.load_state_dict(bank.state_dict())
+        assert other.sources == bank.sources
+        for name in ("features", "neighborhood", "source", "position"):
+            assert torch.equal(getattr(other, name), getattr(bank, name))
+
+    def test_search_index_is_not_copied_or_pickled(self) -> None:
+        bank = MemoryBank()
+        bank.fill(self.content())
+        query = torch.randn(3, 5)
+        expected = bank.nearest(query)
+        assert bank._index is not None
+        for clone in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):  # noqa: S301
+            assert clone._index is None
+            assert torch.equal(clone.nearest(query).distances, expected.distances)
+
+    def test_new_content_is_searched_at_once(self) -> None:
+        bank = MemoryBank()
+        bank.fill(self.content())
+        bank.nearest(torch.randn(2, 5))
+        bank.fill(BankContent(torch.zeros(2, 5), torch.zeros(2).long(), torch.zeros(2, 2).long(), ["a"]))
+        assert torch.equal(bank.nearest(torch.zeros(1, 5)).distances, torch.zeros(1, 1))
+        bank.clear()
+        with pytest.raises(ValueError, match="memory bank is empty"):
+            bank.nearest(torch.zeros(1, 5))

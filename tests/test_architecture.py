@@ -1,0 +1,170 @@
+"""The rooms of the package import downwards only, and heavy libraries stay where they belong.
+
+Everything is read from the source files, nothing is imported.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "anomalib_exdd"
+PACKAGE = "anomalib_exdd"
+
+# Room -> rooms it may import from. A room may always import from itself.
+FOUNDATIONS = {"neighbors", "sampling", "synthesis"}
+BUILT_ON_THEM = {"data", "models"}
+MAY_IMPORT = {
+    "precision": set(),  # a few lines of torch for everybody
+    "neighbors": {"precision"},
+    "sampling": {"precision"},
+    "synthesis": {"precision"},
+    "data": {"precision", *FOUNDATIONS},
+    "models": {"precision", *FOUNDATIONS},
+    "reporting": set(),
+    "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
+    "plugin": {"data", "models", "pipelines"},
+    "_autoload": {"plugin"},
+    "cli": {"plugin"},
+    "__init__": {"data", "models", "plugin"},
+}
+
+# Library -> the only place (file or folder) that imports it.
+ONLY_IN = {
+    "faiss": "neighbors/faiss_loader.py",
+    "accelerate": "synthesis",
+    "diffusers": "synthesis",
+    "peft": "synthesis",
+    "transformers": "synthesis",
+}
+# Room -> libraries it must not know of.
+UNKNOWN_TO = {
+    "neighbors": {"anomalib", "lightning", "timm", "torchvision"},
+    "sampling": {"anomalib", "lightning", "timm", "torchvision"},
+    "synthesis": {"anomalib", "lightning", "timm"},
+    "data": {"timm"},
+    "reporting": {"anomalib", "lightning", "timm"},
+}
+STARTS_WITH_PYTHON = ["__init__.py", "_autoload.py"]
+
+
+class Import(NamedTuple):
+    """One imported module."""
+
+    module: str
+    line: int
+    at_module_level: bool  # runs when the file is imported
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports_of(path: Path, source: Path = SOURCE) -> Iterator[Import]:
+    """Yield what the file imports, relative imports resolved, type-checkers' imports left out."""
+    package = [PACKAGE, *path.relative_to(source).parts[:-1]]
+
+    def visit(node: ast.AST, at_module_level: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            children: list[ast.AST] = [*node.orelse]
+        else:
+            children = [*ast.iter_child_nodes(node)]
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, at_module_level)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            if module == PACKAGE or not node.module:  # the names may be modules themselves
+                for alias in node.names:
+                    yield Import(f"{module}.{alias.name}", node.lineno, at_module_level)
+            else:
+                yield Import(module, node.lineno, at_module_level)
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in children:
+            yield from visit(child, at_module_level and not inside)
+
+    yield from visit(ast.parse(path.read_text()), at_module_level=True)
+
+
+def library_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_downwards(path: Path) -> None:
+    room = room_of(path)
+    assert room in MAY_IMPORT, f"{room} is a new room: give it a line in MAY_IMPORT"
+    for imported in imports_of(path):
+        if library_of(imported.module) == PACKAGE and imported.module != PACKAGE:
+            target = imported.module.split(".")[1]
+            allowed = target == room or target in MAY_IMPORT[room]
+            assert allowed, f"{path}:{imported.line}: `{room}` must not import from `{target}`"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_libraries_stay_where_they_belong(path: Path) -> None:
+    place = path.relative_to(SOURCE)
+    for imported in imports_of(path):
+        library = library_of(imported.module)
+        home = ONLY_IN.get(library)
+        assert home is None or place.is_relative_to(home), f"{path}:{imported.line}: {library} belongs into {home}"
+        unknown = UNKNOWN_TO.get(room_of(path), set())
+        assert library not in unknown, f"{path}:{imported.line}: `{room_of(path)}` must not know of {library}"
+
+
+@pytest.mark.parametrize("name", STARTS_WITH_PYTHON)
+def test_start_up_imports_only_sys(name: str) -> None:
+    at_start = {imported.module for imported in imports_of(SOURCE / name) if imported.at_module_level}
+    assert at_start <= {"sys"}
+
+
+def test_optional_libraries_wait_until_they_are_used() -> None:
+    """Follow the imports that importing any room runs: none of them reaches FAISS or the diffusion libraries."""
+    module_files = {}
+    for path in files():
+        parts = [PACKAGE, *path.relative_to(SOURCE).with_suffix("").parts]
+        module_files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    reached: set[str] = set()
+    todo = [name for name in module_files if name.count(".") <= 1 and not name.endswith("faiss_loader")]
+    while todo:
+        name = todo.pop()
+        if name in reached or name not in module_files:
+            continue
+        reached.add(name)
+        path = module_files[name]
+        todo.append(name.rpartition(".")[0])
+        for imported in imports_of(path):
+            if imported.at_module_level:
+                library = library_of(imported.module)
+                assert library not in ONLY_IN, f"{path}:{imported.line}: {library} is imported before it is needed"
+                todo.append(imported.module)
+    assert reached
+
+
+def test_import_reader(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "example.py"
+    path.write_text(
+        "import numpy.random as r\nfrom . import a\nfrom .b import c\nfrom ..models.d import e\n"
+        "if TYPE_CHECKING:\n    import faiss\n"
+        "try:\n    import cv2\nexcept ImportError:\n    cv2 = None\n"
+        "def f():\n    from anomalib_exdd import plugin\n"
+        "class G:\n    import torch\n"
+    )
+    assert [(found.module, found.at_module_level) for found in imports_of(path, tmp_path)] == [
+        ("numpy.random", True),
+        ("anomalib_exdd.data.a", True),
+        ("anomalib_exdd.data.b", True),
+        ("anomalib_exdd.models.d", True),
+        ("cv2", True),
+        ("anomalib_exdd.plugin", False),
+        ("torch", True),
+    ]
