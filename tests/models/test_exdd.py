@@ -196,7 +196,7 @@ def test_no_normal_images_are_an_error(small_model: Make) -> None:
 
 
 def test_an_untrained_model_says_so(small_model: Make, small_data: Make, engine: Make) -> None:
-    with pytest.raises(ValueError, match="memory bank is empty. Train the model, or load"):
+    with pytest.raises(ValueError, match=r"memory bank is empty\. Train the model, or load"):
         small_model().model(torch.rand(1, 3, 96, 64))
     with pytest.raises(ValueError, match="memory bank is empty"):
         engine().test(model=small_model(), datamodule=small_data())
@@ -212,26 +212,40 @@ def test_an_untrained_model_says_so(small_model: Make, small_data: Make, engine:
         {"scoring": "paper"},
         {"scoring": "published"},
         {"scoring": "normal", "image_scoring": "ratio"},
-        {"positive_patches": "crop"},
         {"num_neighbors": 1},
         {"num_neighbors": 500},
         {"sigma": 1.5, "scoring": "published"},
-        {"layers": ["layer1", "layer2", "layer3"], "projected_dimension": 16},
+        {"min_coverage": 1.0, "projected_dimension": 16},
     ],
 )
-def test_settings_train_and_separate_defects(
+def test_settings_train_and_find_defects(
     arguments: dict[str, Any], small_model: Make, small_data: Make, engine: Make
 ) -> None:
-    model = small_model(**arguments)
+    model = small_model(backbone="filter_bank", image_size=(316, 112), **arguments)
     data = small_data()
     engine().fit(model=model, datamodule=data)
     predictions = engine().predict(model=model, datamodule=data)
     maps = torch.cat([prediction.anomaly_map for prediction in predictions])
     masks = torch.cat([prediction.gt_mask for prediction in predictions]).bool()
     scores = torch.cat([prediction.pred_score for prediction in predictions])
-    assert maps.shape == masks.shape == (6, 96, 64)
+    assert maps.shape == masks.shape == (6, 316, 112)
     assert torch.isfinite(scores).all()
     assert maps[masks].mean() > maps[~masks].mean()
+
+
+def test_layers_and_crops(small_model: Make, small_data: Make, engine: Make) -> None:
+    model = small_model(layers=["layer1", "layer2", "layer3"], positive_patches="crop")
+    engine().fit(model=model, datamodule=small_data())
+    assert model.model.positive_bank.features.shape[1] == 64 + 128 + 256
+    predictions = engine().predict(model=model, datamodule=small_data())
+    assert all(torch.isfinite(prediction.anomaly_map).all() for prediction in predictions)
+
+
+def test_pictures_have_the_images_shape(trained: tuple[ExDD, Path], small_data: Make, engine: Make) -> None:
+    assert ExDD(pre_trained=False).visualizer.field_size == (181, 512)
+    model = ExDD(pre_trained=False)
+    engine().predict(model=model, datamodule=small_data(), ckpt_path=trained[1])
+    assert model.visualizer.field_size == (341, 512)
 
 
 def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:

@@ -13,7 +13,7 @@ from anomalib.metrics import AUPR, AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import Visualizer
+from anomalib.visualization import ImageVisualizer, Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ _DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
     "normal": "normal",
     "ratio": "normal",  # chosen on a validation split: benchmarks/image_scoring.py
 }
+
+_PICTURE_SIDE = 512  # pixels of the longer side of a panel in the pictures
 
 _FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size"})
 
@@ -133,6 +135,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self._own_visualizer = visualizer is True
         self.collectors: tuple[PatchCollector, PatchCollector] | None = None
         self._rebuilt_from: str | None = None
         self._build_model()
@@ -145,6 +148,8 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
     def _build_model(self) -> None:
         """Build the torch model, and take over the settings of training, from the hyper-parameters."""
         settings = self.settings
+        if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
+            self.visualizer.field_size = _picture_size(settings.image_size)
         image_scoring = settings.image_scoring
         self.model = ExDDModel(
             settings.backbone,
@@ -392,6 +397,13 @@ def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
         )
         raise ValueError(msg)
     return mask_HW
+
+
+def _picture_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """Return (width, height) of a picture's panels: the images' own shape instead of Anomalib's square."""
+    height, width = image_size
+    scale = _PICTURE_SIDE / max(height, width)
+    return round(width * scale), round(height * scale)
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -113,5 +113,6 @@ class ExDDModel(nn.Module):
         negative = self.negative_bank.distances(patches_BPD, neighborhood=neighborhood)
         positive: PatchDistances | None = None
         if patch_rule.needs_positive or image_rule.needs_positive:
+            neighborhood = any(rule.needs_positive and rule.image_neighborhood for rule in (patch_rule, image_rule))
             positive = self.positive_bank.distances(patches_BPD, neighborhood=neighborhood)
         return patch_rule.patch(negative, positive), image_rule.image(negative, positive)

@@ -1,0 +1,119 @@
+"""Exported models give the checkpoint's scores, for any number of images."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.deploy import OpenVINOInferencer, TorchInferencer
+
+from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.models.exdd.memory_bank import BankContent
+
+needs_openvino = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript", "openvino")),
+    reason="the extra `openvino` is not installed",
+)
+SIZE = (96, 64)
+
+
+def filled(scoring: str, image_scoring: str = "auto", *, positive: bool = True, **arguments: Any) -> ExDD:
+    """Return a model with banks of its own features of random images, and with thresholds."""
+    model = ExDD(pre_trained=False, image_size=SIZE, scoring=scoring, image_scoring=image_scoring, **arguments)
+    rng = torch.Generator().manual_seed(0)
+    for bank, seed in ((model.model.negative_bank, 1), (model.model.positive_bank, 2)):
+        if bank is model.model.positive_bank and not positive:
+            continue
+        images = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(seed)) * 2
+        features = model.model.embed(images).flatten(2).transpose(1, 2).flatten(0, 1)
+        chosen = torch.randperm(len(features), generator=rng)[:150]
+        bank.fill(BankContent(features[chosen], torch.zeros(150).long(), torch.zeros(150, 2).long(), ["a.png"]))
+    scores = model.eval().model(torch.randn(4, 3, *SIZE, generator=rng))
+    post = model.post_processor
+    post.image_min.copy_(scores.pred_score.min() * 0.5)
+    post.image_max.copy_(scores.pred_score.max() * 1.5)
+    post.pixel_min.copy_(scores.anomaly_map.min() * 0.5)
+    post.pixel_max.copy_(scores.anomaly_map.max() * 1.5)
+    post._image_threshold.copy_(scores.pred_score.mean())
+    post._pixel_threshold.copy_(scores.anomaly_map.mean())
+    return model
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).random((count, 3, *SIZE)).astype(np.float32)
+
+
+def assert_parity(found: dict[str, np.ndarray], model: ExDD, batch: np.ndarray) -> None:
+    with torch.no_grad():
+        expected = model(torch.from_numpy(batch))
+    np.testing.assert_allclose(found["pred_score"].ravel(), expected.pred_score.numpy().ravel(), rtol=1e-4)
+    difference = np.abs(found["anomaly_map"] - expected.anomaly_map.numpy())
+    if model.settings.scoring == "published":  # an 8-bit map: rounding may move a pixel by one of its 255 levels
+        assert np.quantile(difference, 0.999) < 1e-4
+        assert difference.max() < 0.01
+    else:
+        np.testing.assert_array_less(difference, 1e-4 * expected.anomaly_map.abs().numpy() + 1e-6)
+    assert found["pred_label"].ravel().tolist() == expected.pred_label.numpy().ravel().tolist()
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("scoring", "arguments"),
+    [
+        ("ratio", {"backbone": "resnet18"}),
+        ("paper", {"backbone": "filter_bank"}),
+        ("published", {"backbone": "resnet18"}),
+        ("normal", {"backbone": "filter_bank", "positive": False}),
+    ],
+)
+def test_onnx_and_openvino_parity_at_any_batch_size(scoring: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    import onnxruntime  # noqa: PLC0415
+    import openvino  # noqa: PLC0415
+
+    model = filled(scoring, **arguments)
+    onnx = model.to_onnx(tmp_path, input_size=SIZE)
+    assert "faiss" not in onnx.read_bytes().decode("latin1").lower()
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    compiled = openvino.Core().compile_model(
+        model.to_openvino(tmp_path, input_size=SIZE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for count in (1, 2, 3):
+        batch = images(count)
+        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: batch}), strict=True))
+        assert_parity(found, model, batch)
+        result = compiled(batch)
+        assert_parity({output.any_name: result[output] for output in compiled.outputs}, model, batch)
+
+
+@needs_openvino
+def test_inferencers_run_on_one_image_of_any_size(
+    trained: tuple[ExDD, Path], tmp_path: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ExDD.load_from_checkpoint(trained[1]).eval()
+    picture = sample_root / "test" / "20000.png"
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    expected = TorchInferencer(model.to_torch(tmp_path), device="cpu").predict(picture)
+    assert expected.anomaly_map.shape[-2:] == SIZE
+    inferencer = OpenVINOInferencer(
+        model.to_openvino(tmp_path), device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    found = inferencer.predict(picture)
+    assert np.asarray(found.anomaly_map).shape[-2:] == SIZE
+    np.testing.assert_allclose(np.ravel(found.pred_score), expected.pred_score.ravel(), rtol=1e-3)
+
+
+def test_torch_export_keeps_the_scores_and_leaves_the_index_out(
+    trained: tuple[ExDD, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_root: Path
+) -> None:
+    model = trained[0]
+    batch = torch.from_numpy(images(2))
+    expected = model(batch)
+    assert model.model.negative_bank._index is not None
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    exported = TorchInferencer(model.to_torch(tmp_path), device="cpu").model
+    assert exported.model.negative_bank._index is None
+    torch.testing.assert_close(exported(batch).pred_score, expected.pred_score)
+    assert KSDD2(sample_root).name == "KSDD2"
