@@ -19,7 +19,7 @@ MODELS = {
 DATAMODULES = {
     "DefectFolder": "anomalib_exdd.data.defect_folder",
     "KSDD2": "anomalib_exdd.data.ksdd2",
-    "SurfaceSample": "anomalib_exdd.data.sample",
+    "SurfaceSample": "anomalib_exdd.data.surface_sample",
 }
 
 

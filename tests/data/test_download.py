@@ -52,18 +52,49 @@ def assert_complete(root: Path) -> None:
     assert len(data.test_data) == 3
 
 
+def save_archive(folder: Path, content: bytes) -> Path:
+    folder.mkdir(parents=True)
+    path = folder / "KolektorSDD2.zip"
+    path.write_bytes(content)
+    return path
+
+
 def neighbours(root: Path) -> list[str]:
     return sorted(path.name for path in root.parent.iterdir())
 
 
-def test_downloads_into_a_missing_folder(published: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_downloads_into_a_missing_folder(published: Archive, tmp_path: Path) -> None:
     root = tmp_path / "a" / "KSDD2"
     KSDD2(root).prepare_data()
 
     assert_complete(root)
     assert neighbours(root) == ["KSDD2"], "archive and temporary folder are gone"
     assert stat.S_IMODE(root.stat().st_mode) == 0o755
-    assert "CC BY-NC-SA 4.0" in caplog.text
+
+
+@pytest.mark.parametrize(("is_there", "state"), [(False, "does not exist"), (True, "is empty")])
+def test_download_is_announced_with_the_way_to_stop_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_there: bool, state: str
+) -> None:
+    def stop(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**10))
+    monkeypatch.setattr(download, "_transfer", stop)
+    monkeypatch.chdir(tmp_path)
+    if is_there:
+        Path("KSDDD2").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        KSDD2("KSDDD2").prepare_data()
+
+    root = tmp_path.resolve() / "KSDDD2"
+    announcement = (
+        f"The folder `{root}` {state}, so KSDD2 (853 MB) is downloaded to it now. Its licence is CC BY-NC-SA 4.0 (no "
+        "commercial use). If you meant another folder, stop with Ctrl+C, set `root` to that folder, and delete "
+        f"`{root.parent / 'KolektorSDD2.zip.part'}`, which holds what has arrived."
+    )
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [announcement]
+    assert root.exists() == is_there
 
 
 def test_downloads_into_an_empty_folder_behind_a_link(published: Archive, tmp_path: Path) -> None:
@@ -89,7 +120,7 @@ def test_file_in_the_place_of_the_root(published: Archive, tmp_path: Path) -> No
     (tmp_path / "KSDD2").write_text("x")
     data = KSDD2(tmp_path / "KSDD2")
     data.prepare_data()
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="but it is a file"):
         data.setup()
 
 
@@ -102,16 +133,18 @@ def test_existing_data_are_left_alone(published: Archive, file_server: Any, make
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_own_archive_is_used_and_kept(published: Archive, file_server: Any, tmp_path: Path, inside: bool) -> None:
+def test_own_archive_is_used_and_kept(
+    published: Archive, file_server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, inside: bool
+) -> None:
     root = tmp_path / "data" / "KSDD2"
-    archive = (root if inside else root.parent) / "KolektorSDD2.zip"
-    archive.parent.mkdir(parents=True)
-    archive.write_bytes(file_server.content)
+    archive = save_archive(root if inside else root.parent, file_server.content)
     KSDD2(root).prepare_data()
 
     assert_complete(root)
     assert archive.read_bytes() == file_server.content
     assert file_server.requested_ranges == []
+    assert f"KSDD2 (CC BY-NC-SA 4.0) is unpacked from `{archive.resolve()}`" in caplog.text
+    assert "Ctrl+C" not in caplog.text, "nothing is downloaded"
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -119,9 +152,7 @@ def test_own_archive_with_another_hash_is_refused(
     published: Archive, file_server: Any, tmp_path: Path, inside: bool
 ) -> None:
     root = tmp_path / "data" / "KSDD2"
-    archive = (root if inside else root.parent) / "KolektorSDD2.zip"
-    archive.parent.mkdir(parents=True)
-    archive.write_bytes(file_server.content + b"x")
+    archive = save_archive(root if inside else root.parent, file_server.content + b"x")
     with pytest.raises(ValueError, match=rf"KolektorSDD2\.zip` .*is not the published.*SHA-256 {published.hashsum}"):
         KSDD2(root).prepare_data()
 

@@ -1,6 +1,5 @@
-"""The made-up sample: what is drawn, what is written, and the data module over it."""
+"""The made-up sample: what is drawn and what is written."""
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from anomalib_exdd.data.sample import (
     VISIBLE_CHANGE,
     WIDTHS,
     SurfaceImage,
-    SurfaceSample,
     generate_sample,
     numbers,
     surface_image,
@@ -207,34 +205,3 @@ def test_an_incomplete_sample_is_refused(tmp_path: Path) -> None:
     lost.rename(lost.with_name("20009_GT.png"))
     with pytest.raises(FileExistsError, match="holds 3 of the 4 files of the sample and 1 that are not of it"):
         generate()
-
-
-def test_data_module_generates_and_splits(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(sample, "generate_sample", generate_small)
-    data = SurfaceSample(root, num_defects=3, num_workers=0, eval_batch_size=2, val_split_ratio=0.34)
-    with caplog.at_level(logging.WARNING):
-        data.prepare_data()
-        data.setup()
-    assert "KSDD2" not in caplog.text  # it is not an incomplete copy of it
-    counts = {
-        split: (int((table.label_index == 0).sum()), int((table.label_index == 1).sum()))
-        for split, table in (
-            ("train", data.train_data.samples),
-            ("val", data.val_data.samples),
-            ("test", data.test_data.samples),
-        )
-    }
-    assert counts == {"train": (3, 3), "val": (2, 0), "test": TEST}
-    batch = next(iter(data.test_dataloader()))
-    assert batch.gt_mask is not None
-    assert batch.gt_label.tolist() == batch.gt_mask.flatten(1).any(dim=1).tolist()
-    assert data.name == "SurfaceSample"
-
-
-def test_data_module_asks_for_the_full_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(sample, "generate_sample", lambda *args, **kwargs: asked.append((args, kwargs)))
-    SurfaceSample(tmp_path).prepare_data()
-    assert asked == [((tmp_path,), {})]

@@ -242,10 +242,10 @@ def test_layers_and_crops(small_model: Make, small_data: Make, engine: Make) -> 
 
 
 def test_pictures_have_the_images_shape(trained: tuple[ExDD, Path], small_data: Make, engine: Make) -> None:
-    assert ExDD(pre_trained=False).visualizer.field_size == (181, 512)
+    assert ExDD(pre_trained=False).visualizer.field_size == (224, 632)
     model = ExDD(pre_trained=False)
     engine().predict(model=model, datamodule=small_data(), ckpt_path=trained[1])
-    assert model.visualizer.field_size == (341, 512)
+    assert model.visualizer.field_size == (171, 256)
 
 
 def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:

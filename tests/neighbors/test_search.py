@@ -68,7 +68,12 @@ def test_near_ties_far_from_the_origin(backend: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 60), st.integers(1, 12), st.floats(-3, 3), st.floats(-3, 2), st.integers(0, 2**31)
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.integers(1, 12),
+    st.floats(-3, 3),
+    st.floats(-3, 2),
+    st.integers(0, 2**31),
 )
 def test_any_scale_and_offset(
     queries: int, entries: int, dimension: int, log_offset: float, log_scale: float, seed: int

@@ -52,9 +52,7 @@ def test_radius_of_any_point_set(total: int, dimension: int, count: int, candida
     # Ties may be broken differently; greedy's guarantee (at most twice the optimum) has to hold either way. The next
     # centre's distance bounds the optimum from below, as all chosen points are pairwise at least that far apart.
     if count < total and count > 1:
-        spread = min(
-            np.sqrt(((points[a] - points[b]) ** 2).sum()) for i, a in enumerate(chosen) for b in chosen[:i]
-        )
+        spread = min(np.sqrt(((points[a] - points[b]) ** 2).sum()) for i, a in enumerate(chosen) for b in chosen[:i])
         assert radius(points, chosen) <= spread + 1e-5
 
 

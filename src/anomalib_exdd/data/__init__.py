@@ -15,6 +15,6 @@ import anomalib.data  # noqa: F401
 from .dataset import DefectDataset
 from .defect_folder import DefectFolder
 from .ksdd2 import KSDD2
-from .sample import SurfaceSample
+from .surface_sample import SurfaceSample
 
 __all__ = ["KSDD2", "DefectDataset", "DefectFolder", "SurfaceSample"]

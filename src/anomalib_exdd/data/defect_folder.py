@@ -44,8 +44,9 @@ class DefectFolder(DefectDataModule):
             Default: the same name or one of the usual suffixes.
         csv: CSV file instead of the seven arguments above, with a header line and the columns ``image``, ``mask`` (may
             be empty), ``label`` (``normal`` or ``defective``, ``good`` or ``bad``, 0 or 1; without it an image is
-            defective if its mask has any pixel that is not black) and ``split`` (``train`` or ``test``; without it a
-            share is held out for testing). Paths start from ``root`` or from the folder of the file.
+            defective if its mask has any pixel that is not black) and ``split`` (``train`` or ``test``; without it, or
+            without any ``test``, a share is held out for testing). Paths start from ``root`` or from the folder of the
+            file.
         test_split_ratio: Share of the images held out for testing where no test images are named.
         num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
             a larger one. Default: all. 0 leaves normal images only.
@@ -139,9 +140,7 @@ class DefectFolder(DefectDataModule):
                 others have one.
             ValueError: If names are ambiguous, a mask contradicts the label or the image, or a file cannot be read.
         """
-        rows = self._read_csv() if self.csv else self._read_folders()
-        _check_listed_once(rows)
-        rows = _checked(rows)
+        rows = _checked(self._read_csv(self.csv) if self.csv else self._read_folders())
         samples = DataFrame(
             [
                 {
@@ -181,24 +180,26 @@ class DefectFolder(DefectDataModule):
     def _read_folders(self) -> list[_Row]:
         rows: list[_Row] = []
         for split, ending in ((Split.TRAIN, ""), (Split.TEST, "_test")):
-            listed = {
-                name: list_images(name + ending, source, self.root) if source is not None else []
-                for name in ("normal", "defective", "masks")
-                for source in [self.sources[name + ending]]
-            }
-            normal, normal_masks = self._separate(f"normal{ending}", listed["normal"], listed["masks"])
-            defective, _ = self._separate(f"defective{ending}", listed["defective"], listed["masks"])
-            masks = sorted(set(listed["masks"]) - set(normal_masks) - set(defective))
+            listed_masks = self._list(f"masks{ending}")
+            normal, normal_masks = self._list_apart(f"normal{ending}", listed_masks)
+            defective, _ = self._list_apart(f"defective{ending}", listed_masks)
+            masks = sorted(set(listed_masks) - set(normal_masks) - set(defective))
             matches = match_masks(defective, masks, self.suffixes)
             if masks and split == Split.TRAIN:
                 self._check_all_matched(defective, masks, matches)
             empty_masks = match_masks(normal, normal_masks, self.suffixes)
             rows += [_Row(image, empty_masks.get(image), _NORMAL, split, f"normal{ending}") for image in normal]
             rows += [_Row(image, matches.get(image), _DEFECTIVE, split, f"defective{ending}") for image in defective]
+        _check_listed_once(rows)
         return rows
 
-    def _separate(self, argument: str, images: list[Path], masks: list[Path]) -> tuple[list[Path], list[Path]]:
-        return separate_masks(argument, images, masks, self.suffixes) if images else ([], [])
+    def _list(self, argument: str) -> list[Path]:
+        source = self.sources[argument]
+        return list_images(argument, source, self.root) if source is not None else []
+
+    def _list_apart(self, argument: str, masks: list[Path]) -> tuple[list[Path], list[Path]]:
+        """List the images that an argument names, and apart from them the masks that lie among them."""
+        return separate_masks(argument, self._list(argument), masks, self.suffixes)
 
     def _check_all_matched(self, images: list[Path], masks: list[Path], matches: dict[Path, Path]) -> None:
         without = [image for image in images if image not in matches]
@@ -211,19 +212,17 @@ class DefectFolder(DefectDataModule):
             )
             raise FileNotFoundError(msg)
 
-    def _read_csv(self) -> list[_Row]:
-        if self.csv is None:
-            return []
-        roots = [self.root, self.csv.parent] if self._has_root else [self.csv.parent]
+    def _read_csv(self, path: Path) -> list[_Row]:
+        roots = [self.root, path.parent] if self._has_root else [path.parent]
         rows = [
             _Row(sample.image, sample.mask, sample.label, Split(sample.split or "train"), f"line {sample.line}")
-            for sample in read_csv_samples(self.csv, roots)
+            for sample in read_csv_samples(path, roots)
         ]
         train = [row for row in rows if row.label == _DEFECTIVE and row.split == Split.TRAIN]
         without = [row for row in train if row.mask is None]
         if without and (len(without) < len(train) or any(row.label is None for row in rows)):
             msg = (
-                f"The defective training image `{without[0].image}` ({without[0].source} of `{self.csv}`) has no mask, "
+                f"The defective training image `{without[0].image}` ({without[0].source} of `{path}`) has no mask, "
                 "while others have one. Give every defective training image a mask, or none."
             )
             raise FileNotFoundError(msg)

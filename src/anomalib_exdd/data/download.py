@@ -87,13 +87,13 @@ def fetch_folder(archive: Archive, root: Path, check: Callable[[Path], None]) ->
     root = Path(os.path.realpath(root))  # a link to an empty disk stays a link
     root.parent.mkdir(parents=True, exist_ok=True)
     found = [path for path in (root / archive.file_name, root.parent / archive.file_name) if path.is_file()]
-    logger.info("%s is licensed under %s.", archive.name, archive.licence)
     for left in root.parent.glob(f"{glob.escape(root.name)}.partial-*"):
         logger.warning("`%s` may be what a killed run has left. If no other run is unpacking, delete it.", left)
     if found:
         verify(archive, found[0], root)
     still_to_come = 0 if found else archive.num_bytes - _size(_partial_path(root.parent / archive.file_name))
     _check_disk_space(archive, root, still_to_come + int(archive.num_bytes * _SPARE_RATIO))
+    _announce(archive, root, found)
     path = found[0] if found else download(archive, root)
     unpacked = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-", dir=root.parent))
     try:
@@ -240,6 +240,24 @@ def _partial_path(target: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _announce(archive: Archive, root: Path, found: list[Path]) -> None:
+    """Say what is about to happen, under which licence, and before a download how to stop it."""
+    if found:
+        logger.info("%s (%s) is unpacked from `%s` to `%s`.", archive.name, archive.licence, found[0], root)
+        return
+    # A warning, because Python shows nothing below it by default, and the folder may be a slip of the pen.
+    logger.warning(
+        "The folder `%s` %s, so %s (%.0f MB) is downloaded to it now. Its licence is %s. If you meant another folder, "
+        "stop with Ctrl+C, set `root` to that folder, and delete `%s`, which holds what has arrived.",
+        root,
+        "is empty" if root.is_dir() else "does not exist",
+        archive.name,
+        archive.num_bytes / 1e6,
+        archive.licence,
+        _partial_path(root.parent / archive.file_name),
+    )
 
 
 def _check_member(member: ZipInfo, archive_path: Path) -> None:

@@ -33,8 +33,9 @@ from torchvision.transforms.v2 import Transform
 
 from .defect_datamodule import DefectDataModule
 from .download import Archive, fetch_folder
-from .official_splits import OFFICIAL_SPLITS, OfficialSplit, read_official_split, split_path
+from .official_splits import OFFICIAL_SPLITS, read_official_split, split_path
 from .reading import inspect_pair, map_files
+from .sources import contents_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ _IMAGE_NAME = re.compile(r"^\d{5}\.png$")  # "10301 (copy).png" in the archive i
 _MASK_NAME = re.compile(r"^\d{5}_GT\.png$")
 _OFFICIAL_IDS = {"train": range(10_000, 12_331), "test": range(20_000, 21_004)}
 _OFFICIAL_HEIGHTS, _OFFICIAL_WIDTHS = range(597, 666), range(184, 242)
-_LOOKALIKE_IMAGES = 500  # an extraction that broke off leaves hundreds of images; fewer are a sample
-_SHOWN_NAMES = 5
+_LOOKALIKE_IMAGES = 500  # an extraction that broke off leaves hundreds of training images; fewer are a sample
 
 
 class KSDD2(DefectDataModule):
@@ -146,20 +146,19 @@ class KSDD2(DefectDataModule):
         scans = _scan(self.root)
         _check_complete(self.root, scans)
         samples = _table(scans)
-        if self.official_split is not None:
-            samples = self._keep_released(samples)
-        return samples
+        return samples if self.official_split is None else self._keep_released(samples, self.official_split)
 
-    def _keep_released(self, samples: DataFrame) -> DataFrame:
-        path = split_path(self.root, int(self.official_split or 0))
+    def _keep_released(self, samples: DataFrame, number: int) -> DataFrame:
+        """Leave out the defective training images whose masks the published split of this number does not release."""
+        path = split_path(self.root, number)
         released_ids = read_official_split(path).released_ids
         released = samples["image_path"].map(lambda image_path: Path(image_path).stem in released_ids)
         defective = (samples["split"] == "train") & (samples["label_index"] == LabelName.ABNORMAL)
         count = int((defective & released).sum())
-        if count != self.official_split:
+        if count != number:
             msg = (
                 f"The file `{path}` releases the masks of {count} of the {int(defective.sum())} defective training "
-                f"images in `{self.root}`, but its name says {self.official_split}. Extract it and the images again "
+                f"images in `{self.root}`, but its name says {number}. Extract it and the images again "
                 "from the same archive."
             )
             raise ValueError(msg)
@@ -170,16 +169,20 @@ class KSDD2(DefectDataModule):
 class _Scan:
     """What one of the folders ``train`` and ``test`` holds, in the order of the ids."""
 
-    ids: list[str]
     images: list[Path]
     masks: list[Path]
     defective: list[bool]
     sizes: list[tuple[int, int]]  # height, width
 
     @property
+    def ids(self) -> set[str]:
+        """The five digits that name each image."""
+        return {image.stem for image in self.images}
+
+    @property
     def counts(self) -> tuple[int, int]:
         """Number of normal and of defective images."""
-        return len(self.ids) - sum(self.defective), sum(self.defective)
+        return len(self.images) - sum(self.defective), sum(self.defective)
 
 
 def _scan(root: Path) -> dict[str, _Scan]:
@@ -191,7 +194,6 @@ def _scan(root: Path) -> dict[str, _Scan]:
 def _read_pairs(split: str, pairs: list[tuple[Path, Path]]) -> _Scan:
     inspected = map_files(lambda pair: inspect_pair(*pair), pairs, f"Reading the {split} masks")
     return _Scan(
-        ids=[image.stem for image, _ in pairs],
         images=[image for image, _ in pairs],
         masks=[mask for _, mask in pairs],
         defective=[has_defect for has_defect, _ in inspected],
@@ -207,7 +209,7 @@ def _list_pairs(folder: Path) -> list[tuple[Path, Path]]:
     masks = {name for name in names if _MASK_NAME.match(name)}
     if not images:
         msg = (
-            f"The folder `{folder}` holds no image named NNNNN.png (five digits); {_found(folder)}. "
+            f"The folder `{folder}` holds no image named NNNNN.png (five digits): it {contents_of(folder)}. "
             "DefectFolder takes other names and layouts."
         )
         raise FileNotFoundError(msg)
@@ -230,7 +232,7 @@ def _list_pairs(folder: Path) -> list[tuple[Path, Path]]:
 def _check_layout(root: Path) -> None:
     if all((root / split).is_dir() for split in KSDD2_COUNTS):
         return
-    msg = f"`{root}` is not in KSDD2's layout: folders `train` and `test` are expected, but {_found(root)}."
+    msg = f"`{root}` is not in KSDD2's layout: folders `train` and `test` are expected, but it {contents_of(root)}."
     nested = [path.name for path in _entries(root) if path.is_dir() and (path / "train").is_dir()]
     if nested:
         msg += f" The data seem to lie one level deeper: try `root={root / nested[0]}`."
@@ -246,13 +248,14 @@ def _check_complete(root: Path, scans: dict[str, _Scan]) -> None:
     """
     published = sorted(root.glob("split_weakly_*.pyb"))
     if published:
-        _check_listed(root, published[0], scans, read_official_split(published[0]))
+        _check_listed(root, published[0], scans)
         return
     counts = {split: scan.counts for split, scan in scans.items()}
     if counts == KSDD2_COUNTS:
         return
     logger.info("`%s` is not the official KSDD2, but a folder in its layout.", root)
-    if all(_looks_official(split, scan) for split, scan in scans.items()):
+    many = len(scans["train"].images) >= _LOOKALIKE_IMAGES
+    if many and all(_looks_official(split, scan) for split, scan in scans.items()):
         logger.warning(
             "The ids and sizes of the images in `%s` are those of KSDD2, but there are %s instead of %s (normal, "
             "defective). If this should be KSDD2, it is incomplete: remove the folder, and it is downloaded anew.",
@@ -262,18 +265,19 @@ def _check_complete(root: Path, scans: dict[str, _Scan]) -> None:
         )
 
 
-def _check_listed(root: Path, path: Path, scans: dict[str, _Scan], listed: OfficialSplit) -> None:
-    for split, ids in (("train", listed.train_ids), ("test", listed.test_ids)):
-        ids_5_digits = {image_id for image_id in ids if _IMAGE_NAME.match(f"{image_id}.png")}
-        missing = sorted(ids_5_digits - set(scans[split].ids))
+def _check_listed(root: Path, path: Path, scans: dict[str, _Scan]) -> None:
+    published = read_official_split(path)
+    for split, ids in (("train", published.train_ids), ("test", published.test_ids)):
+        listed = {image_id for image_id in ids if _IMAGE_NAME.match(f"{image_id}.png")}  # without the stray copy
+        missing = sorted(listed - scans[split].ids)
         if missing:
             msg = (
-                f"`{root}` is an incomplete copy of KSDD2: `{path.name}` lists {len(ids_5_digits)} {split} images, but "
+                f"`{root}` is an incomplete copy of KSDD2: `{path.name}` lists {len(listed)} {split} images, but "
                 f"{len(missing)} of them are missing, such as `{split}/{missing[0]}.png`. Remove the folder, and it is "
                 f"downloaded anew. {KSDD2_ARCHIVE.by_hand(root)}"
             )
             raise FileNotFoundError(msg)
-        is_official = ids_5_digits == {str(number) for number in _OFFICIAL_IDS[split]}
+        is_official = listed == {str(number) for number in _OFFICIAL_IDS[split]}
         if is_official and scans[split].counts != KSDD2_COUNTS[split]:
             raise ValueError(_wrong_counts(root, split, scans[split]))
 
@@ -294,8 +298,7 @@ def _wrong_counts(root: Path, split: str, scan: _Scan) -> str:
 def _looks_official(split: str, scan: _Scan) -> bool:
     heights, widths = zip(*scan.sizes, strict=True)
     known_sizes = set(heights) <= set(_OFFICIAL_HEIGHTS) and set(widths) <= set(_OFFICIAL_WIDTHS)
-    many = split != "train" or len(scan.ids) >= _LOOKALIKE_IMAGES
-    return many and known_sizes and {int(image_id) for image_id in scan.ids} <= set(_OFFICIAL_IDS[split])
+    return known_sizes and {int(image_id) for image_id in scan.ids} <= set(_OFFICIAL_IDS[split])
 
 
 def _table(scans: dict[str, _Scan]) -> DataFrame:
@@ -314,13 +317,3 @@ def _is_vacant(root: Path) -> bool:
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _found(folder: Path) -> str:
-    if not folder.is_dir():
-        return "there is no such folder"
-    names = [path.name for path in _entries(folder)]
-    if not names:
-        return "it is empty"
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return "it holds " + ", ".join(f"`{name}`" for name in names[:_SHOWN_NAMES]) + more

@@ -66,14 +66,14 @@ def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
     else:
         msg = (
             f"Argument `{argument}` names `{entry}`, but there is no `{path}`. It has to be a folder, a file or a glob "
-            f"pattern; {_contents(path.parent)}."
+            f"pattern; `{path.parent}` {contents_of(path.parent)}."
         )
         raise FileNotFoundError(msg)
     images = [file for file in found if _is_visible_image(file, anchor)]
     if not images:
         msg = (
-            f"Argument `{argument}` names `{path}`, but there is no image: {len(found)} files or folders were found, "
-            f"and images end in {', '.join(IMAGE_EXTENSIONS)}."
+            f"Argument `{argument}` names `{path}`, but there is no image among the {len(found)} files and folders "
+            f"found. Images end in {', '.join(IMAGE_EXTENSIONS)}."
         )
         raise FileNotFoundError(msg)
     return images
@@ -109,9 +109,11 @@ def separate_masks(
         The images, and the masks that were among them.
 
     Raises:
-        ValueError: If a file looks like the mask of the image beside it, but is not named as a mask; or if no image is
-            left.
+        ValueError: If a file looks like the mask of the image beside it, but is not named as a mask; or if all images
+            are named as masks.
     """
+    if not images:
+        return [], []
     known_masks = set(masks)
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in images:
@@ -198,6 +200,24 @@ def expected_mask_names(image: Path, suffixes: Sequence[str]) -> str:
     return ", ".join(names) + (", ..." if len(suffixes) > len(names) else "")
 
 
+def contents_of(folder: Path) -> str:
+    """Say what is in a folder, for messages.
+
+    Args:
+        folder: The folder, which may be absent.
+
+    Returns:
+        What follows its name in a sentence: ``holds `a`, `b` and 3 more``, ``is empty``, ``does not exist``.
+    """
+    if not folder.is_dir():
+        return "is a file" if folder.exists() else "does not exist"
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        return "is empty"
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return "holds " + ", ".join(f"`{name}`" for name in names[:_SHOWN_NAMES]) + more
+
+
 def _bases(mask: Path, suffixes: Sequence[str]) -> set[str]:
     """Stems that an image with this mask may have."""
     stem = mask.stem
@@ -213,11 +233,3 @@ def _common_folders(image: Path, mask: Path) -> int:
 def _is_visible_image(path: Path, anchor: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(anchor).parts)
     return not hidden and path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
-
-
-def _contents(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"`{folder}` does not exist either"
-    names = sorted(path.name for path in folder.iterdir())
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return f"`{folder}` holds " + (", ".join(f"`{name}`" for name in names[:_SHOWN_NAMES]) or "nothing") + more

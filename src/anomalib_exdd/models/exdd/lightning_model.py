@@ -36,7 +36,8 @@ _DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
     "ratio": "normal",  # chosen on a validation split: benchmarks/image_scoring.py
 }
 
-_PICTURE_SIDE = 512  # pixels of the longer side of a panel in the pictures
+_PICTURE_SIDES = (256, 640)  # pixels of the longer side of a panel in the pictures, least and most
+_PICTURE_TEXT = 12  # pixels; the labels of narrow panels have to fit
 
 _FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size"})
 
@@ -150,6 +151,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         settings = self.settings
         if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
             self.visualizer.field_size = _picture_size(settings.image_size)
+            self.visualizer.text_config["size"] = _PICTURE_TEXT
         image_scoring = settings.image_scoring
         self.model = ExDDModel(
             settings.backbone,
@@ -372,7 +374,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         if folder is not None and Path(folder).is_dir():
             logger.info("Pictures with heat maps: %s", Path(folder).resolve())
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if checkpoint and Path(checkpoint).is_file():
+        if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
             logger.info("Trained model: %s", Path(checkpoint).resolve())
 
 
@@ -401,9 +403,10 @@ def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
 
 def _picture_size(image_size: Sequence[int]) -> tuple[int, int]:
     """Return (width, height) of a picture's panels: the images' own shape instead of Anomalib's square."""
-    height, width = image_size
-    scale = _PICTURE_SIDE / max(height, width)
-    return round(width * scale), round(height * scale)
+    longest = max(image_size)
+    side = min(max(longest, _PICTURE_SIDES[0]), _PICTURE_SIDES[1])
+    height, width = (round(length * side / longest) for length in image_size)
+    return width, height
 
 
 def _same(first: Any, second: Any) -> bool:

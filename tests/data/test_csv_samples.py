@@ -1,0 +1,106 @@
+"""Data listed in a CSV file, read through the data module that takes it."""
+
+from pathlib import Path
+
+import pytest
+from made_up_images import save_image, save_mask
+from reading_back import ready_folder, sample_rows, split_counts
+
+
+def write_csv(path: Path, *lines: str, encoding: str = "utf-8") -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+def good_and_bad(split: str = "") -> list[str]:
+    good = [f"good/g{number}.png,,good{split}" for number in range(10)]
+    return good + [f"bad/b{number}.jpg,masks/b{number}_mask.png,bad{split}" for number in range(6)]
+
+
+def test_csv_without_splits_holds_out_a_share(folders: Path) -> None:
+    path = write_csv(folders / "list.csv", "image,mask,label", *good_and_bad())
+    from_csv = ready_folder(None, csv=path)
+    from_folders = ready_folder(folders, normal="good", defective="bad", masks="masks")
+    assert sample_rows(from_csv) == sample_rows(from_folders)
+
+
+def test_csv_of_another_folder_separator_and_encoding(folders: Path) -> None:
+    lines = [line.replace(",", ";").replace("/", "\\") for line in ["Image_Path, mask ,Label", *good_and_bad()]]
+    (folders.parent / "lists").mkdir()
+    path = write_csv(folders.parent / "lists" / "list.csv", *lines, "", encoding="utf-8-sig")
+    assert len(sample_rows(ready_folder(folders, csv=path))) == 16
+
+
+def test_csv_with_splits(folders: Path) -> None:
+    lines = [line + (",test" if "g1" in line or "b1" in line else ",train") for line in good_and_bad()]
+    data = ready_folder(None, csv=write_csv(folders / "list.csv", "image,mask,label,split", *lines))
+    assert [row[0] for row in sample_rows(data) if row[3] == "test"] == ["b1.jpg", "g1.png"]
+
+
+@pytest.mark.parametrize(("good", "bad"), [("good", "bad"), ("normal", "defective"), ("0", "1"), ("OK", "NOK")])
+def test_csv_labels(folders: Path, good: str, bad: str) -> None:
+    lines = [line.replace(",good", f",{good}").replace(",bad", f",{bad}") for line in good_and_bad()]
+    data = ready_folder(None, csv=write_csv(folders / "list.csv", "image,mask,label", *lines))
+    assert [row[2] for row in sample_rows(data)] == [1] * 6 + [0] * 10
+
+
+def test_csv_without_labels_takes_them_from_the_masks(folders: Path) -> None:
+    save_mask(folders / "masks" / "g1.png", defect=False)
+    lines = [line.rsplit(",", 1)[0] for line in good_and_bad()]
+    lines[1] = "good/g1.png,masks/g1.png"
+    data = ready_folder(None, csv=write_csv(folders / "list.csv", "image,mask", *lines))
+    assert [row[2] for row in sample_rows(data)] == [1] * 6 + [0] * 10
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "message"),
+    [
+        ("image,mask,label", "bad/b0.jpg,,maybe", r"Line 18 of .*label `maybe`, but it has to be `normal`"),
+        ("image,mask,label", "good/none.png,,good", r"Line 18 .*image `good/none\.png`, but there is no such file"),
+        ("image,mask,label", "bad/b0.jpg,masks/none.png,bad", r"Line 18 .*mask `masks/none\.png`, but there is no"),
+        ("image,mask,label", ",,good", "Line 18 .*names no image"),
+        ("image,mask,label", "good/g1.png,,good", r"Lines 3 and 18 .*both list the image `.*g1\.png`"),
+        ("image,mask,label", "good/g1.png,good", "Line 18 .*has 2 cells, but the header has 3"),
+        ("image,mask,label", "extra.jpg,,bad", r"extra\.jpg` \(line 18 of .*has no mask, while others have one"),
+        ("path,mask,label", "x,,good", r"has to name the column `image`.*\['path', 'mask', 'label'\]"),
+        ("image,a,b", "x,,good", "has to name a column `label` or `mask`"),
+        ("image,mask,mask_path", "x,,good", "names the column `mask` twice"),
+    ],
+)
+def test_csv_errors_name_the_line(folders: Path, header: str, line: str, message: str) -> None:
+    save_image(folders / "extra.jpg")
+    path = write_csv(folders / "list.csv", header, *good_and_bad(), line)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        ready_folder(None, csv=path)
+
+
+def test_csv_with_some_splits_or_other_splits(folders: Path) -> None:
+    header = "image,mask,label,split"
+    some = write_csv(folders / "some.csv", header, *good_and_bad(",train")[:-1], "bad/b5.jpg,masks/b5_mask.png,bad,")
+    with pytest.raises(ValueError, match=r"Line 17 .*has no split \(1 of 16 lines\)"):
+        ready_folder(None, csv=some)
+    other = write_csv(folders / "other.csv", header, *good_and_bad(",val"))
+    with pytest.raises(ValueError, match=r"Line 2 .*split `val`, but it has to be `train` or `test`.*val_split_ratio"):
+        ready_folder(None, csv=other)
+
+
+def test_csv_that_is_missing_empty_or_not_utf_8(folders: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`csv` names `.*none\.csv`"):
+        ready_folder(None, csv=folders / "none.csv")
+    with pytest.raises(ValueError, match="lists no image"):
+        ready_folder(None, csv=write_csv(folders / "empty.csv", "image,label"))
+    with pytest.raises(ValueError, match="has to name the column `image`"):
+        ready_folder(None, csv=write_csv(folders / "nothing.csv"))
+    with pytest.raises(ValueError, match="not in UTF-8"):
+        ready_folder(None, csv=write_csv(folders / "latin.csv", "image,label", "größe.png,good", encoding="latin-1"))
+
+
+@pytest.mark.shared
+def test_real_images_listed_in_a_csv(shared_dir: Path, tmp_path: Path) -> None:
+    root = shared_dir / "data" / "magnetic_tile"
+    lines = ["image,mask,split"]
+    for split in ("train", "test"):
+        images = sorted((root / split).glob("?????.png"))
+        lines += [f"{split}/{image.name},{split}/{image.stem}_GT.png,{split}" for image in images]
+    data = ready_folder(root, csv=write_csv(tmp_path / "tiles.csv", *lines))
+    assert split_counts(data) == {"train": (480, 80), "val": (120, 20), "test": (352, 287)}

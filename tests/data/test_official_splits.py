@@ -1,0 +1,60 @@
+"""Reading the published splits, which are pickles from a download."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anomalib_exdd.data.official_splits import read_official_split
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch it_ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (([RunsCode()], []), r"asks for `(posix|nt)\.system`"),
+        (np.zeros(2), r"asks for `numpy"),
+        ([], "no pair of training and test"),
+        ({"train": []}, "no pair of training and test"),
+        (([(1, True)], 5), "holds a int"),
+        (([(1, True, 2)], []), r"holds \(1, True, 2\)"),
+        (([(1, "yes")], []), "pairs of an image id and a truth value"),
+        (([(True, True)], []), "pairs of an image id and a truth value"),
+        (([(10**9, True)], []), "pairs of an image id and a truth value"),
+        (([([], True)], []), "pairs of an image id and a truth value"),
+        (([(1, [])], []), "pairs of an image id and a truth value"),
+        (([(7, True), ("00007", False)], []), "lists the image '00007' twice"),
+    ],
+)
+def test_split_file_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "split_weakly_16.pyb"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=rf"split_weakly_16\.pyb` is no KSDD2 split: .*{message}"):
+        read_official_split(path)
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x80\x04K", pickle.dumps(([], []))[:-1], b"(lp0\nI1\na"])
+def test_broken_split_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "split_weakly_16.pyb"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"split_weakly_16\.pyb` is no KSDD2 split"):
+        read_official_split(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_split_file_of_any_protocol(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "split_weakly_16.pyb"
+    path.write_bytes(pickle.dumps([[(10000, True), ["10001", False]], [(20000, 1)]], protocol=protocol))
+    split = read_official_split(path)
+    assert split.train_ids == {"10000", "10001"}
+    assert split.released_ids == {"10000"}
+    assert split.test_ids == {"20000"}

@@ -1,0 +1,116 @@
+"""Anomalib's own command line, from training to export, with this package's names.
+
+The commands run in this process, which spares the import of Anomalib for each of them; the installed scripts themselves
+are run by `test_packaging.py`.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.cli import AnomalibCLI
+from PIL import Image
+
+Run = Callable[..., AnomalibCLI]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(folder)
+
+    def command(*arguments: str | Path) -> AnomalibCLI:
+        return AnomalibCLI([str(argument) for argument in arguments])
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path, sample_root: Path) -> Path:
+    """Train with the literal command, and return where the README says that the checkpoint is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        arguments = ["train", "--model", "ExDD", "--data", "KSDD2", "--data.root", str(sample_root)]
+        arguments += ["--model.backbone", "filter_bank", "--model.image_size", "[316, 112]", "--data.num_workers", "0"]
+        AnomalibCLI(arguments)
+    return folder / "results" / "ExDD" / "KSDD2" / "latest" / "weights" / "lightning" / "model.ckpt"
+
+
+def test_train_writes_checkpoint_and_pictures(checkpoint: Path, sample_root: Path) -> None:
+    assert checkpoint.is_file()
+    pictures = sorted((checkpoint.parents[2] / "images" / "test").glob("*.png"))
+    assert [picture.name for picture in pictures] == sorted(p.name for p in (sample_root / "test").glob("200??.png"))
+    with Image.open(pictures[0]) as picture:
+        width, height = picture.size
+    assert height == 316
+    assert width == 4 * 112
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["hyper_parameters"]["backbone"] == "filter_bank"
+    assert len(content["state_dict"]["model.positive_bank.features"]) > 0
+
+
+def test_test_and_predict_need_no_settings_again(checkpoint: Path, sample_root: Path, run: Run, folder: Path) -> None:
+    tested = run("test", "--model", "ExDD", "--data", "KSDD2", "--data.root", sample_root, "--ckpt_path", checkpoint)
+    assert tuple(tested.model.settings.image_size) == (316, 112)
+    metrics = tested.engine.trainer.callback_metrics
+    assert {"image_AUROC", "image_AUPR", "pixel_AUROC", "pixel_AUPR"} <= set(metrics)
+    assert metrics["image_AUROC"] > 0.5
+
+    images = folder / "inbox"
+    images.mkdir()
+    for name in ("20000", "20003"):
+        with Image.open(sample_root / "test" / f"{name}.png") as image:
+            image.convert("L").save(images / f"{name}.jpg")  # a grey photo in another format
+    predicted = run("predict", "--model", "ExDD", "--data", images, "--ckpt_path", checkpoint)
+    written = {path.name for path in Path(predicted.engine.trainer.default_root_dir).rglob("2000?.*")}
+    assert {"20000.jpg", "20003.jpg"} <= written
+
+
+@pytest.mark.parametrize("export_type", ["torch", "onnx", "openvino"])
+def test_export_writes_a_model_that_scores(checkpoint: Path, run: Run, folder: Path, export_type: str) -> None:
+    if export_type != "torch" and importlib.util.find_spec("openvino") is None:
+        pytest.skip("the extra `openvino` is not installed")
+    root = folder / "exported"
+    run("export", "--model", "ExDD", "--export_type", export_type, "--ckpt_path", checkpoint, "--export_root", root)
+    suffix = {"torch": "pt", "onnx": "onnx", "openvino": "xml"}[export_type]
+    path = root / "weights" / export_type / f"model.{suffix}"
+    assert path.is_file()
+    if export_type == "onnx":
+        import onnxruntime  # noqa: PLC0415
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        batch = np.random.default_rng(0).random((3, 3, 316, 112)).astype(np.float32)
+        scores = session.run(["pred_score"], {session.get_inputs()[0].name: batch})[0]
+        assert np.isfinite(scores).all()
+        assert scores.size == 3
+
+
+def test_wrong_arguments_are_named(run: Run, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--model.scoring", "best"], "scoring"),
+        (["--model.coreset_ratio", "0.1"], "coreset_ratio"),
+    ):
+        with pytest.raises(SystemExit):
+            run("train", "--model", "ExDD", "--data", "KSDD2", "--data.root", sample_root, *arguments)
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`negative_ratio` has to be in"):
+        run("train", "--model", "ExDD", "--data", "KSDD2", "--model.negative_ratio", "2")
+
+
+def test_quickstart_configuration_is_valid(repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    parsed = AnomalibCLI(["train", "--config", str(repository / "configs" / "quickstart.yaml")], run=False)
+    assert type(parsed.model).__name__ == "ExDD"
+    assert type(parsed.datamodule).__name__ == "SurfaceSample"
+    assert parsed.model.settings.backbone == "filter_bank"
+    switched = ["--model.backbone", "resnet18"]  # the single flag that the README names
+    parsed = AnomalibCLI(["train", "--config", str(repository / "configs" / "quickstart.yaml"), *switched], run=False)
+    assert parsed.model.model.feature_extractor.layers == ("layer2", "layer3")
+    assert parsed.model.model.feature_extractor.pre_trained
