@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import METRICS, TITLES, evaluator, fit, spread, test
-from machine import describe, markdown_table
-
 from anomalib_exdd import KSDD2, ExDD, SurfaceSample
+from machine import describe, markdown_table
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "filter bank": {"backbone": "filter_bank"},

@@ -6,17 +6,9 @@ from typing import Any
 
 import pytest
 from anomalib.engine import Engine
+from small import SMALL
 
 from anomalib_exdd import KSDD2, ExDD
-
-SMALL: dict[str, Any] = {
-    "backbone": "resnet18",
-    "pre_trained": False,
-    "image_size": (96, 64),
-    "negative_ratio": 0.1,
-    "negative_minimum": 20,
-    "positive_minimum": 20,
-}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from anomalib.data import Folder, ImageBatch, PredictDataset
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
+from small import SMALL
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -114,19 +115,23 @@ def test_scores_do_not_depend_on_the_batch_or_the_backend(trained: tuple[ExDD, P
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-5, atol=0)
 
 
+def only_random(create_model: Make) -> Make:
+    """Let timm build networks, but not load weights."""
+
+    def create(*args: Any, pretrained: bool = False, **kwargs: Any) -> Any:
+        assert not pretrained, "the checkpoint brings the weights"
+        return create_model(*args, pretrained=pretrained, **kwargs)
+
+    return create
+
+
 def test_a_checkpoint_needs_no_network_and_no_file(
     trained: tuple[ExDD, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_model: Make
 ) -> None:
     checkpoint = torch.load(trained[1], weights_only=True)
     checkpoint["hyper_parameters"] |= {"pre_trained": True, "weights": None}
     torch.save(checkpoint, tmp_path / "model.ckpt")
-    create_model = timm.create_model
-
-    def offline(*args: Any, pretrained: bool = False, **kwargs: Any) -> Any:
-        assert not pretrained, "the checkpoint brings the weights"
-        return create_model(*args, pretrained=pretrained, **kwargs)
-
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(timm, "create_model", only_random(timm.create_model))
     loaded = ExDD.load_from_checkpoint(tmp_path / "model.ckpt").eval()
     assert_same_banks(loaded, trained[0])
     assert loaded.model.negative_bank.sources == trained[0].model.negative_bank.sources
@@ -145,14 +150,25 @@ def test_refitting_builds_new_banks(small_model: Make, small_data: Make, engine:
 
 
 def test_training_from_a_checkpoint_rebuilds_and_tests_the_new_banks(
-    trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make, caplog: pytest.LogCaptureFixture
+    trained: tuple[ExDD, Path],
+    small_data: Make,
+    engine: Make,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = small_model()
+    monkeypatch.setattr(timm, "create_model", only_random(timm.create_model))
+    model = ExDD()  # as the command line builds it; the backbone's weights come from the checkpoint
     with caplog.at_level(logging.WARNING):
         engine().train(model=model, datamodule=small_data(num_defects=2), ckpt_path=trained[1])
     assert "dropped and built anew" in caplog.text
     assert bool(model._is_fitted)
     assert 1 <= len(set(banks(model)["positive_bank"][0])) <= 2
+    # Another checkpoint than the one that training started from is loaded as it is.
+    engine().test(model=model, datamodule=small_data(), ckpt_path=trained[1], verbose=False)
+    assert 1 <= len(set(banks(model)["positive_bank"][0])) <= 2
+    engine().fit(model=(other := ExDD(**SMALL, seed=5)), datamodule=small_data())
+    engine().test(model=other, datamodule=small_data(), ckpt_path=trained[1], verbose=False)
+    assert_same_banks(other, trained[0])
 
 
 def test_without_defects_it_scores_as_normal_and_says_so_once(
@@ -349,7 +365,8 @@ def test_tiler_gives_the_same_grid(small_model: Make, small_data: Make) -> None:
 def test_images_of_a_folder_can_be_predicted(
     trained: tuple[ExDD, Path], sample_root: Path, engine: Make, tmp_path: Path
 ) -> None:
-    predictions = engine().predict(model=copy.deepcopy(trained[0]), data_path=sample_root / "test" / "20000.png")
+    model = ExDD.load_from_checkpoint(trained[1])
+    predictions = engine().predict(model=model, data_path=sample_root / "test" / "20000.png")
     assert predictions[0].anomaly_map.shape[-2:] == (96, 64)
     pictures = list((tmp_path / "results").rglob("*.png"))
     assert [picture.name for picture in pictures] == ["20000.png"]

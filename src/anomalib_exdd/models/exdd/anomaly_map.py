@@ -28,6 +28,8 @@ class SmoothMap(Float32Buffers):
     def __init__(self, sigma: float) -> None:
         super().__init__()
         self.blur = GaussianBlur2d(sigma=sigma)
+        # Not in the checkpoint, which may be used with another sigma.
+        self.blur.register_buffer("kernel", self.blur.kernel, persistent=False)
 
     def forward(self, scores_B1hw: Tensor, image_size: Sequence[int]) -> Tensor:
         """Turn patch scores (B, 1, h, w) into a map (B, 1, H, W)."""

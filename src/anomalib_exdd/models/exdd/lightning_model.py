@@ -1,5 +1,6 @@
 """ExDD as an Anomalib model: builds the banks during one pass over the training images."""
 
+import hashlib
 import inspect
 import logging
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from anomalib_exdd.neighbors import SearchBackend
 
+from .arguments import adopted, check_at_least, check_choice, check_ratio
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, patch_centres
 from .scoring import ScoringName
@@ -33,13 +35,11 @@ _DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
     "paper": "paper",
     "published": "published",
     "normal": "normal",
-    "ratio": "normal",  # chosen on a validation split: benchmarks/image_scoring.py
+    "ratio": "normal",  # the best on validation images: benchmarks/results/image_scoring_validation.md
 }
 
 _PICTURE_SIDES = (256, 640)  # pixels of the longer side of a panel in the pictures, least and most
 _PICTURE_TEXT = 12  # pixels; the labels of narrow panels have to fit
-
-_FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size"})
 
 
 class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
@@ -112,16 +112,17 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        _check_ratio("negative_ratio", negative_ratio)
-        _check_ratio("positive_ratio", positive_ratio)
-        _check_ratio("min_coverage", min_coverage)
-        _check_at_least("negative_minimum", negative_minimum, 1)
-        _check_at_least("positive_minimum", positive_minimum, 1)
-        _check_at_least("projected_dimension", projected_dimension, 1)
-        _check_at_least("num_neighbors", num_neighbors, 1)
-        _check_choice("positive_patches", positive_patches, get_args(PositivePatches))
-        _check_choice("scoring", scoring, get_args(ScoringName))
-        _check_choice("image_scoring", image_scoring, (*get_args(ScoringName), "auto"))
+        check_ratio("negative_ratio", negative_ratio)
+        check_ratio("positive_ratio", positive_ratio)
+        check_ratio("min_coverage", min_coverage)
+        check_at_least("negative_minimum", negative_minimum, 1)
+        check_at_least("positive_minimum", positive_minimum, 1)
+        check_at_least("projected_dimension", projected_dimension, 1)
+        check_at_least("num_neighbors", num_neighbors, 1)
+        check_choice("positive_patches", positive_patches, get_args(PositivePatches))
+        check_choice("scoring", scoring, get_args(ScoringName))
+        check_choice("search", search, get_args(SearchBackend))
+        check_choice("image_scoring", image_scoring, (*get_args(ScoringName), "auto"))
         if len(image_size) != 2 or min(image_size) < 32:
             msg = f"Argument `image_size` has to be (height, width), both at least 32, but got {tuple(image_size)}."
             raise ValueError(msg)
@@ -206,19 +207,22 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         return LearningType.ONE_CLASS
 
     def setup(self, stage: str) -> None:
-        """Load the backbone's weights before training, unless a checkpoint is about to bring them."""
-        if stage == TrainerFn.FITTING:
-            if self.trainer.world_size > 1:
-                msg = (
-                    f"ExDD builds its banks in one process, but the trainer has {self.trainer.world_size}: every one "
-                    "of them would see a part of the images only. Train with `--trainer.devices 1`; prediction and "
-                    "test may use any number of devices."
-                )
-                raise ValueError(msg)
-            self.model.feature_extractor.load_weights()
+        """Refuse to train in several processes.
+
+        Raises:
+            ValueError: If the trainer has more than one.
+        """
+        if stage == TrainerFn.FITTING and self.trainer.world_size > 1:
+            msg = (
+                f"ExDD builds its banks in one process, but the trainer has {self.trainer.world_size}: every one of "
+                "them would see a part of the images only. Train with `--trainer.devices 1`; prediction and test may "
+                "use any number of devices."
+            )
+            raise ValueError(msg)
 
     def on_fit_start(self) -> None:
-        """Start from empty banks, also where the model was fitted before."""
+        """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
+        self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
         self._is_fitted = torch.tensor([False], device=self.device)
         self.model.negative_bank.clear()
         self.model.positive_bank.clear()
@@ -321,7 +325,14 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         super().on_load_checkpoint(checkpoint)
         if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
             return
-        self._adopt_settings(checkpoint.get("hyper_parameters", {}))
+        defaults = {name: parameter.default for name, parameter in inspect.signature(ExDD).parameters.items()}
+        changes = adopted(self.hparams, defaults, checkpoint.get("hyper_parameters", {}))
+        if changes:
+            self.hparams.update(changes)
+            tiler = self.model.tiler
+            self._build_model()
+            self.model.tiler = tiler
+            self.model.to(self.device)
         trainer: Any = self.trainer
         if trainer.datamodule is not None:
             trainer.datamodule.setup(trainer.state.fn)  # its resize follows the pre-processor, which has just changed
@@ -329,42 +340,11 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
             checkpoint.pop("loops", None)
             checkpoint.update(epoch=0, global_step=0)
-            self._rebuilt_from = str(trainer.ckpt_path)
-        elif self._rebuilt_from is not None and self._rebuilt_from == str(trainer.ckpt_path):
+            self._rebuilt_from = _fingerprint(checkpoint)
+        elif self._rebuilt_from is not None and self._rebuilt_from == _fingerprint(checkpoint):
             # Anomalib's engine tests the checkpoint that training started from; what was asked for is a test of the
             # banks that training has just built.
             checkpoint["state_dict"] = self.state_dict()
-
-    def _adopt_settings(self, saved: dict[str, Any]) -> None:
-        """Take the settings of a checkpoint where none were given, and rebuild the torch model if that changes it."""
-        defaults = {name: p.default for name, p in inspect.signature(ExDD.__init__).parameters.items()}
-        changed = False
-        for name, value in saved.items():
-            if name not in self.hparams or _same(self.hparams[name], value):
-                continue
-            if _same(self.hparams[name], defaults.get(name)):
-                self.hparams[name] = value
-                changed = True
-            elif name in _FIXED_BY_BANKS:
-                msg = (
-                    f"Argument `{name}` is {self.hparams[name]!r}, but the checkpoint's memory banks were built with "
-                    f"{value!r}. Leave the argument out, or train anew."
-                )
-                raise ValueError(msg)
-        if "published" in {self.settings.scoring, saved.get("scoring")} and self.settings.scoring != saved.get(
-            "scoring"
-        ):
-            msg = (
-                f"Argument `scoring` is {self.settings.scoring!r}, but the checkpoint was trained with "
-                f"{saved.get('scoring')!r}: 'published' pools features in another way, so that its banks and those of "
-                "the other rules do not fit each other. Train anew."
-            )
-            raise ValueError(msg)
-        if changed:
-            tiler = self.model.tiler
-            self._build_model()
-            self.model.tiler = tiler
-            self.model.to(self.device)
 
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
@@ -401,35 +381,15 @@ def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
     return mask_HW
 
 
+def _fingerprint(checkpoint: dict[str, Any]) -> str:
+    """Identify a checkpoint by its negative bank, whatever its file is called."""
+    features: Tensor = checkpoint["state_dict"]["model.negative_bank.features"]
+    return hashlib.sha256(features.cpu().numpy().tobytes()).hexdigest()
+
+
 def _picture_size(image_size: Sequence[int]) -> tuple[int, int]:
     """Return (width, height) of a picture's panels: the images' own shape instead of Anomalib's square."""
     longest = max(image_size)
     side = min(max(longest, _PICTURE_SIDES[0]), _PICTURE_SIDES[1])
     height, width = (round(length * side / longest) for length in image_size)
     return width, height
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Compare settings as they are after a checkpoint: paths are strings there, and tuples may be lists."""
-    first, second = (str(value) if isinstance(value, Path) else value for value in (first, second))
-    if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
-        return list(first) == list(second)
-    return bool(first == second)
-
-
-def _check_ratio(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        msg = f"Argument `{name}` has to be in (0, 1], but got {value}."
-        raise ValueError(msg)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        msg = f"Argument `{name}` has to be at least {least}, but got {value}."
-        raise ValueError(msg)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        msg = f"Argument `{name}` has to be one of {choices}, but got {value!r}."
-        raise ValueError(msg)

@@ -1,0 +1,88 @@
+"""Checks of the model's arguments, and how they meet those that a checkpoint was trained with."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size"})
+"""Arguments that the features in a memory bank depend on."""
+
+
+def check_ratio(name: str, value: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        ValueError: If the value is not in (0, 1].
+    """
+    if not 0 < value <= 1:
+        msg = f"Argument `{name}` has to be in (0, 1], but got {value}."
+        raise ValueError(msg)
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse what is too small.
+
+    Raises:
+        ValueError: If the value is below the least one.
+    """
+    if value < least:
+        msg = f"Argument `{name}` has to be at least {least}, but got {value}."
+        raise ValueError(msg)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse unknown names.
+
+    Raises:
+        ValueError: If the value is none of the choices.
+    """
+    if value not in choices:
+        msg = f"Argument `{name}` has to be one of {choices}, but got {value!r}."
+        raise ValueError(msg)
+
+
+def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell which arguments a model takes over from a checkpoint that is loaded into it.
+
+    An argument that was left at its default takes the checkpoint's value. One that was given stays, as long as the
+    checkpoint's banks allow it.
+
+    Args:
+        given: The model's arguments.
+        defaults: Their defaults.
+        saved: The arguments that the checkpoint was trained with.
+
+    Returns:
+        The arguments to change.
+
+    Raises:
+        ValueError: If a given argument contradicts what the checkpoint's banks were built with.
+    """
+    changes = {}
+    for name, value in saved.items():
+        if name not in given or _same(given[name], value):
+            continue
+        if _same(given[name], defaults.get(name)):
+            changes[name] = value
+        elif name in FIXED_BY_BANKS:
+            msg = (
+                f"Argument `{name}` is {given[name]!r}, but the checkpoint's memory banks were built with {value!r}. "
+                "Leave the argument out, or train anew."
+            )
+            raise ValueError(msg)
+    scoring, trained = changes.get("scoring", given.get("scoring")), saved.get("scoring", given.get("scoring"))
+    if scoring != trained and "published" in {scoring, trained}:
+        msg = (
+            f"Argument `scoring` is {scoring!r}, but the checkpoint was trained with {trained!r}: 'published' pools "
+            "features in another way, so that its banks and those of the other rules do not fit each other. Train anew."
+        )
+        raise ValueError(msg)
+    return changes
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Compare arguments as they are after a checkpoint: paths are strings there, and tuples may be lists."""
+    first, second = (str(value) if isinstance(value, Path) else value for value in (first, second))
+    if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
+        return list(first) == list(second)
+    return bool(first == second)
