@@ -5,7 +5,7 @@
 All methods share backbone, weights, layers, input size, coreset ratio and training images, and are scored raw, before
 Anomalib's normalisation clips at the largest validation score. A seed decides the validation split, the projections and
 the coresets' first centres. With `--split validation`, methods are compared on the validation images instead: that is
-where a choice may be made.
+where a choice may be made. Results are written as they come; the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from anomalib.engine import Engine
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
 from anomalib.models import Patchcore
@@ -146,36 +145,68 @@ def test(model: AnomalibModule, datamodule: KSDD2, split: str) -> tuple[dict[str
     return {name: float(metrics[name]) for name in METRICS}, timer.seconds / timer.images
 
 
-def run_seed(options: argparse.Namespace, seed: int) -> list[Result]:
+class Results:
+    """The results so far, and the files that keep them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.output: Path | None = options.output
+        paths = {"data": options.root.name, "weights": options.weights.name if options.weights else "timm"}
+        left_out = {"root", "weights", "output", "methods", "seeds", "workers"}
+        self.settings = paths | {n: str(value) for n, value in vars(options).items() if n not in left_out}
+        self.all: list[Result] = []
+        if self.output is not None and self.output.with_suffix(".json").is_file():
+            content = json.loads(self.output.with_suffix(".json").read_text())
+            if content["settings"] != self.settings:
+                msg = f"{self.output}.json has results of other settings. Give another --output, or remove the file."
+                raise SystemExit(msg)
+            self.all = [Result(**result) for result in content["results"]]
+
+    def has(self, method: str, seed: int) -> bool:
+        """Tell whether a method's result is there."""
+        return any((result.method, result.seed) == (method, seed) for result in self.all)
+
+    def add(self, result: Result) -> None:
+        """Print a result and write all of them down, the old file staying until the new one is complete."""
+        self.all.append(result)
+        values = "  ".join(f"{name} {100 * result.metrics[name]:.2f}" for name in METRICS)
+        print(f"seed {result.seed}  {result.method:10s} {values}  fit {result.fit_seconds:.0f} s", flush=True)
+        if self.output is None:
+            return
+        content = {"machine": describe(), "settings": self.settings, "results": [vars(each) for each in self.all]}
+        facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **self.settings}.items())
+        title = f"# Accuracy on {self.settings['data']}, {self.settings['split']} images"
+        for suffix, text in (
+            (".json", json.dumps(content, indent=2)),
+            (".md", f"{title}\n\n{markdown_table(table(self.all))}\n\n{facts}"),
+        ):
+            partial = self.output.with_suffix(suffix + ".partial")
+            partial.write_text(text + "\n")
+            partial.replace(self.output.with_suffix(suffix))
+
+
+def run_seed(options: argparse.Namespace, seed: int, results: Results) -> None:
     """Train and test every method with one seed."""
-    results = []
-    if "patchcore" in options.methods:
+    if "patchcore" in options.methods and not results.has("patchcore", seed):
         seed_everything(seed, verbose=False)
         baseline, datamodule = patchcore(options), data(options, seed)
         seconds = fit(without_defects(baseline), datamodule)
         metrics, image_seconds = test(baseline, datamodule, options.split)
         entries = len(baseline.model.memory_bank)
-        results.append(Result("patchcore", seed, metrics, entries, 0, seconds, image_seconds))
-        report(results[-1])
+        results.add(Result("patchcore", seed, metrics, entries, 0, seconds, image_seconds))
     for scorings in (SHARING_BANKS, {"published": "published"}):
-        wanted = {name: image for name, image in scorings.items() if name in options.methods}
+        wanted = {n: i for n, i in scorings.items() if n in options.methods and not results.has(n, seed)}
         fitted: ExDD | None = None
         for name, image_scoring in wanted.items():
-            scoring = "ratio" if name == "default" else name
-            model = exdd(options, seed, scoring=scoring, image_scoring=image_scoring)
-            datamodule = data(options, seed)
+            model = exdd(options, seed, scoring="ratio" if name == "default" else name, image_scoring=image_scoring)
             if fitted is None:
+                datamodule = data(options, seed)
                 seconds = fit(model, datamodule)
-                fitted, fitted_data = model, datamodule
+                fitted = model
             else:  # another score of the same banks
-                banks = {k: v for k, v in fitted.model.state_dict().items() if not k.startswith("anomaly_map")}
-                model.model.load_state_dict(banks, strict=False)
-                datamodule = fitted_data
+                model.model.load_state_dict(fitted.model.state_dict())
             metrics, image_seconds = test(model, datamodule, options.split)
             negative, positive = len(model.model.negative_bank), len(model.model.positive_bank)
-            results.append(Result(name, seed, metrics, negative, positive, seconds, image_seconds))
-            report(results[-1])
-    return results
+            results.add(Result(name, seed, metrics, negative, positive, seconds, image_seconds))
 
 
 def without_defects(model: Patchcore) -> Patchcore:
@@ -189,12 +220,6 @@ def without_defects(model: Patchcore) -> Patchcore:
 
     model.training_step = normal_only  # type: ignore[method-assign]
     return model
-
-
-def report(result: Result) -> None:
-    """Print one result as it comes."""
-    values = "  ".join(f"{name} {100 * result.metrics[name]:.2f}" for name in METRICS)
-    print(f"seed {result.seed}  {result.method:10s} {values}  fit {result.fit_seconds:.0f} s", flush=True)
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -236,19 +261,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="result file without ending; writes NAME.json and NAME.md")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    results = [result for seed in options.seeds for result in run_seed(options, seed)]
-    rows = table(results)
-    print(markdown_table(rows))
-    if options.output is not None:
-        settings = {name: str(value) for name, value in vars(options).items() if name not in {"root", "weights"}}
-        settings |= {"data": options.root.name, "weights": options.weights.name if options.weights else "timm"}
-        content = {"machine": describe(), "settings": settings, "results": [vars(result) for result in results]}
-        options.output.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
-        facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings}.items())
-        page = f"# Accuracy on {options.root.name}, {options.split} images\n\n{markdown_table(rows)}\n\n{facts}\n"
-        options.output.with_suffix(".md").write_text(page)
+    results = Results(options)
+    for seed in options.seeds:
+        run_seed(options, seed, results)
+    print(markdown_table(table(results.all)))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     main()
