@@ -98,6 +98,7 @@ def exdd(options: argparse.Namespace, seed: int, **arguments: Any) -> ExDD:
         negative_ratio=options.ratio,
         negative_minimum=1,
         num_neighbors=options.num_neighbors,
+        projected_dimension=options.projected_dimension,
         seed=seed,
         post_processor=False,
         visualizer=False,
@@ -252,6 +253,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs=2, default=[632, 224], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--ratio", type=float, default=0.02, help="coreset ratio of normal patches")
     parser.add_argument("--num-neighbors", type=int, default=3, help="neighbourhood of the weights, for all methods")
+    parser.add_argument(
+        "--projected-dimension", type=int, default=128, help="of ExDD's coreset selection; Patchcore's is its own"
+    )
     parser.add_argument("--num-defects", type=int, help="defective training images to use; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=["test", "validation"], default="test")
