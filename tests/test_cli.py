@@ -50,7 +50,7 @@ def test_train_writes_checkpoint_and_pictures(checkpoint: Path, sample_root: Pat
     with Image.open(pictures[0]) as picture:
         width, height = picture.size
     assert height == 316
-    assert width == 4 * 112
+    assert width == 4 * 200  # four panels, wide enough for their labels
     content = torch.load(checkpoint, weights_only=True)
     assert content["hyper_parameters"]["backbone"] == "filter_bank"
     assert len(content["state_dict"]["model.positive_bank.features"]) > 0

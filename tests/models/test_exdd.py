@@ -261,7 +261,7 @@ def test_pictures_have_the_images_shape(trained: tuple[ExDD, Path], small_data: 
     assert ExDD(pre_trained=False).visualizer.field_size == (224, 632)
     model = ExDD(pre_trained=False)
     engine().predict(model=model, datamodule=small_data(), ckpt_path=trained[1])
-    assert model.visualizer.field_size == (171, 256)
+    assert model.visualizer.field_size == (200, 300)
 
 
 def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:

@@ -24,6 +24,7 @@ from anomalib_exdd.neighbors import SearchBackend
 from .arguments import adopted, check_at_least, check_choice, check_ratio
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, patch_centres
+from .pictures import LABEL_SIZE, panel_size
 from .scoring import ScoringName
 from .torch_model import ExDDModel
 
@@ -37,9 +38,6 @@ _DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
     "normal": "normal",
     "ratio": "normal",  # the best on validation images: benchmarks/results/image_scoring_validation.md
 }
-
-_PICTURE_SIDES = (256, 640)  # pixels of the longer side of a panel in the pictures, least and most
-_PICTURE_TEXT = 12  # pixels; the labels of narrow panels have to fit
 
 
 class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
@@ -151,8 +149,8 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         """Build the torch model, and take over the settings of training, from the hyper-parameters."""
         settings = self.settings
         if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
-            self.visualizer.field_size = _picture_size(settings.image_size)
-            self.visualizer.text_config["size"] = _PICTURE_TEXT
+            self.visualizer.field_size = panel_size(settings.image_size)
+            self.visualizer.text_config["size"] = LABEL_SIZE
         image_scoring = settings.image_scoring
         self.model = ExDDModel(
             settings.backbone,
@@ -385,11 +383,3 @@ def _fingerprint(checkpoint: dict[str, Any]) -> str:
     """Identify a checkpoint by its negative bank, whatever its file is called."""
     features: Tensor = checkpoint["state_dict"]["model.negative_bank.features"]
     return hashlib.sha256(features.cpu().numpy().tobytes()).hexdigest()
-
-
-def _picture_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """Return (width, height) of a picture's panels: the images' own shape instead of Anomalib's square."""
-    longest = max(image_size)
-    side = min(max(longest, _PICTURE_SIDES[0]), _PICTURE_SIDES[1])
-    height, width = (round(length * side / longest) for length in image_size)
-    return width, height
