@@ -49,7 +49,7 @@ def test_train_writes_checkpoint_and_pictures(checkpoint: Path, sample_root: Pat
     assert [picture.name for picture in pictures] == sorted(p.name for p in (sample_root / "test").glob("200??.png"))
     with Image.open(pictures[0]) as picture:
         width, height = picture.size
-    assert height == 316
+    assert height == 564 + 24  # the line with the decision
     assert width == 4 * 200  # four panels, wide enough for their labels
     content = torch.load(checkpoint, weights_only=True)
     assert content["hyper_parameters"]["backbone"] == "filter_bank"

@@ -271,8 +271,8 @@ def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:
     masks[1, 10:30, 20:40] = 1
     masks[1, 70, 50:55] = 1
     model.training_step(batch([0, 1], masks))
-    assert model.collectors is not None
-    assert model.collectors[1].num_patches == 2 * 16 * 16
+    assert model.builder is not None
+    assert model.builder.positive.num_patches == 2 * 16 * 16
     model.fit()
     positions = model.model.positive_bank.position
     in_first = ((positions >= torch.tensor([9, 19])) & (positions < torch.tensor([31, 41]))).all(1)
@@ -323,7 +323,7 @@ def test_settings_that_contradict_the_checkpoint_are_errors(
     trained: tuple[ExDD, Path], small_data: Make, engine: Make
 ) -> None:
     for arguments, message in (
-        ({"backbone": "resnet34"}, "`backbone` is 'resnet34', but the checkpoint's memory banks were built"),
+        ({"backbone": "resnet34"}, "`backbone` is 'resnet34', but the checkpoint was trained with"),
         ({"image_size": (64, 64)}, "`image_size` is"),
         ({"scoring": "published"}, "pools features in another way"),
     ):

@@ -30,6 +30,11 @@ def filled(scoring: str, image_scoring: str = "auto", *, positive: bool = True, 
         features = model.model.embed(images).flatten(2).transpose(1, 2).flatten(0, 1)
         chosen = torch.randperm(len(features), generator=rng)[:150]
         bank.fill(BankContent(features[chosen], torch.zeros(150).long(), torch.zeros(150, 2).long(), ["a.png"]))
+    calibration = model.model.calibration
+    calibration.weights = torch.tensor([3.0, 1.0, 2.0, 0.5])
+    calibration.reference = torch.tensor([1.0, 1.1])
+    calibration.bias = torch.tensor(-1.0)
+    calibration.slope = torch.tensor(0.3)
     scores = model.eval().model(torch.randn(4, 3, *SIZE, generator=rng))
     post = model.post_processor
     post.image_min.copy_(scores.pred_score.min() * 0.5)
@@ -53,6 +58,8 @@ def assert_parity(found: dict[str, np.ndarray], model: ExDD, batch: np.ndarray) 
     if model.settings.scoring == "published":  # an 8-bit map: rounding may move a pixel by one of its 255 levels
         assert np.quantile(difference, 0.999) < 1e-4
         assert difference.max() < 0.01
+    elif model.settings.scoring == "calibrated":  # log-odds cross zero: relative to the largest
+        assert difference.max() < 1e-4 * expected.anomaly_map.abs().max().item()
     else:
         np.testing.assert_array_less(difference, 1e-4 * expected.anomaly_map.abs().numpy() + 1e-6)
     assert found["pred_label"].ravel().tolist() == expected.pred_label.numpy().ravel().tolist()
@@ -62,6 +69,7 @@ def assert_parity(found: dict[str, np.ndarray], model: ExDD, batch: np.ndarray) 
 @pytest.mark.parametrize(
     ("scoring", "arguments"),
     [
+        ("calibrated", {"backbone": "filter_bank"}),
         ("ratio", {"backbone": "resnet18"}),
         ("paper", {"backbone": "filter_bank"}),
         ("published", {"backbone": "resnet18"}),

@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
-from anomalib_exdd.models.exdd.scoring import PatchDistances, get_scoring, patchcore_weight
+from anomalib_exdd.models.exdd.scoring import Coefficients, PatchDistances, get_scoring, patchcore_weight
 from anomalib_exdd.models.exdd.torch_model import ExDDModel
 
 EPSILON = 1e-6
 IMAGES, PATCHES, DIMENSION = 4, 12, 6
+COEFFICIENTS = Coefficients(
+    weights=torch.tensor([2.0, 0.5, 1.5, 0.25]),
+    bias=torch.tensor(0.75),
+    reference=torch.tensor([1.0, 1.2]),
+    slope=torch.tensor(1.1),
+    offset=torch.tensor(-2.0),
+    top_fraction=0.2,
+)
 
 
 class Oracle:
@@ -75,6 +83,26 @@ class Oracle:
     def normal_patch(self, patch: np.ndarray) -> float:
         return self.nearest(patch, self.negative)[0]
 
+    def calibrated_patch(self, patch: np.ndarray) -> float:
+        """Weigh the log-distances to the first and third neighbours; far defects count for a quarter."""
+        logs = [
+            [math.log(sorted(math.dist(patch, entry) for entry in bank)[i]) for i in (0, 2)]
+            for bank in (self.negative, self.positive)
+        ]
+        score = COEFFICIENTS.bias.item()
+        for weight, log in zip(COEFFICIENTS.weights[:2].tolist(), logs[0], strict=True):
+            score += weight * log
+        for weight, log, usual in zip(
+            COEFFICIENTS.weights[2:].tolist(), logs[1], COEFFICIENTS.reference.tolist(), strict=True
+        ):
+            score -= weight * (log if log < usual else usual + 0.25 * (log - usual))
+        return score
+
+    def calibrated_image(self) -> float:
+        scores = sorted(self.calibrated_patch(patch) for patch in self.patches)
+        mean = sum(scores[-3:]) / 3  # a fifth of 12 patches, rounded up
+        return 1 / (1 + math.exp(-COEFFICIENTS.slope.item() * mean - COEFFICIENTS.offset.item()))
+
     def normal_image(self) -> float:  # PatchCore, equation 7, as Anomalib computes it
         patch = self.farthest(self.negative)
         distance, entry = self.nearest(patch, self.negative)
@@ -91,21 +119,23 @@ def bank(features: np.ndarray, k: int) -> MemoryBank:
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
-@pytest.mark.parametrize("name", ["normal", "paper", "published", "ratio"])
+@pytest.mark.parametrize("name", ["calibrated", "normal", "paper", "published", "ratio"])
 def test_rule_matches_its_equations(name: str, k: int) -> None:
     rng = np.random.default_rng(k)
     patches = rng.normal(size=(IMAGES, PATCHES, DIMENSION)).astype(np.float32)
     negative = rng.normal(size=(30, DIMENSION)).astype(np.float32)
     positive = (rng.normal(size=(11, DIMENSION)) + 1).astype(np.float32)
-    rule = get_scoring(name)
+    rule = get_scoring(name, COEFFICIENTS)
+    query = torch.from_numpy(patches)
     distances = [
-        bank(features, k).distances(torch.from_numpy(patches), neighborhood=True) for features in (negative, positive)
+        bank(features, k).distances(query, neighborhood=True, num_ranked=rule.num_ranked)
+        for features in (negative, positive)
     ]
     patch_scores, image_scores = rule.patch(*distances), rule.image(*distances)
     for image in range(IMAGES):
         oracle = Oracle(*(values.astype(float) for values in (patches[image], negative, positive)), k=k)
         expected = [getattr(oracle, f"{name}_patch")(patch) for patch in oracle.patches]
-        np.testing.assert_allclose(patch_scores[image].numpy(), expected, rtol=2e-5)
+        np.testing.assert_allclose(patch_scores[image].numpy(), expected, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(image_scores[image].item(), getattr(oracle, f"{name}_image")(), rtol=2e-5)
 
 
@@ -143,6 +173,18 @@ def test_missing_pieces_are_named() -> None:
         get_scoring("ratio").patch(distances, None)
     with pytest.raises(ValueError, match="has to be one of"):
         get_scoring("best")
+    with pytest.raises(ValueError, match="needs its coefficients"):
+        get_scoring("calibrated")
+    with pytest.raises(ValueError, match="only the nearest was searched"):
+        get_scoring("calibrated", COEFFICIENTS).patch(distances, None)
+
+
+def test_a_bank_with_fewer_entries_repeats_its_last_distance() -> None:
+    found = bank(np.array([[0.0], [3.0]], np.float32), 3).distances(
+        torch.tensor([[[1.0]]]), neighborhood=False, num_ranked=3
+    )
+    assert found.ranked is not None
+    assert found.ranked.tolist() == [[[1.0, 2.0, 2.0]]]
 
 
 def test_a_patch_that_is_a_known_defect_scores_finite_and_high() -> None:

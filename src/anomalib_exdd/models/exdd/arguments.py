@@ -2,10 +2,65 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size"})
-"""Arguments that the features in a memory bank depend on."""
+from anomalib_exdd.neighbors import SearchBackend
+
+from .scoring import ScoringName
+
+PositivePatches = Literal["mask", "crop", "farthest"]
+
+DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
+    "calibrated": "calibrated",
+    "paper": "paper",
+    "published": "published",
+    "normal": "normal",
+    "ratio": "normal",  # the best on validation images: benchmarks/results/image_scoring_validation.md
+}
+"""What scores images by default, for each way to score the map."""
+
+FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size", "top_fraction"})
+"""Arguments that the memory banks or the calibration depend on."""
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse arguments of :class:`anomalib_exdd.models.exdd.ExDD` that are out of their range.
+
+    Args:
+        settings: The arguments as attributes.
+
+    Raises:
+        ValueError: If one of them is.
+    """
+    for name in ("negative_ratio", "positive_ratio", "min_coverage", "top_fraction"):
+        check_ratio(name, getattr(settings, name))
+    for name in ("negative_minimum", "positive_minimum", "projected_dimension", "num_neighbors"):
+        check_at_least(name, getattr(settings, name), 1)
+    for name in ("false_reject_rate", "false_accept_rate", "defect_rate"):
+        check_rate(name, getattr(settings, name))
+    check_choice("positive_patches", settings.positive_patches, get_args(PositivePatches))
+    check_choice("scoring", settings.scoring, get_args(ScoringName))
+    check_choice("image_scoring", settings.image_scoring, (*get_args(ScoringName), "auto"))
+    check_choice("search", settings.search, get_args(SearchBackend))
+    if len(settings.image_size) != 2 or min(settings.image_size) < 32:
+        msg = (
+            f"Argument `image_size` has to be (height, width), both at least 32, but got {tuple(settings.image_size)}."
+        )
+        raise ValueError(msg)
+    if settings.sigma is not None and settings.sigma <= 0:
+        msg = f"Argument `sigma` has to be positive or null, but got {settings.sigma}."
+        raise ValueError(msg)
+
+
+def check_rate(name: str, value: float | None) -> None:
+    """Refuse what is no rate; None is left to the model.
+
+    Raises:
+        ValueError: If the value is not in (0, 1).
+    """
+    if value is not None and not 0 < value < 1:
+        msg = f"Argument `{name}` has to be between 0 and 1, both excluded, but got {value}."
+        raise ValueError(msg)
 
 
 def check_ratio(name: str, value: float) -> None:
@@ -66,7 +121,7 @@ def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mappin
             changes[name] = value
         elif name in FIXED_BY_BANKS:
             msg = (
-                f"Argument `{name}` is {given[name]!r}, but the checkpoint's memory banks were built with {value!r}. "
+                f"Argument `{name}` is {given[name]!r}, but the checkpoint was trained with {value!r}. "
                 "Leave the argument out, or train anew."
             )
             raise ValueError(msg)

@@ -5,11 +5,12 @@ import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.metrics import AUPR, AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
@@ -21,23 +22,14 @@ from torch import Tensor, nn
 
 from anomalib_exdd.neighbors import SearchBackend
 
-from .arguments import adopted, check_at_least, check_choice, check_ratio
-from .patch_collector import PatchCollector
-from .patches import CROP_SIZE, defect_crops, defect_patches, patch_centres
-from .pictures import LABEL_SIZE, panel_size
+from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
+from .bank_builder import BankBuilder, mask_of
+from .calibration import Decisions
+from .pictures import LABEL_SIZE, DecisionVisualizer, panel_size
 from .scoring import ScoringName
 from .torch_model import ExDDModel
 
 logger = logging.getLogger(__name__)
-
-PositivePatches = Literal["mask", "crop"]
-
-_DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
-    "paper": "paper",
-    "published": "published",
-    "normal": "normal",
-    "ratio": "normal",  # the best on validation images: benchmarks/results/image_scoring_validation.md
-}
 
 
 class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
@@ -60,14 +52,23 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         positive_minimum: Entries that the positive bank keeps at least, if there are as many patches.
         positive_patches: Where defect patches come from. "mask": the patches that the defect covers (paper). "crop":
             all patches of the bounding box around each defect, squashed to 128 x 128 (thesis and published code).
+            "farthest": no masks needed; of every defective image the few patches that are least like normal ones. Use
+            it where masks would cost more than the better localisation that they bring.
         min_coverage: With "mask", the share of a patch that must be defect for it to belong. Every defect keeps at
             least the patch that holds most of it.
         projected_dimension: Dimension of the Gaussian projection in which the coresets are selected.
-        scoring: How the map is scored. "ratio": distance to normal over distance to defects, patch by patch. "normal":
-            distance to normal alone (PatchCore). "paper": equations 12-23 as printed. "published": as the published
-            code computes them, its pooling without padding included.
+        scoring: How the map is scored. "calibrated": log-odds of a defect from the log-distances to both banks, weighed
+            as the training images tell; never materially worse than "normal". "ratio": distance to normal over distance
+            to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper": equations 12-23 as
+            printed. "published": as the published code computes them, its pooling without padding included.
         image_scoring: How images are scored, one of the same names; "auto" takes the rule that belongs to ``scoring``,
-            and with "ratio" the one that did best on validation data, "normal".
+            and with "ratio" the one that did best on validation data, "normal". "calibrated" is a probability.
+        top_fraction: With "calibrated", the share of an image's patches, the highest, whose mean makes its score.
+        false_reject_rate: Share of good images that may be rejected. It sets the threshold ``reject``, from the
+            training images, and may be changed after training.
+        false_accept_rate: Share of defective images that may be accepted. It sets the threshold ``accept``; images
+            between the two are for review.
+        defect_rate: Share of defective images among those to come, for the probability; null: the training images'.
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "faiss", "torch", or "auto" for the fastest that is installed. All of them are
@@ -99,8 +100,12 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         positive_patches: PositivePatches = "mask",
         min_coverage: float = 0.25,
         projected_dimension: int = 128,
-        scoring: ScoringName = "ratio",
+        scoring: ScoringName = "calibrated",
         image_scoring: ScoringName | Literal["auto"] = "auto",
+        top_fraction: float = 0.01,
+        false_reject_rate: float = 0.01,
+        false_accept_rate: float = 0.05,
+        defect_rate: float | None = None,
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
@@ -110,23 +115,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        check_ratio("negative_ratio", negative_ratio)
-        check_ratio("positive_ratio", positive_ratio)
-        check_ratio("min_coverage", min_coverage)
-        check_at_least("negative_minimum", negative_minimum, 1)
-        check_at_least("positive_minimum", positive_minimum, 1)
-        check_at_least("projected_dimension", projected_dimension, 1)
-        check_at_least("num_neighbors", num_neighbors, 1)
-        check_choice("positive_patches", positive_patches, get_args(PositivePatches))
-        check_choice("scoring", scoring, get_args(ScoringName))
-        check_choice("search", search, get_args(SearchBackend))
-        check_choice("image_scoring", image_scoring, (*get_args(ScoringName), "auto"))
-        if len(image_size) != 2 or min(image_size) < 32:
-            msg = f"Argument `image_size` has to be (height, width), both at least 32, but got {tuple(image_size)}."
-            raise ValueError(msg)
-        if sigma is not None and sigma <= 0:
-            msg = f"Argument `sigma` has to be positive or null, but got {sigma}."
-            raise ValueError(msg)
+        check_settings(SimpleNamespace(**{k: v for k, v in locals().items() if k not in {"self", "__class__"}}))
         super().__init__(
             pre_processor=self.configure_pre_processor((image_size[0], image_size[1]))
             if pre_processor is True
@@ -136,7 +125,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             visualizer=visualizer,
         )
         self._own_visualizer = visualizer is True
-        self.collectors: tuple[PatchCollector, PatchCollector] | None = None
+        self.builder: BankBuilder | None = None
         self._rebuilt_from: str | None = None
         self._build_model()
 
@@ -158,11 +147,17 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             pre_trained=settings.pre_trained,
             weights=settings.weights,
             scoring=settings.scoring,
-            image_scoring=_DEFAULT_IMAGE_SCORING[settings.scoring] if image_scoring == "auto" else image_scoring,
+            image_scoring=DEFAULT_IMAGE_SCORING[settings.scoring] if image_scoring == "auto" else image_scoring,
             num_neighbors=settings.num_neighbors,
             sigma=settings.sigma,
             search=settings.search,
+            top_fraction=settings.top_fraction,
         )
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """Use Anomalib's pictures, with a line that states the decision."""
+        return DecisionVisualizer()
 
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -222,10 +217,9 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
         self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
         self._is_fitted = torch.tensor([False], device=self.device)
-        self.model.negative_bank.clear()
-        self.model.positive_bank.clear()
-        dimension, seed = self.settings.projected_dimension, self.settings.seed
-        self.collectors = (PatchCollector(dimension, seed), PatchCollector(dimension, seed))
+        for part in (self.model.negative_bank, self.model.positive_bank, self.model.calibration_set):
+            part.clear()
+        self.builder = BankBuilder(self.model, self.settings)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank.
@@ -234,81 +228,71 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             ValueError: If a defective image has no mask to find its defect patches by.
         """
         del args, kwargs
-        if self.collectors is None:
+        if self.builder is None:
             msg = "Patches are collected during fit only. Train through Anomalib's Engine or Lightning's Trainer."
             raise RuntimeError(msg)
-        negative, positive = self.collectors
         images_BCHW = cast("Tensor", batch.image)
         features_BDhw = self.model.embed(images_BCHW)
-        grid = (features_BDhw.shape[-2], features_BDhw.shape[-1])
-        position_P2 = patch_centres(grid, (images_BCHW.shape[-2], images_BCHW.shape[-1]))
-        for index in range(len(images_BCHW)):
-            name = batch.image_path[index] if batch.image_path else f"image {negative.num_images + positive.num_images}"
+        for index, (image_CHW, features_Dhw) in enumerate(zip(images_BCHW, features_BDhw, strict=True)):
+            path = batch.image_path[index] if batch.image_path else f"image {self.builder.num_images}"
             if batch.gt_label is None or not bool(batch.gt_label[index]):
-                negative.add(name, features_BDhw[index].flatten(1).T, position_P2)
-                continue
-            mask_HW = _mask_of(batch, index, name)
-            if self.settings.positive_patches == "crop":
-                positive.add(name, *self._crop_patches(images_BCHW[index], mask_HW))
+                self.builder.add_normal(path, image_CHW, features_Dhw)
+            elif self.settings.positive_patches == "farthest":
+                self.builder.add_defective(path, image_CHW, features_Dhw, None)
             else:
-                belongs = defect_patches(mask_HW, grid, self.settings.min_coverage).flatten()
-                positive.add(
-                    name, features_BDhw[index].flatten(1).T[belongs.to(features_BDhw.device)], position_P2[belongs]
-                )
+                self.builder.add_defective(path, image_CHW, features_Dhw, mask_of(batch, index, path))
         # Lightning wants a loss with a gradient; there is nothing to optimise.
         return torch.tensor(0.0, requires_grad=True, device=self.device)
 
-    def _crop_patches(self, image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of all patches of all defect crops, and their positions in the whole image."""
-        crops, boxes = defect_crops(image_CHW, mask_HW)
-        features_NDhw = self.model.feature_extractor(crops).float()
-        centre = patch_centres((features_NDhw.shape[-2], features_NDhw.shape[-1]), CROP_SIZE)
-        size = torch.tensor(CROP_SIZE)
-        positions = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
-        return features_NDhw.flatten(2).transpose(1, 2).flatten(0, 1), torch.cat(positions)
-
     def fit(self) -> None:
-        """Select the coresets and fill the banks.
+        """Select the coresets, fill the banks, and calibrate.
 
         Raises:
             ValueError: If no normal image was seen.
         """
-        if self.collectors is None:
+        if self.builder is None:
             msg = "There are no patches to build banks from: `fit` is called by the trainer after the training images."
             raise RuntimeError(msg)
-        negative, positive = self.collectors
-        if negative.num_images == 0:
-            msg = "ExDD needs normal training images for its negative bank, but the training data has none."
-            raise ValueError(msg)
-        settings = self.settings
-        content = negative.select(settings.negative_ratio, settings.negative_minimum, "Negative bank")
-        self.model.negative_bank.fill(content)
-        if positive.num_images:
-            content = positive.select(settings.positive_ratio, settings.positive_minimum, "Positive bank")
-            self.model.positive_bank.fill(content)
-        else:
+        self.builder.build()
+        self.builder = None
+        self.calibrate()
+
+    def calibrate(self) -> None:
+        """Fit the calibrated score to the banks as they are, and say what came of it."""
+        positives, negatives = len(self.model.positive_bank.sources), len(self.model.negative_bank.sources)
+        if positives == 0:
             logger.warning(
-                "There are no defective training images: ExDD works with the negative bank alone and scores as "
-                "'normal' (PatchCore's score)."
+                "There are no defective training images: ExDD works with the negative bank alone, by the distance to "
+                "normal patches. Scores order images by how unusual they are; a probability takes defective images."
             )
-        for name, bank, collector in (
-            ("Negative", self.model.negative_bank, negative),
-            ("Positive", self.model.positive_bank, positive),
-        ):
-            logger.info(
-                "%s bank: %d of %d patches from %d images.",
-                name,
-                len(bank),
-                collector.num_patches,
-                collector.num_images,
-            )
-        self.collectors = None
+        # Rule of succession: few images never say that there are no defects.
+        rate = self.settings.defect_rate or (positives + 1) / (positives + negatives + 2)
+        if not self.model.calibrate(rate):
+            logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
+            return
+        logger.info("%s", self.decisions)
+
+    @property
+    def decisions(self) -> Decisions | None:
+        """The thresholds of accept, review and reject; None if images are not scored by a fitted calibration."""
+        calibrated = self.model.image_scoring == "calibrated" and self.model.calibration.is_fitted
+        if not calibrated:
+            return None
+        return self.model.calibration.decisions(self.settings.false_reject_rate, self.settings.false_accept_rate)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, for thresholds and normalisation."""
         del args, kwargs
-        updated: STEP_OUTPUT = batch.update(**self.model(batch.image)._asdict())
-        return updated
+        predictions: InferenceBatch = self.model(batch.image)
+        updated: ImageBatch = batch.update(**predictions._asdict())
+        decisions = self.decisions
+        if decisions is not None:
+            # Before Anomalib's post-processor replaces the scores by normalised ones.
+            updated.explanation = [decisions.describe(p) for p in cast("Tensor", predictions.pred_score).tolist()]
+        return cast("STEP_OUTPUT", updated)
+
+    # One way for all, so that pictures, metrics and predictions tell of the same decisions.
+    test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint that the trainer restores mean what its user expects.
@@ -354,29 +338,6 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
             logger.info("Trained model: %s", Path(checkpoint).resolve())
-
-
-def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
-    """Return the mask of a defective training image.
-
-    Raises:
-        ValueError: If it has none, or an empty one.
-    """
-    if batch.gt_mask is None:
-        msg = (
-            f"The defective training image {name} has no mask, but ExDD takes the patches of defects by mask. Give the "
-            "masks of defective training images to the data module (with DefectFolder: `--data.masks`), or leave the "
-            "defective images out of training (`--data.num_defects 0`): ExDD then works with normal images alone."
-        )
-        raise ValueError(msg)
-    mask_HW: Tensor = batch.gt_mask[index]
-    if not bool((mask_HW != 0).any()):
-        msg = (
-            f"The mask of the defective training image {name} is empty after pre-processing. The image's label says "
-            "that it is defective: correct the label or the mask, or leave the image out."
-        )
-        raise ValueError(msg)
-    return mask_HW
 
 
 def _fingerprint(checkpoint: dict[str, Any]) -> str:

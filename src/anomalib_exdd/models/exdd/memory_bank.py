@@ -102,24 +102,28 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             self._index = create_index(self.features, self.search)
         return self._index.search(query_QD, k)
 
-    def distances(self, patches_BPD: Tensor, *, neighborhood: bool) -> PatchDistances:
+    def distances(self, patches_BPD: Tensor, *, neighborhood: bool, num_ranked: int = 1) -> PatchDistances:
         """Measure how far patches are from the bank.
 
         Args:
             patches_BPD: Patch features of B images, float32, shape (B, P, D).
             neighborhood: Whether the distances to the neighbourhood of each nearest entry are wanted.
+            num_ranked: How many of the nearest entries are wanted.
 
         Returns:
             The distances; a bank with fewer than ``num_neighbors`` entries has smaller neighbourhoods.
         """
         batch, patches, dimension = patches_BPD.shape
         query_QD = patches_BPD.reshape(-1, dimension)
-        nearest = self.nearest(query_QD)
+        nearest = self.nearest(query_QD, min(num_ranked, max(1, len(self))))
         around = None
         if neighborhood:
             index_QK = self.neighborhood[nearest.indices[:, 0]]
             around = direct_distances(query_QD, self.features, index_QK).reshape(batch, patches, -1)
-        return PatchDistances(nearest.distances.reshape(batch, patches), around, dimension)
+        ranked = nearest.distances.reshape(batch, patches, -1)
+        if ranked.shape[-1] < num_ranked:
+            ranked = torch.cat([ranked, ranked[..., -1:].expand(-1, -1, num_ranked - ranked.shape[-1])], dim=-1)
+        return PatchDistances(ranked[..., 0], around, dimension, ranked)
 
     def _neighborhoods(self) -> Tensor:
         """Find each entry's neighbourhood, itself first even where the bank holds duplicates."""

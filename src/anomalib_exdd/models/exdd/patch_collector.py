@@ -59,6 +59,19 @@ class PatchCollector:
             projected_PS = features_PD @ self._projection
         self._images[image_path] = _ImagePatches(features_PD, projected_PS, position_P2.cpu().to(torch.int64))
 
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the images that gave patches, sorted."""
+        return sorted(self._images)
+
+    def features_of(self, image_path: str) -> Tensor:
+        """Return an image's patch features, float32, shape (P, D)."""
+        return self._images[image_path].features_PD
+
+    def positions_of(self, image_path: str) -> Tensor:
+        """Return the centres of an image's patches, int64, shape (P, 2)."""
+        return self._images[image_path].position_P2
+
     def select(self, ratio: float, minimum: int, description: str) -> BankContent:
         """Select a coreset of all patches by greedy k-center on their projections.
 
@@ -79,7 +92,7 @@ class PatchCollector:
         if not self._images:
             msg = "No patch was collected, so that no memory bank can be built."
             raise ValueError(msg)
-        paths = sorted(self._images)
+        paths = self.paths
         images = [self._images[path] for path in paths]
         lengths = torch.tensor([len(image.features_PD) for image in images])
         count = max(minimum, round(ratio * self.num_patches))

@@ -59,6 +59,29 @@ def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) 
     return belongs_hw
 
 
+def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:
+    """Guess which patches of a defective image without a mask are its defect.
+
+    A patch is taken if it is farther from the negative bank than normal images usually get with their farthest one.
+    At least the farthest patch is taken, because the image is defective; at most a share of the image, so that an
+    image of another brightness or position does not fill the bank with normal patches.
+
+    Args:
+        distance_P: Distances to the negative bank, shape (P,).
+        usual: Distance that the farthest patch of a normal image usually has.
+        most: Largest share of the image's patches, in (0, 1].
+
+    Returns:
+        Boolean, shape (P,).
+    """
+    count = max(1, int(most * len(distance_P)))
+    farthest = torch.zeros(len(distance_P), dtype=torch.bool, device=distance_P.device)
+    farthest[distance_P.topk(count).indices] = True
+    taken = farthest & (distance_P > usual)
+    taken[distance_P.argmax()] = True
+    return taken
+
+
 def defect_crops(image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
     """Cut the bounding box of every defect out of an image, as the thesis and the published code do.
 

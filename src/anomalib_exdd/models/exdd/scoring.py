@@ -7,8 +7,10 @@ defective.
 Shape suffixes: B images, P patches of an image, K neighbours in the bank.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -17,7 +19,13 @@ from torch import Tensor
 EPSILON = 1e-6
 """Keeps a ratio finite where a patch equals an entry of the positive bank (published code; "small" in the paper)."""
 
-ScoringName = Literal["paper", "published", "normal", "ratio"]
+CALIBRATED_NEIGHBORS = (1, 3)
+"""The calibrated score looks at the first and the third nearest entry of each bank."""
+
+FAR_SLOPE = 0.25
+"""Share of the log-distance to defects that still counts beyond what is usual for normal patches."""
+
+ScoringName = Literal["calibrated", "paper", "published", "normal", "ratio"]
 
 
 class PatchDistances(NamedTuple):
@@ -28,11 +36,35 @@ class PatchDistances(NamedTuple):
         neighborhood: Distances to the K entries that are nearest to m* *in the bank*, m* itself first, float32, shape
             (B, P, K); None where the rule does not ask for it.
         dimension: Length d of the feature vectors.
+        ranked: Distances to the entries that are nearest to the *patch*, nearest first, float32, shape (B, P, N); a
+            bank with fewer entries repeats its last. None where the rule looks at the nearest alone.
     """
 
     nearest: Tensor
     neighborhood: Tensor | None
     dimension: int
+    ranked: Tensor | None = None
+
+
+class Coefficients(NamedTuple):
+    """What the calibrated score has learnt from the training images; see :mod:`.calibration`.
+
+    Attributes:
+        weights: Weights of the evidence, all >= 0: a_1, a_3 for the negative bank, c_1, c_3 for the positive one, shape
+            (4,).
+        bias: Log-odds of a patch without any evidence, shape ().
+        reference: Usual log-distance of a normal patch to its first and third nearest defect patch, shape (2,).
+        slope: From the image score to the log-odds that the image is defective, > 0, shape ().
+        offset: Added to it, shape ().
+        top_fraction: Share of an image's patches that make its score.
+    """
+
+    weights: Tensor
+    bias: Tensor
+    reference: Tensor
+    slope: Tensor
+    offset: Tensor
+    top_fraction: float
 
 
 @dataclass(frozen=True)
@@ -45,6 +77,7 @@ class ScoringRule:
         needs_positive: Whether distances to the positive bank are needed.
         patch_neighborhood: Whether ``patch`` needs :attr:`PatchDistances.neighborhood`.
         image_neighborhood: Whether ``image`` needs it.
+        num_ranked: How many of the entries nearest to a patch are looked at (:attr:`PatchDistances.ranked`).
     """
 
     patch: Callable[[PatchDistances, PatchDistances | None], Tensor]
@@ -52,6 +85,52 @@ class ScoringRule:
     needs_positive: bool
     patch_neighborhood: bool
     image_neighborhood: bool
+    num_ranked: int = 1
+
+
+def log_evidence(log_negative: Tensor, log_positive: Tensor | None, reference: Tensor) -> Tensor:
+    """Turn log-distances into evidence of a defect: far from normal patches, near to defects.
+
+    k-nearest-neighbour density estimates make the log of a likelihood ratio a weighted difference of log-distances
+    (Loftsgaarden & Quesenberry, 1965; Wang, Kulkarni & Verdu, IEEE TIT 55(5), 2009). Resemblance to known defects is
+    evidence; its absence hardly is, or defects of an unknown kind would count as normal: beyond ``reference`` a
+    distance counts for :data:`FAR_SLOPE` of itself only.
+
+    Args:
+        log_negative: Log-distances to the negative bank, shape (..., 2).
+        log_positive: The same to the positive bank; None without one.
+        reference: See :attr:`Coefficients.reference`.
+
+    Returns:
+        Shape (..., 4), or (..., 2) without a positive bank.
+    """
+    if log_positive is None:
+        return log_negative
+    near, beyond = torch.minimum(log_positive, reference), (log_positive - reference).clamp_min(0)
+    return torch.cat([log_negative, -(near + FAR_SLOPE * beyond)], dim=-1)
+
+
+def top_mean(patch_scores: Tensor, fraction: float) -> Tensor:
+    """Average the highest patch scores of an image: shape (B, P) to (B,)."""
+    return patch_scores.topk(top_count(patch_scores.shape[-1], fraction), dim=-1).values.mean(dim=-1)
+
+
+def top_count(patches: int, fraction: float) -> int:
+    """Return how many of an image's patches make its score: their share, rounded up."""
+    return min(patches, max(1, math.ceil(fraction * patches)))
+
+
+def calibrated_patch(negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients) -> Tensor:
+    """Score a patch by ``b + sum a_i log d_N,i - sum c_i log d_P,i``: the log-odds of a defect."""
+    log_positive = None if positive is None else _log_ranked(positive)
+    evidence = log_evidence(_log_ranked(negative), log_positive, coefficients.reference)
+    return evidence @ coefficients.weights[: evidence.shape[-1]] + coefficients.bias
+
+
+def calibrated_image(negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients) -> Tensor:
+    """Score an image by its probability of being defective, from the mean of its highest patch scores."""
+    score = top_mean(calibrated_patch(negative, positive, coefficients), coefficients.top_fraction)
+    return torch.sigmoid(coefficients.slope * score + coefficients.offset)
 
 
 def paper_negative_weight(distances: PatchDistances) -> Tensor:
@@ -146,14 +225,29 @@ _RULES: dict[str, ScoringRule] = {
 }
 
 
-def get_scoring(name: str) -> ScoringRule:
+def get_scoring(name: str, coefficients: Coefficients | None = None) -> ScoringRule:
     """Look a scoring rule up by name.
 
+    Args:
+        name: The rule.
+        coefficients: What "calibrated" has learnt; the other rules learn nothing.
+
     Raises:
-        ValueError: If there is no such rule.
+        ValueError: If there is no such rule, or "calibrated" has no coefficients.
     """
+    if name == "calibrated" and coefficients is not None:
+        return ScoringRule(
+            partial(calibrated_patch, coefficients=coefficients),
+            partial(calibrated_image, coefficients=coefficients),
+            needs_positive=True,
+            patch_neighborhood=False,
+            image_neighborhood=False,
+            num_ranked=max(CALIBRATED_NEIGHBORS),
+        )
     if name not in _RULES:
         msg = f"A scoring rule has to be one of {get_args(ScoringName)}, but got {name!r}."
+        if name == "calibrated":
+            msg = "The scoring rule 'calibrated' needs its coefficients."
         raise ValueError(msg)
     return _RULES[name]
 
@@ -188,6 +282,15 @@ def _isolation(distances: PatchDistances, sign: float, *, with_nearest: bool) ->
     if _neighborhood(distances).shape[-1] < 2:
         return torch.ones_like(distances.nearest)
     return 1 - _share(distances, sign, with_nearest=with_nearest)
+
+
+def _log_ranked(distances: PatchDistances) -> Tensor:
+    """Return the log-distances to the entries that the calibrated score looks at, shape (B, P, 2)."""
+    if distances.ranked is None:
+        msg = "The calibrated score needs the distances to several entries, but only the nearest was searched."
+        raise ValueError(msg)
+    chosen = torch.stack([distances.ranked[..., k - 1] for k in CALIBRATED_NEIGHBORS], dim=-1)
+    return chosen.clamp_min(EPSILON).log()
 
 
 def _neighborhood(distances: PatchDistances) -> Tensor:

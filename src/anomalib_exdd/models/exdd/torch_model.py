@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from anomalib_exdd.neighbors import SearchBackend
 
 from .anomaly_map import PublishedMap, SmoothMap
+from .calibration import Calibration
+from .calibration_set import CalibrationSet
 from .features import PatchFeatureExtractor
 from .memory_bank import MemoryBank
-from .scoring import PatchDistances, get_scoring
+from .scoring import PatchDistances, ScoringRule, get_scoring
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +43,12 @@ class ExDDModel(nn.Module):
         *,
         pre_trained: bool = True,
         weights: str | Path | None = None,
-        scoring: str = "ratio",
-        image_scoring: str = "normal",
+        scoring: str = "calibrated",
+        image_scoring: str = "calibrated",
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
+        top_fraction: float = 0.01,
     ) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
@@ -56,6 +59,8 @@ class ExDDModel(nn.Module):
         )
         self.negative_bank = MemoryBank(num_neighbors, search)
         self.positive_bank = MemoryBank(num_neighbors, search)
+        self.calibration_set = CalibrationSet()
+        self.calibration = Calibration(top_fraction)
         self.anomaly_map: SmoothMap | PublishedMap
         if scoring == "published" and sigma is None:
             self.anomaly_map = PublishedMap()
@@ -98,7 +103,7 @@ class ExDDModel(nn.Module):
         return InferenceBatch(pred_score=pred_score, anomaly_map=anomaly_map)
 
     def score(self, patches_BPD: Tensor) -> tuple[Tensor, Tensor]:
-        """Score patches and images by the chosen rules; by ``normal`` while there is no positive bank.
+        """Score patches and images by the chosen rules; see :meth:`rules` for those of a model without defects.
 
         Args:
             patches_BPD: Patch features, float32, shape (B, P, D).
@@ -106,13 +111,41 @@ class ExDDModel(nn.Module):
         Returns:
             Patch scores, shape (B, P), and image scores, shape (B,), float32.
         """
-        has_positive = len(self.positive_bank) > 0
-        patch_rule = get_scoring(self.scoring if has_positive else "normal")
-        image_rule = get_scoring(self.image_scoring if has_positive else "normal")
-        neighborhood = patch_rule.patch_neighborhood or image_rule.image_neighborhood
-        negative = self.negative_bank.distances(patches_BPD, neighborhood=neighborhood)
-        positive: PatchDistances | None = None
-        if patch_rule.needs_positive or image_rule.needs_positive:
-            neighborhood = any(rule.needs_positive and rule.image_neighborhood for rule in (patch_rule, image_rule))
-            positive = self.positive_bank.distances(patches_BPD, neighborhood=neighborhood)
+        negative, positive = self.distances(patches_BPD)
+        patch_rule, image_rule = self.rules()
         return patch_rule.patch(negative, positive), image_rule.image(negative, positive)
+
+    def rules(self) -> tuple[ScoringRule, ScoringRule]:
+        """Return the rules of patches and of images: without a positive bank ``normal`` or ``calibrated``."""
+        coefficients = self.calibration.coefficients
+        names = (self.scoring, self.image_scoring)
+        if len(self.positive_bank) == 0:
+            names = tuple(name if name == "calibrated" else "normal" for name in names)  # type: ignore[assignment]
+        return get_scoring(names[0], coefficients), get_scoring(names[1], coefficients)
+
+    def distances(self, patches_BPD: Tensor) -> tuple[PatchDistances, PatchDistances | None]:
+        """Measure the distances that the rules need, searching each bank once."""
+        rules = self.rules()
+        ranked = max(rule.num_ranked for rule in rules)
+        patch_rule, image_rule = rules
+        around = patch_rule.patch_neighborhood or image_rule.image_neighborhood
+        negative = self.negative_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
+        if len(self.positive_bank) == 0 or not any(rule.needs_positive for rule in rules):
+            return negative, None
+        around = any(rule.needs_positive and rule.image_neighborhood for rule in rules)
+        return negative, self.positive_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
+
+    def calibrate(self, defect_rate: float) -> bool:
+        """Fit the calibrated score to the calibration set and the banks as they are.
+
+        Args:
+            defect_rate: Share of defective images among those to come, in (0, 1).
+
+        Returns:
+            Whether it could be fitted: that takes normal images besides the one whose patches are measured.
+        """
+        patches = self.calibration_set.measure(self.negative_bank, self.positive_bank)
+        if patches is None:
+            return False
+        self.calibration.fit(patches, defect_rate)
+        return True

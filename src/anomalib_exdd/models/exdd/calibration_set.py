@@ -1,0 +1,235 @@
+"""The training patches that calibration is fitted on, kept in the checkpoint.
+
+For every calibration image the patches that may be among its highest are kept, and some typical ones of the normal
+images. That is enough to fit the calibration again, without any image, whenever the banks change.
+
+Shape suffixes: I images, C patches kept of all images together, P patches of an image, D features, M bank entries.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor
+
+from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, rerank
+from anomalib_exdd.precision import Float32Buffers, full_float32
+
+from .calibration import ImagePatches
+from .memory_bank import MemoryBank
+from .scoring import CALIBRATED_NEIGHBORS, EPSILON, top_count
+
+MAX_IMAGES = 200
+"""Calibration images of each kind, at most: their number bounds the time and the checkpoint, not the accuracy."""
+TYPICAL_PATCHES = 8
+"""Patches drawn from every normal image, whatever their score."""
+_SPARE = 2  # times as many patches are kept as make the score, by each of two rankings
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """All patches of one training image.
+
+    Attributes:
+        path: Path of the image.
+        features: Patch features, float32, shape (P, D).
+        defective: Whether it is.
+    """
+
+    path: str
+    features: Tensor
+    defective: bool
+
+
+def drawn(paths: Sequence[str], count: int = MAX_IMAGES) -> list[str]:
+    """Draw calibration images by the hash of their names: the same ones whatever the order and the folder."""
+
+    def key(path: str) -> tuple[bytes, str]:
+        return hashlib.sha256(path.replace("\\", "/").rsplit("/", 1)[-1].encode()).digest(), path
+
+    return sorted(sorted(paths, key=key)[:count])
+
+
+class CalibrationSet(DynamicBufferMixin, Float32Buffers):
+    """Patches of training images, half precision, with the image of each.
+
+    Attributes:
+        features: Float16, shape (C, D).
+        image: Row of :attr:`sources` that each patch comes from, int64, shape (C,).
+        typical: Whether it was drawn at random instead of for its score, boolean, shape (C,).
+        defective: Whether each image is, boolean, shape (I,).
+        patches: Number of patches of each whole image, int64, shape (I,).
+        sources: Paths of the images.
+    """
+
+    features: Tensor
+    image: Tensor
+    typical: Tensor
+    defective: Tensor
+    patches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self._set([], *self._nothing())
+
+    @staticmethod
+    def _nothing() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        kinds = (torch.float16, torch.int64, torch.bool, torch.bool, torch.int64)
+        features, image, typical, defective, patches = (torch.empty(0, dtype=kind) for kind in kinds)
+        return features, image, typical, defective, patches
+
+    def _set(
+        self, sources: list[str], features: Tensor, image: Tensor, typical: Tensor, defective: Tensor, patches: Tensor
+    ) -> None:
+        self.sources = sources
+        values = {"features": features, "image": image, "typical": typical, "defective": defective, "patches": patches}
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.sources)
+
+    def clear(self) -> None:
+        """Forget all images."""
+        device = self.features.device
+        self._set([], *(value.to(device) for value in self._nothing()))
+
+    def add(self, images: Sequence[tuple[CalibrationImage, Tensor]]) -> None:
+        """Keep the patches of images.
+
+        Args:
+            images: Every image with the rows of its patches that may be among its highest. An image that is there
+                already is replaced.
+        """
+        device = self.features.device
+        columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        for image, _ in images:
+            self.remove(image.path)
+        for index, (image, high) in enumerate(images, start=len(self)):
+            rows, typical = _rows_kept(image, high)
+            columns.append((image.features[rows].to(torch.float16), torch.full((len(rows),), index), typical))
+        if not columns:
+            return
+        features, index_C, typical_C = (torch.cat(column).to(device) for column in zip(*columns, strict=True))
+        defective = torch.tensor([image.defective for image, _ in images], device=device)
+        patches = torch.tensor([len(image.features) for image, _ in images], device=device)
+        self._set(
+            [*self.sources, *(image.path for image, _ in images)],
+            torch.cat([self.features.reshape(-1, features.shape[1]), features]),
+            torch.cat([self.image, index_C]),
+            torch.cat([self.typical, typical_C]),
+            torch.cat([self.defective, defective]),
+            torch.cat([self.patches, patches]),
+        )
+
+    def remove(self, path: str) -> None:
+        """Forget an image; nothing happens if it is not there."""
+        if path not in self.sources:
+            return
+        index = self.sources.index(path)
+        stays = self.image != index
+        image = self.image[stays]
+        other = torch.arange(len(self), device=self.image.device) != index
+        self._set(
+            [source for source in self.sources if source != path],
+            self.features[stays],
+            image - (image > index).to(image.dtype),
+            self.typical[stays],
+            self.defective[other],
+            self.patches[other],
+        )
+
+    def measure(self, negative: MemoryBank, positive: MemoryBank) -> ImagePatches | None:
+        """Measure the patches' log-distances to both banks, their own images' entries left out.
+
+        Returns:
+            The distances; None if the negative bank comes from a single image, so that nothing would be left of it.
+        """
+        log_negative = self._log_distances(negative)
+        if log_negative is None:
+            return None
+        log_positive = self._log_distances(positive)
+        return ImagePatches(
+            log_negative, log_positive, self.image.cpu(), self.typical.cpu(), self.defective.cpu(), self.patches.cpu()
+        )
+
+    def _log_distances(self, bank: MemoryBank) -> Tensor | None:
+        if len(bank.source.unique()) < 2:
+            return None
+        row = {path: index for index, path in enumerate(bank.sources)}
+        own_I = torch.tensor([row.get(path, -1) for path in self.sources], device=self.image.device)
+        distances = others_distances(
+            self.features.float(), own_I[self.image], bank.features, bank.source, max(CALIBRATED_NEIGHBORS)
+        )
+        chosen = torch.stack([distances[:, k - 1] for k in CALIBRATED_NEIGHBORS], dim=1)
+        return chosen.clamp_min(EPSILON).log().double().cpu()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what is saved beside the buffers."""
+        return {"sources": self.sources}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what was saved beside the buffers."""
+        self.sources = list(state["sources"])
+
+
+def _rows_kept(image: CalibrationImage, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of an image's patches to keep, and which of them are typical ones of a normal image."""
+    if image.defective:
+        return high, torch.zeros(len(high), dtype=torch.bool)
+    count = min(TYPICAL_PATCHES, len(image.features))
+    spaced = (torch.arange(count) * 2 + 1) * len(image.features) // (2 * count)
+    return torch.cat([high, spaced]), torch.arange(len(high) + count) >= len(high)
+
+
+def others_distances(query_CD: Tensor, own_C: Tensor, bank_MD: Tensor, source_M: Tensor, k: int) -> Tensor:
+    """Find the distances to the k nearest entries that do not come from a query's own image.
+
+    Args:
+        query_CD: Queries, float32, shape (C, D), those of an image next to each other.
+        own_C: Source of each query in the bank's numbering, -1 for an image that has no entry, shape (C,).
+        bank_MD: Bank, float32, shape (M, D).
+        source_M: Source of each entry, shape (M,).
+        k: Number of neighbours.
+
+    Returns:
+        Euclidean distances, computed by direct difference, float32, shape (C, k), nearest first. Where other images
+        have fewer than k entries, the last is repeated.
+    """
+    found = []
+    with full_float32(query_CD.device):
+        centre_D = bank_MD.mean(dim=0)
+        centred_MD = bank_MD - centre_D
+        norm_M = centred_MD.square().sum(dim=1)
+        owners, counts = own_C.unique_consecutive(return_counts=True)
+        for own, query in zip(owners.tolist(), query_CD.split(counts.tolist()), strict=True):
+            own_M = source_M == own
+            others = len(own_M) - int(own_M.sum())
+            expanded = (norm_M - 2 * (query - centre_D) @ centred_MD.T).masked_fill_(own_M, torch.inf)
+            candidates = expanded.topk(min(k + EXTRA_CANDIDATES, others), dim=1, largest=False).indices
+            distances = rerank(query, bank_MD, candidates, min(k, others)).distances
+            found.append(torch.cat([distances, distances[:, -1:].expand(-1, k - distances.shape[1])], dim=1))
+    return torch.cat(found)
+
+
+def high_patches(log_negative_P: Tensor, log_positive_P: Tensor | None, fraction: float) -> Tensor:
+    """Choose the patches of an image that may be among its highest, whatever the weights turn out to be.
+
+    Args:
+        log_negative_P: Roughly measured log-distances to the negative bank, shape (P,).
+        log_positive_P: The same to the positive bank, if there is one.
+        fraction: Share of patches that make the image's score.
+
+    Returns:
+        Rows, ascending, int64: the farthest from normal, and those with the highest log-ratio.
+    """
+    count = min(len(log_negative_P), _SPARE * top_count(len(log_negative_P), fraction))
+    rows = [log_negative_P.topk(count).indices]
+    if log_positive_P is not None:
+        rows.append((log_negative_P - log_positive_P).topk(count).indices)
+    return torch.cat(rows).unique()
