@@ -23,6 +23,7 @@ OPT_OUT_VARIABLE = "ANOMALIB_EXDD_AUTOLOAD"
 # Anomalib's module -> the function of `anomalib_exdd.plugin` to call after it. One more line here is all that a
 # further place to register in needs.
 REGISTRATIONS = {
+    "anomalib.cli.pipelines": "register_subcommands",
     "anomalib.data": "register_data",
     "anomalib.models": "register_models",
 }

@@ -21,12 +21,19 @@ DATAMODULES = {
     "KSDD2": "anomalib_exdd.data.ksdd2",
     "SurfaceSample": "anomalib_exdd.data.surface_sample",
 }
+# Subcommand -> the file its class is defined in, and the class.
+SUBCOMMANDS = {
+    "info": ("anomalib_exdd.pipelines.banks", "Info"),
+    "teach": ("anomalib_exdd.pipelines.banks", "Teach"),
+    "forget": ("anomalib_exdd.pipelines.banks", "Forget"),
+}
 
 
 def register() -> None:
     """Register everything this package adds to Anomalib; safe to call again."""
     register_models()
     register_data()
+    register_subcommands()
 
 
 def register_models() -> None:
@@ -42,6 +49,15 @@ def register_data() -> None:
     anomalib_data = import_module("anomalib.data")
     for name, home in DATAMODULES.items():
         offer(anomalib_data, name, home)
+
+
+def register_subcommands() -> None:
+    """Add the subcommands to those of Anomalib's command line, where it has one."""
+    registry = import_module("anomalib.cli.pipelines").PIPELINE_REGISTRY
+    if registry is None:  # Anomalib lacks what its own pipelines need
+        return
+    for name, (home, class_name) in SUBCOMMANDS.items():
+        registry.setdefault(name, getattr(import_module(home), class_name))
 
 
 def offer(module: ModuleType, name: str, home: str) -> None:

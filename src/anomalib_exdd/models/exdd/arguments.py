@@ -36,6 +36,7 @@ def check_settings(settings: Any) -> None:
         check_ratio(name, getattr(settings, name))
     for name in ("negative_minimum", "positive_minimum", "projected_dimension", "num_neighbors"):
         check_at_least(name, getattr(settings, name), 1)
+    check_at_least("explain", settings.explain, 0)
     for name in ("false_reject_rate", "false_accept_rate", "defect_rate"):
         check_rate(name, getattr(settings, name))
     check_choice("positive_patches", settings.positive_patches, get_args(PositivePatches))

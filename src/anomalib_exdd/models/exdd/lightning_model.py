@@ -25,14 +25,17 @@ from anomalib_exdd.neighbors import SearchBackend
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
 from .bank_builder import BankBuilder, mask_of
 from .calibration import Decisions
+from .checkpoints import HISTORY
+from .explanation import Explanation, explain_image
 from .pictures import LABEL_SIZE, DecisionVisualizer, panel_size
 from .scoring import ScoringName
+from .surgery import BankSurgery
 from .torch_model import ExDDModel
 
 logger = logging.getLogger(__name__)
 
 
-class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Dual memory banks: finds and locates defects by their distance to normal and to known defective patches.
 
     Training takes one pass: the patches of normal images fill the negative bank, the defect patches of defective images
@@ -69,6 +72,8 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         false_accept_rate: Share of defective images that may be accepted. It sets the threshold ``accept``; images
             between the two are for review.
         defect_rate: Share of defective images among those to come, for the probability; null: the training images'.
+        explain: With ``predict``, explain so many of the highest patches of every image: their nearest normal and
+            defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "faiss", "torch", or "auto" for the fastest that is installed. All of them are
@@ -106,6 +111,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         false_reject_rate: float = 0.01,
         false_accept_rate: float = 0.05,
         defect_rate: float | None = None,
+        explain: int = 0,
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
@@ -126,6 +132,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         )
         self._own_visualizer = visualizer is True
         self.builder: BankBuilder | None = None
+        self.history: list[dict[str, Any]] = []
         self._rebuilt_from: str | None = None
         self._build_model()
 
@@ -219,6 +226,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         self._is_fitted = torch.tensor([False], device=self.device)
         for part in (self.model.negative_bank, self.model.positive_bank, self.model.calibration_set):
             part.clear()
+        self.history = []
         self.builder = BankBuilder(self.model, self.settings)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
@@ -272,6 +280,22 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             return
         logger.info("%s", self.decisions)
 
+    def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
+        """Explain the score of an image by the training patches that are nearest to its highest patches.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            source: Its path, for the explanation's text and picture.
+            count: Patches to explain, at most.
+
+        Returns:
+            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it.
+        """
+        pre_processor = cast("nn.Module", self.pre_processor)
+        with torch.inference_mode():
+            batch = pre_processor(image_CHW[None].to(self.device))
+        return explain_image(self.model, batch[0], source, count, self.decisions)
+
     @property
     def decisions(self) -> Decisions | None:
         """The thresholds of accept, review and reject; None if images are not scored by a fitted calibration."""
@@ -294,6 +318,11 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
     # One way for all, so that pictures, metrics and predictions tell of the same decisions.
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what was done to the banks after training."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[HISTORY] = self.history
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint that the trainer restores mean what its user expects.
 
@@ -305,6 +334,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             ValueError: If a given argument contradicts what the checkpoint's banks were built with.
         """
         super().on_load_checkpoint(checkpoint)
+        self.history = list(checkpoint.get(HISTORY, []))
         if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
             return
         defaults = {name: parameter.default for name, parameter in inspect.signature(ExDD).parameters.items()}

@@ -78,6 +78,42 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         self.sources = list(content.sources)
         self.neighborhood = self._neighborhoods()
 
+    def add(self, content: BankContent) -> None:
+        """Add entries to those that are there; each source is one that the bank does not have yet."""
+        if len(self) == 0:
+            self.fill(content)
+            return
+        device = self.features.device
+        self.fill(
+            BankContent(
+                torch.cat([self.features, content.features.to(device, torch.float32)]),
+                torch.cat([self.source, content.source.to(device) + len(self.sources)]),
+                torch.cat([self.position, content.position.to(device)]),
+                [*self.sources, *content.sources],
+            )
+        )
+
+    def remove(self, source: str) -> int:
+        """Drop all entries of a source image, and the image from :attr:`sources`.
+
+        Returns:
+            Number of entries dropped; 0 for an image that the bank does not know.
+        """
+        if source not in self.sources:
+            return 0
+        row = self.sources.index(source)
+        stays = self.source != row
+        dropped = len(self) - int(stays.sum())
+        sources = [path for path in self.sources if path != source]
+        if not bool(stays.any()):
+            self.clear()
+            self.sources = sources
+            return dropped
+        kept = self.source[stays]
+        kept = kept - (kept > row).to(kept.dtype)
+        self.fill(BankContent(self.features[stays], kept, self.position[stays], sources))
+        return dropped
+
     def clear(self) -> None:
         """Empty the bank."""
         device = self.features.device

@@ -1,12 +1,15 @@
 """How predictions look as pictures."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from anomalib.utils.path import generate_output_filename
-from anomalib.visualization import ImageVisualizer
+from anomalib.visualization import ImageVisualizer, visualize_anomaly_map
 from PIL import Image, ImageDraw, ImageFont
+
+from .explanation import Explanation, explain_image
 
 LABEL_SIZE = 12
 """Height of the panels' labels in pixels; the longest fits into the narrowest panel."""
@@ -14,6 +17,11 @@ LABEL_SIZE = 12
 _LEAST_SIDE, _GREATEST_SIDE = 200, 800  # of a panel, in pixels
 _CAPTION_SIZE, _CAPTION_PADDING = 14, 5
 _CAPTION_COLOURS = {"accept": (27, 110, 60), "review": (150, 95, 0), "reject": (165, 30, 35)}
+
+_TILE, _TILE_TEXT, _GAP, _LABEL_LENGTH = 160, 20, 8, 26  # of an explanation: pixels, pixels, pixels, letters
+_WINDOW = 0.2  # side of what a tile shows, as a share of the image's longer side
+_MARK_SHARE = 0.1  # half the side of the mark around a patch, as a share of what a tile shows
+_GROUND, _BLANK, _INK, _MARK = (255, 255, 255), (225, 225, 225), (40, 40, 40), (255, 40, 40)
 
 
 def panel_size(image_size: Sequence[int]) -> tuple[int, int]:
@@ -61,6 +69,31 @@ class DecisionVisualizer(ImageVisualizer):  # type: ignore[misc]
                 )
                 picture.save(name)
 
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any
+    ) -> None:
+        """Save the pictures of a batch, and explanations if the model's argument ``explain`` asks for them."""
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, *args, **kw)
+        count = pl_module.settings.explain
+        if count:
+            for image, path in zip(batch.image, batch.image_path, strict=True):
+                explanation = explain_image(pl_module.model, image, str(path), count, pl_module.decisions)
+                save_explanation(explanation, Path(str(self.output_dir)).parent / "explanations")
+
+
+def save_explanation(explanation: Explanation, folder: Path) -> Path:
+    """Write an explanation as a picture and as JSON, named like its image.
+
+    Returns:
+        The picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(explanation.source).stem
+    (folder / f"{name}.json").write_text(json.dumps(explanation.to_dict(), indent=2) + "\n", encoding="utf-8")
+    picture = folder / f"{name}.png"
+    draw_explanation(explanation).save(picture)
+    return picture
+
 
 def add_caption(picture: Image.Image, line: str) -> Image.Image:
     """Put a line of text below a picture, on a ground whose colour tells the decision that the line starts with."""
@@ -74,3 +107,79 @@ def add_caption(picture: Image.Image, line: str) -> Image.Image:
 
 def _colour(line: str) -> tuple[int, int, int]:
     return next((colour for word, colour in _CAPTION_COLOURS.items() if line.startswith(word)), (70, 70, 70))
+
+
+def draw_explanation(explanation: Explanation) -> Image.Image:
+    """Draw an explanation: image and heat map, and for every patch the closest normal one and the closest defect.
+
+    Training patches are cut out of the images of the data folder; where those are gone, a blank says so.
+    """
+    height, width = explanation.image_size
+    panel = panel_size((height, width))
+    scale = panel[0] / width
+    image = _open_resized(explanation.source, panel)
+    low, high = explanation.anomaly_map.aminmax()
+    levels = (explanation.anomaly_map - low) / (high - low).clamp_min(1e-12)
+    heat = visualize_anomaly_map(levels, colormap=True, normalize=False).resize(panel)
+    overlay = Image.blend(image, heat.convert("RGB"), 0.45) if image else heat.convert("RGB")
+    plain = image or Image.new("RGB", panel, _BLANK)
+    window = _WINDOW * max(height, width)
+    pen = ImageDraw.Draw(plain)
+    columns = ("patch", "closest normal", "closest defect")
+    rows = len(explanation.patches)
+    body = max(panel[1], rows * (_TILE + _TILE_TEXT))
+    canvas = Image.new("RGB", (2 * panel[0] + 3 * (_TILE + _GAP) + _GAP, body + _TILE_TEXT), _GROUND)
+    write = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(LABEL_SIZE)
+    for number, patch in enumerate(explanation.patches, start=1):
+        x, y, half = patch.column * scale, patch.row * scale, window * scale * _MARK_SHARE
+        pen.rectangle((x - half, y - half, x + half, y + half), outline=_MARK, width=2)
+        pen.text((x + half + 4, y - half - 2), str(number), _MARK, font)
+    canvas.paste(plain, (0, _TILE_TEXT))
+    canvas.paste(overlay, (panel[0], _TILE_TEXT))
+    for index, title in enumerate(("image", "heat map")):
+        write.text((index * panel[0] + 4, 3), title, _INK, font)
+    for index, title in enumerate(columns):
+        write.text((2 * panel[0] + _GAP + index * (_TILE + _GAP), 3), title, _INK, font)
+    for number, patch in enumerate(explanation.patches):
+        top = _TILE_TEXT + number * (_TILE + _TILE_TEXT)
+        tiles = (
+            (explanation.source, patch.row, patch.column, f"{number + 1}: score {patch.score:.3g}"),
+            *(
+                (near.source, near.row, near.column, f"{Path(near.source).name}  d={near.distance:.3g}")
+                if near
+                else None
+                for near in (patch.normal, patch.defect)
+            ),
+        )
+        for index, tile in enumerate(tiles):
+            left = 2 * panel[0] + _GAP + index * (_TILE + _GAP)
+            if tile is None:
+                continue
+            canvas.paste(_cut(tile[0], (height, width), tile[1], tile[2], window), (left, top))
+            write.text((left, top + _TILE + 2), tile[3][-_LABEL_LENGTH:], _INK, font)
+    return add_caption(canvas, explanation.decision) if explanation.decision else canvas
+
+
+def _open_resized(source: str, size: tuple[int, int]) -> Image.Image | None:
+    """Open an image in a given size (width, height); None where it is gone or cannot be read."""
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB").resize(size)
+    except OSError:
+        return None
+
+
+def _cut(source: str, image_size: tuple[int, int], row: int, column: int, window: float) -> Image.Image:
+    """Cut the surroundings of a position out of an image that was pre-processed at ``image_size``."""
+    height, width = image_size
+    image = _open_resized(source, (width * 2, height * 2))  # twice as fine, so that the tile shows what was there
+    if image is None:
+        blank = Image.new("RGB", (_TILE, _TILE), _BLANK)
+        ImageDraw.Draw(blank).text((8, _TILE // 2 - 8), "image not found", _INK, ImageFont.load_default(LABEL_SIZE))
+        return blank
+    left, top, side = round(2 * column - window), round(2 * row - window), round(2 * window)
+    tile = image.crop((left, top, left + side, top + side)).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
+    centre, half = _TILE / 2, _TILE * _MARK_SHARE
+    ImageDraw.Draw(tile).rectangle((centre - half, centre - half, centre + half, centre + half), outline=_MARK)
+    return tile

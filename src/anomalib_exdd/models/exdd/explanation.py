@@ -1,0 +1,154 @@
+"""Why an image scores as it does: its highest patches beside the training patches that are nearest to them."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calibration import Decisions
+from .memory_bank import MemoryBank
+from .torch_model import ExDDModel
+
+_APART = 2  # explained patches are at least so many patches away from each other, in rows or in columns
+
+
+@dataclass(frozen=True)
+class TrainingPatch:
+    """A patch in a memory bank.
+
+    Attributes:
+        source: Path of the training image.
+        row: Row of the patch's centre, in pixels of the pre-processed image.
+        column: Column of the patch's centre.
+        distance: Distance of the explained patch to it, in feature space.
+    """
+
+    source: str
+    row: int
+    column: int
+    distance: float
+
+
+@dataclass(frozen=True)
+class PatchExplanation:
+    """One patch of an image, and what it was compared with.
+
+    Attributes:
+        row: Row of the patch's centre, in pixels of the pre-processed image.
+        column: Column of the patch's centre.
+        score: The patch's score; higher is more defective.
+        normal: The nearest patch of a normal training image.
+        defect: The nearest defect patch; None without a positive bank.
+    """
+
+    row: int
+    column: int
+    score: float
+    normal: TrainingPatch
+    defect: TrainingPatch | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The highest patches of an image.
+
+    Attributes:
+        source: Path of the image.
+        image_size: Height and width of the pre-processed image, which rows and columns refer to.
+        score: The image's score; with calibrated scoring the probability that it is defective.
+        decision: What follows from it, if the model is calibrated.
+        patches: The highest patches, highest first.
+        anomaly_map: Heat map, float32, shape (H, W).
+    """
+
+    source: str
+    image_size: tuple[int, int]
+    score: float
+    decision: str | None
+    patches: list[PatchExplanation]
+    anomaly_map: Tensor = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the heat map as plain numbers and texts, for JSON."""
+        return {
+            "source": self.source,
+            "image_size": list(self.image_size),
+            "score": self.score,
+            "decision": self.decision,
+            "patches": [asdict(patch) for patch in self.patches],
+        }
+
+    def __str__(self) -> str:
+        """Explain in words, a line for each patch."""
+        lines = [f"{self.source}: {self.decision or f'score {self.score:.4g}'}"]
+        for number, patch in enumerate(self.patches, start=1):
+            line = f"  {number}. row {patch.row}, column {patch.column}, score {patch.score:.3g}: nearest normal"
+            line += f" {_describe(patch.normal)}"
+            lines.append(line + (f"; nearest defect {_describe(patch.defect)}" if patch.defect else ""))
+        return "\n".join(lines)
+
+
+def explain_image(
+    model: ExDDModel, image_CHW: Tensor, source: str, count: int, decisions: Decisions | None
+) -> Explanation:
+    """Explain the score of one image.
+
+    Args:
+        model: Trained model.
+        image_CHW: Pre-processed image, float, shape (3, H, W).
+        source: Path of the image.
+        count: Patches to explain, at most; no two of them are neighbours.
+        decisions: Thresholds, if the model is calibrated.
+    """
+    size = (image_CHW.shape[-2], image_CHW.shape[-1])
+    with torch.inference_mode():
+        features_1Dhw = model.embed(image_CHW[None])
+        patches_1PD = features_1Dhw.flatten(2).transpose(1, 2).contiguous()
+        scores_1P, image_score = model.score(patches_1PD)
+        grid = (features_1Dhw.shape[-2], features_1Dhw.shape[-1])
+        anomaly_map = model.anomaly_map(scores_1P.reshape(1, 1, *grid), size)[0, 0]
+        chosen = _highest_apart(scores_1P[0].reshape(grid), count)
+        rows = torch.tensor([row * grid[1] + column for row, column in chosen], device=patches_1PD.device)
+        normal = _nearest(model.negative_bank, patches_1PD[0, rows])
+        defect = _nearest(model.positive_bank, patches_1PD[0, rows]) if len(model.positive_bank) else None
+    explained = [
+        PatchExplanation(
+            (2 * row + 1) * size[0] // (2 * grid[0]),
+            (2 * column + 1) * size[1] // (2 * grid[1]),
+            float(scores_1P[0, rows[index]]),
+            normal[index],
+            None if defect is None else defect[index],
+        )
+        for index, (row, column) in enumerate(chosen)
+    ]
+    score = float(image_score[0])
+    decision = None if decisions is None else decisions.describe(score)
+    return Explanation(source, size, score, decision, explained, anomaly_map.cpu())
+
+
+def _highest_apart(scores_hw: Tensor, count: int) -> list[tuple[int, int]]:
+    """Return the cells with the highest scores, leaving out the neighbours of those taken before."""
+    left = scores_hw.clone()
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count and bool(torch.isfinite(left).any()):
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        chosen.append((row, column))
+        left[max(0, row - _APART) : row + _APART + 1, max(0, column - _APART) : column + _APART + 1] = -torch.inf
+    return chosen
+
+
+def _nearest(bank: MemoryBank, patches_PD: Tensor) -> list[TrainingPatch]:
+    found = bank.nearest(patches_PD)
+    entries = found.indices[:, 0]
+    sources = bank.source[entries].tolist()
+    positions = bank.position[entries].tolist()
+    distances = found.distances[:, 0].tolist()
+    return [
+        TrainingPatch(bank.sources[source], row, column, distance)
+        for source, (row, column), distance in zip(sources, positions, distances, strict=True)
+    ]
+
+
+def _describe(patch: TrainingPatch) -> str:
+    return f"{patch.source} (row {patch.row}, column {patch.column}) at distance {patch.distance:.3g}"

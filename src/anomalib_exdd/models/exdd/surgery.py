@@ -1,0 +1,174 @@
+"""Changing the banks of a trained model: what is in them, adding a defect, forgetting an image.
+
+Nothing is trained again. The calibration is fitted anew to the patches that the checkpoint keeps for it, so that its
+weights, probabilities and thresholds follow the banks. Anomalib's own threshold and normalisation were found on
+validation images, which are not at hand, and stay as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
+
+from .bank_builder import RoughRanking
+from .calibration_set import CalibrationImage
+from .memory_bank import BankContent, MemoryBank
+from .patches import defect_patches, patch_centres
+from .torch_model import ExDDModel
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a bank holds of one image.
+
+    Attributes:
+        bank: "negative" or "positive".
+        source: Path of the image.
+        entries: Number of its patches in the bank.
+    """
+
+    bank: str
+    source: str
+    entries: int
+
+
+class BankSurgery:
+    """Methods of :class:`anomalib_exdd.models.exdd.ExDD` that look into its banks or change them.
+
+    Attributes:
+        history: What was done to the banks after training: action, source, entries and date of each change.
+    """
+
+    model: ExDDModel
+    settings: Any
+    pre_processor: Any
+    history: list[dict[str, Any]]
+
+    def calibrate(self) -> None:
+        """Fit the calibrated score to the banks as they are."""
+        raise NotImplementedError
+
+    def info(self) -> list[SourceInfo]:
+        """List what is in the banks, image by image, those with the most entries first."""
+        found = []
+        for name, bank in self._banks().items():
+            counts = torch.bincount(bank.source.cpu(), minlength=len(bank.sources)).tolist()
+            of_bank = [SourceInfo(name, path, count) for path, count in zip(bank.sources, counts, strict=True)]
+            found += sorted(of_bank, key=lambda each: (-each.entries, each.source))
+        return found
+
+    def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str) -> int:
+        """Add a newly found defect to the positive bank and to the calibration.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            mask_HW: Where the defect is, non-zero, shape (H, W).
+            source: Path of the image. One that was taught before is replaced.
+
+        Returns:
+            Number of entries added.
+
+        Raises:
+            ValueError: If the mask is empty or of another size, or the model is not trained.
+        """
+        self._check_trained()
+        if mask_HW.shape != image_CHW.shape[-2:]:
+            sizes = f"{tuple(mask_HW.shape)}, but the image is {tuple(image_CHW.shape[-2:])}"
+            msg = f"The mask of {source} is {sizes} (height, width). Give a mask of the image's size."
+            raise ValueError(msg)
+        if not bool((mask_HW != 0).any()):
+            msg = f"The mask of {source} is empty: it has to show where the defect is."
+            raise ValueError(msg)
+        bank, settings = self.model.positive_bank, self.settings
+        features_PD, grid, size = self._features(image_CHW)
+        # Every output pixel sees all the pixels that it stands for: no defect gets lost on the way.
+        mask = F.adaptive_max_pool2d((mask_HW != 0).float()[None, None], size)[0, 0]
+        rows = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
+        rows = rows[self._representative(features_PD[rows], len(bank))]
+        bank.remove(source)
+        positions = patch_centres(grid, size)[rows]
+        bank.add(BankContent(features_PD[rows], torch.zeros(len(rows), dtype=torch.int64), positions, [source]))
+        image = CalibrationImage(source, features_PD, defective=True)
+        self.model.calibration_set.add([(image, RoughRanking(self.model, settings).high(image))])
+        self._finish("teach", source, len(rows))
+        return len(rows)
+
+    def forget(self, source: str) -> int:
+        """Drop everything that came from an image: its entries in both banks, and its part in the calibration.
+
+        Args:
+            source: Path of the image, or its file name if no other image has the same.
+
+        Returns:
+            Number of entries dropped.
+
+        Raises:
+            ValueError: If no image or several images are called so, or nothing would be left of the negative bank.
+        """
+        self._check_trained()
+        path = self._find(source)
+        negative = self.model.negative_bank
+        if path in negative.sources and bool((negative.source == negative.sources.index(path)).all()):
+            msg = f"{path} is the only image in the negative bank: without it, nothing would be left to compare with."
+            raise ValueError(msg)
+        dropped = sum(bank.remove(path) for bank in self._banks().values())
+        self.model.calibration_set.remove(path)
+        self._finish("forget", path, dropped)
+        return dropped
+
+    def _features(self, image_CHW: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+        """Return an image's patch features (P, D) on the CPU, their grid, and the size of the pre-processed image."""
+        device = self.model.negative_bank.features.device
+        with torch.inference_mode():
+            batch = self.pre_processor(image_CHW[None].to(device))
+            features_1Dhw = self.model.embed(batch)
+        grid = (features_1Dhw.shape[-2], features_1Dhw.shape[-1])
+        return features_1Dhw[0].flatten(1).T.cpu().clone(), grid, (batch.shape[-2], batch.shape[-1])
+
+    def _representative(self, features_ND: Tensor, present: int) -> Tensor:
+        """Choose as training would: everything while the bank is small, later a share by greedy k-center."""
+        settings = self.settings
+        room = settings.positive_minimum - present
+        count = max(room, round(settings.positive_ratio * len(features_ND)), 1)
+        projection = gaussian_projection(features_ND.shape[1], settings.projected_dimension, settings.seed)
+        return greedy_k_center(features_ND @ projection, count, seed=settings.seed)
+
+    def _find(self, source: str) -> str:
+        known = sorted({path for bank in self._banks().values() for path in bank.sources})
+        if source in known:
+            return source
+        named = [path for path in known if Path(path.replace("\\", "/")).name == source]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            msg = f"{len(named)} images are called {source}: {named}. Give the whole path of one of them."
+        else:
+            msg = f"No image in the banks is called {source}. `anomalib info` lists them all."
+        raise ValueError(msg)
+
+    def _finish(self, action: str, source: str, entries: int) -> None:
+        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.history.append({"action": action, "source": source, "entries": entries, "date": when})
+        self.calibrate()
+
+    def _banks(self) -> dict[str, MemoryBank]:
+        return {"negative": self.model.negative_bank, "positive": self.model.positive_bank}
+
+    def _check_trained(self) -> None:
+        if len(self.model.negative_bank) == 0:
+            msg = "The model is not trained: there are no banks to change. Train it, or load a trained checkpoint."
+            raise ValueError(msg)
+
+
+def summary(info: Sequence[SourceInfo], bank: str) -> str:
+    """Say in one line how much a bank holds."""
+    ours = [each for each in info if each.bank == bank]
+    used = sum(each.entries > 0 for each in ours)
+    return f"{sum(each.entries for each in ours)} entries from {used} of {len(ours)} images"

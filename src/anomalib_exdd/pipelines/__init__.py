@@ -1,0 +1,1 @@
+"""Subcommands that fit Anomalib's command line."""
