@@ -31,7 +31,7 @@ from machine import describe, markdown_table
 
 METRICS = ("image_AUROC", "image_AUPR", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
 TITLES = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO")
-SHARING_BANKS = {"normal": "normal", "paper": "paper", "ratio": "ratio", "default": "auto"}
+SHARING_BANKS = {"calibrated": "calibrated", "normal": "normal", "paper": "paper", "ratio": "ratio"}
 """ExDD scorings that need the same features, hence the same banks: method -> image scoring."""
 
 
@@ -198,7 +198,7 @@ def run_seed(options: argparse.Namespace, seed: int, results: Results) -> None:
         wanted = {n: i for n, i in scorings.items() if n in options.methods and not results.has(n, seed)}
         fitted: ExDD | None = None
         for name, image_scoring in wanted.items():
-            model = exdd(options, seed, scoring="ratio" if name == "default" else name, image_scoring=image_scoring)
+            model = exdd(options, seed, scoring=name, image_scoring=image_scoring)
             if fitted is None:
                 datamodule = data(options, seed)
                 seconds = fit(model, datamodule)

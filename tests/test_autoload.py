@@ -29,6 +29,15 @@ FILES = {
         class Patchcore(AnomalibModule): ...
         ALLOWED_MODULES = {"anomalib.models"}
     """,
+    "anomalib/cli/__init__.py": "",
+    "anomalib/cli/pipelines.py": "PIPELINE_REGISTRY = {'benchmark': object}\n",
+    "anomalib_exdd/pipelines/__init__.py": "",
+    "anomalib_exdd/pipelines/banks.py": """
+        from anomalib_exdd.models.exdd import ExDD
+        class Info: ...
+        class Teach: ...
+        class Forget: ...
+    """,
     f"anomalib_exdd/{MODEL_HOME}": """
         from anomalib.models import AnomalibModule
         class ExDD(AnomalibModule): ...
@@ -58,8 +67,9 @@ REAL_FILES = ["__init__.py", "_autoload.py", "plugin.py", "models/__init__.py"]
 INSTALL = "from anomalib_exdd._autoload import install; install()\n"
 EVERYTHING_IS_REGISTERED = """
 import sys
-import anomalib.data, anomalib.models
+import anomalib.data, anomalib.models, anomalib.cli.pipelines
 import anomalib_exdd, anomalib_exdd.models.exdd.lightning_model
+assert list(anomalib.cli.pipelines.PIPELINE_REGISTRY) == ["benchmark", "info", "teach", "forget"]
 assert anomalib.models.ExDD is anomalib_exdd.models.exdd.lightning_model.ExDD is anomalib_exdd.ExDD
 assert "anomalib_exdd" in anomalib.models.ALLOWED_MODULES
 for name in ("KSDD2", "DefectFolder", "SurfaceSample"):
@@ -162,7 +172,7 @@ def test_finder_leaves_once_everything_is_registered(stage: Stage) -> None:
         import sys
         before = list(sys.meta_path)
         {INSTALL.strip()}
-        import anomalib.models
+        import anomalib.models, anomalib.cli.pipelines
         assert sys.meta_path == before
     """)
 

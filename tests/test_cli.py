@@ -5,6 +5,7 @@ are run by `test_packaging.py`.
 """
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,41 @@ def test_export_writes_a_model_that_scores(checkpoint: Path, run: Run, folder: P
         scores = session.run(["pred_score"], {session.get_inputs()[0].name: batch})[0]
         assert np.isfinite(scores).all()
         assert scores.size == 3
+
+
+def test_banks_are_shown_taught_and_forgotten(
+    run: Run, checkpoint: Path, sample_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = next(path for path in sorted((sample_root / "test").glob("*_GT.png")) if np.asarray(Image.open(path)).any())
+    image, changed = mask.with_name(mask.name.replace("_GT", "")), tmp_path / "changed.ckpt"
+    before = checkpoint.read_bytes()
+    run("teach", "--ckpt_path", checkpoint, "--image", image, "--mask", mask, "--output", changed)
+    assert checkpoint.read_bytes() == before
+    run("info", "--ckpt_path", changed, "--json", tmp_path / "info.json")
+    content = json.loads((tmp_path / "info.json").read_text())
+    assert str(image) in {each["source"] for each in content["sources"] if each["bank"] == "positive"}
+    assert content["history"][0]["action"] == "teach"
+    assert content["decisions"]["accept"] <= content["decisions"]["reject"]
+    capsys.readouterr()
+    run("forget", "--ckpt_path", changed, "--source", image.name)
+    assert f"entries of {image} are gone" in capsys.readouterr().out
+    run("teach", "--ckpt_path", changed, "--image", image, "--box", "[10, 20, 30, 40]")
+    run("predict", "--model", "ExDD", "--model.explain", "2", "--data", image, "--ckpt_path", changed)
+    assert list(Path().rglob(f"explanations/{image.stem}.png"))
+
+
+def test_mistakes_with_the_banks_are_named_in_one_line(run: Run, checkpoint: Path, sample_root: Path) -> None:
+    image = sample_root / "test" / "20000.png"
+    for arguments, message in (
+        (["teach", "--image", image], "Give either --mask or --box"),
+        (["teach", "--image", image, "--box", "[0, 0, 5000, 3]"], "within the image of"),
+        (["teach", "--image", "nothing.png", "--box", "[0, 0, 5, 3]"], "nothing.png does not exist"),
+        (["forget", "--source", "nobody.png"], "No image in the banks is called nobody.png"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(arguments[0], "--ckpt_path", checkpoint, *arguments[1:])
+    with pytest.raises(SystemExit, match="does not exist"):
+        run("info", "--ckpt_path", "missing.ckpt")
 
 
 def test_wrong_arguments_are_named(run: Run, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from anomalib.data import Folder, ImageBatch, PredictDataset
+from anomalib.data import Folder, PredictDataset
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from small import SMALL
-from torch import Tensor
+from small import SMALL, batch
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_exdd import KSDD2, ExDD
@@ -86,6 +85,9 @@ def test_banks_do_not_depend_on_batches_order_or_workers(
         engine().fit(model=model, datamodule=small_data(**arguments))
         models.append(model)
     assert_same_banks(*models)
+    first, second = (model.model.calibration for model in models)
+    torch.testing.assert_close(first.weights, second.weights, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first.training_probability, second.training_probability, rtol=1e-4, atol=1e-6)
 
 
 def test_another_seed_gives_other_banks(small_model: Make, small_data: Make, engine: Make) -> None:
@@ -185,13 +187,6 @@ def test_without_defects_it_scores_as_normal_and_says_so_once(
     assert len(models["ratio"].model.positive_bank) == 0
     assert torch.equal(ratio.pred_score, normal.pred_score)
     assert torch.equal(ratio.anomaly_map, normal.anomaly_map)
-
-
-def batch(labels: list[int], masks: Tensor | None) -> ImageBatch:
-    count = len(labels)
-    images = torch.rand(count, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    names = [f"image{number}.png" for number in range(count)]
-    return ImageBatch(image=images, gt_label=torch.tensor(labels), gt_mask=masks, image_path=names)
 
 
 def test_defects_without_masks_are_an_error_that_names_the_options(small_model: Make) -> None:

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 PRIOR_WEIGHT = 2.0
 """Prior mean of a_1, per spread of the log-distance to normal; that of all other weights is 0."""
-PRIOR_PRECISION = (1.0, 10.0, 10.0, 10.0)
+PRIOR_PRECISION = (1.0, 3.0, 3.0, 3.0)
 """Precision of the prior on a_1, a_3, c_1, c_3: it takes about so many images to move a weight by 1 per spread."""
 _MAX_ROUNDS = 30
 _LEAST_SLOPE = 1e-3

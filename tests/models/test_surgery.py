@@ -1,0 +1,230 @@
+"""Changing the banks of a trained model, and explaining what they say."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import SMALL
+from torch import Tensor
+
+from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.models.exdd.checkpoints import save_changed
+from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
+from anomalib_exdd.models.exdd.pictures import draw_explanation, save_explanation
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def model(trained: tuple[ExDD, Path]) -> ExDD:
+    """A copy of the trained model that a test may change."""
+    changed: ExDD = ExDD.load_from_checkpoint(trained[1], map_location="cpu").eval()
+    return changed
+
+
+@pytest.fixture(scope="module")
+def defect(sample_root: Path) -> tuple[Tensor, Tensor, str]:
+    """A defective test image, its mask and its path."""
+    data = KSDD2(sample_root, num_workers=0)
+    data.setup()
+    samples = data.test_data.samples
+    index = int(np.flatnonzero(samples.label_index == 1)[0])
+    item = data.test_data[index]
+    return torch.Tensor(item.image), torch.as_tensor(item.gt_mask), str(samples.image_path.iloc[index])
+
+
+def state(model: ExDD) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def assert_same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_info_lists_every_image_of_both_banks(model: ExDD) -> None:
+    info = model.info()
+    for name, bank in (("negative", model.model.negative_bank), ("positive", model.model.positive_bank)):
+        ours = [each for each in info if each.bank == name]
+        assert {each.source for each in ours} == set(bank.sources)
+        assert sum(each.entries for each in ours) == len(bank)
+        assert [each.entries for each in ours] == sorted((each.entries for each in ours), reverse=True)
+
+
+def test_what_is_taught_is_known_afterwards(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
+    image, mask, path = defect
+    before, weights = len(model.model.positive_bank), model.model.calibration.training_probability.clone()
+    added = model.teach(image, mask, path)
+    bank = model.model.positive_bank
+    assert added >= 1
+    assert len(bank) == before + added
+    assert bank.sources[-1] == path
+    assert (bank.source == len(bank.sources) - 1).sum() == added
+    # Its own patches are found again, at distance 0 and at the position that the bank remembers.
+    found = [patch.defect for patch in model.explain(image, path, 48).patches if patch.defect is not None]
+    mine = [patch for patch in found if patch.source == path]
+    assert min(patch.distance for patch in mine) < 1e-4
+    y, x = bank.position[-1].tolist()
+    resized = torch.nn.functional.adaptive_max_pool2d(mask.float()[None], (96, 64))[0]
+    assert resized[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5].any()
+    # The calibration has followed.
+    assert path in model.model.calibration_set.sources
+    assert len(model.model.calibration.training_probability) == len(weights) + 1
+
+
+def test_forgetting_undoes_teaching(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
+    before = state(model)
+    added = model.teach(*defect)
+    assert model.forget(Path(defect[2]).name) == added
+    assert_same_state(before, state(model))
+    assert [change["action"] for change in model.history] == ["teach", "forget"]
+
+
+def test_teaching_twice_is_teaching_once(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
+    model.teach(*defect)
+    once = state(model)
+    model.teach(*defect)
+    assert_same_state(once, state(model))
+
+
+def test_a_full_bank_takes_a_share_of_a_large_defect(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
+    image, mask, path = defect
+    added = model.teach(image, torch.ones_like(mask), path)
+    assert len(model.model.positive_bank) - added >= SMALL["positive_minimum"]
+    assert added == round(0.1 * 12 * 8)
+
+
+@pytest.mark.parametrize("kind", ["negative_bank", "positive_bank"])
+def test_forgetting_an_image_leaves_nothing_of_it(model: ExDD, kind: str) -> None:
+    bank: MemoryBank = getattr(model.model, kind)
+    source = bank.sources[int(bank.source[0])]
+    kept = bank.features[bank.source != bank.source[0]].clone()
+    dropped = model.forget(source)
+    assert dropped == len(bank.features) + dropped - len(kept)
+    assert torch.equal(bank.features, kept)
+    assert source not in bank.sources
+    assert source not in model.model.calibration_set.sources
+    assert bank.source.max() < len(bank.sources)
+
+
+def test_without_the_last_defect_it_works_with_normal_images(model: ExDD) -> None:
+    for source in list(model.model.positive_bank.sources):
+        model.forget(source)
+    assert len(model.model.positive_bank) == 0
+    scores = model.model(torch.randn(2, 3, 96, 64))
+    assert torch.isfinite(scores.pred_score).all()
+    assert model.model.calibration.weights[2:].tolist() == [0, 0]
+
+
+def test_mistakes_are_named(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
+    image, mask, path = defect
+    with pytest.raises(ValueError, match=r"is empty: it has to show"):
+        model.teach(image, torch.zeros_like(mask), path)
+    with pytest.raises(ValueError, match=r"Give a mask of the image's size"):
+        model.teach(image, mask[1:], path)
+    with pytest.raises(ValueError, match=r"No image in the banks is called nobody\.png.*anomalib info"):
+        model.forget("nobody.png")
+    with pytest.raises(ValueError, match="not trained"):
+        ExDD(**SMALL).teach(image, mask, path)
+    bank = model.model.negative_bank
+    bank.sources = ["/a/1.png", "/b/1.png", *bank.sources[2:]]
+    with pytest.raises(ValueError, match=r"2 images are called 1\.png"):
+        model.forget("1.png")
+    bank.fill(BankContent(bank.features, torch.zeros_like(bank.source), bank.position, ["/only.png"]))
+    with pytest.raises(ValueError, match="only image in the negative bank"):
+        model.forget("only.png")
+
+
+def test_a_changed_checkpoint_loads_and_remembers(
+    model: ExDD, trained: tuple[ExDD, Path], defect: tuple[Tensor, Tensor, str], tmp_path: Path
+) -> None:
+    model.teach(*defect)
+    written = save_changed(model, trained[1], tmp_path / "new" / "model.ckpt")
+    assert [path.name for path in written.parent.iterdir()] == ["model.ckpt"]
+    loaded = ExDD.load_from_checkpoint(written, map_location="cpu").eval()
+    assert_same_state(state(model), state(loaded))
+    assert loaded.history == model.history
+    images = torch.randn(2, 3, 96, 64)
+    torch.testing.assert_close(loaded.model(images).pred_score, model.model(images).pred_score, rtol=1e-5, atol=0)
+
+
+def test_a_checkpoint_that_cannot_be_written_stays_as_it_was(
+    model: ExDD, trained: tuple[ExDD, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.ckpt"
+    target.write_bytes(trained[1].read_bytes())
+    before = target.read_bytes()
+
+    def break_down(content: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        msg = "disk full"
+        raise OSError(msg)
+
+    monkeypatch.setattr(torch, "save", break_down)
+    with pytest.raises(OSError, match="disk full"):
+        save_changed(model, target)
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+class TestExplanation:
+    def test_neighbours_are_the_nearest_of_their_banks(
+        self, trained: tuple[ExDD, Path], defect: tuple[Tensor, Tensor, str]
+    ) -> None:
+        model = trained[0]
+        explanation = model.explain(defect[0], defect[2], 4)
+        batch = model.pre_processor(defect[0][None])  # type: ignore[misc]
+        features = model.model.embed(batch)[0]
+        scores = model.model.score(features.flatten(1).T[None])[0][0].reshape(12, 8)
+        assert explanation.patches[0].score == pytest.approx(float(scores.max()), rel=1e-5)
+        cells = [(patch.row // 8, patch.column // 8) for patch in explanation.patches]
+        for patch, (row, column) in zip(explanation.patches, cells, strict=True):
+            assert patch.score == pytest.approx(float(scores[row, column]), rel=1e-4)
+            for near, bank in ((patch.normal, model.model.negative_bank), (patch.defect, model.model.positive_bank)):
+                assert near is not None
+                distances = torch.cdist(features[:, row, column][None], bank.features)[0]
+                entry = int(distances.argmin())
+                assert near.distance == pytest.approx(float(distances.min()), rel=1e-3)
+                assert near.source == bank.sources[int(bank.source[entry])]
+                assert [near.row, near.column] == bank.position[entry].tolist()
+        for index, (row, column) in enumerate(cells):  # never two neighbours
+            assert all(max(abs(row - r), abs(column - c)) > 2 for r, c in cells[:index])
+
+    def test_it_is_told_in_words_and_drawn(
+        self, trained: tuple[ExDD, Path], defect: tuple[Tensor, Tensor, str], tmp_path: Path
+    ) -> None:
+        explanation = trained[0].explain(defect[0], defect[2], 2)
+        text = str(explanation)
+        assert defect[2] in text
+        assert explanation.decision is not None
+        assert explanation.decision in text
+        assert explanation.patches[0].normal.source in text
+        picture = save_explanation(explanation, tmp_path)
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".png"]
+        with Image.open(picture) as image:
+            assert image.width > 2 * 200 + 3 * 160
+
+    def test_it_is_drawn_without_the_data_folder(
+        self, trained: tuple[ExDD, Path], defect: tuple[Tensor, Tensor, str]
+    ) -> None:
+        model = copy.deepcopy(trained[0])
+        for bank in (model.model.negative_bank, model.model.positive_bank):
+            bank.sources = [f"/gone{path}" for path in bank.sources]
+        there = draw_explanation(trained[0].explain(defect[0], defect[2], 1))
+        gone = draw_explanation(model.explain(defect[0], defect[2], 1))
+        assert there.size == gone.size
+        assert there.tobytes() != gone.tobytes()
+
+    def test_a_model_without_defects_explains_by_normal_patches(self, model: ExDD) -> None:
+        for source in list(model.model.positive_bank.sources):
+            model.forget(source)
+        explanation = model.explain(torch.rand(3, 100, 70), "made up", 1)
+        assert explanation.patches[0].defect is None
+        assert "nearest defect" not in str(explanation)
+        assert draw_explanation(explanation).width > 0
