@@ -26,7 +26,6 @@ from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_se
 from .bank_builder import BankBuilder, mask_of
 from .calibration import Decisions
 from .checkpoints import HISTORY
-from .explanation import Explanation, explain_image
 from .pictures import LABEL_SIZE, DecisionVisualizer, panel_size
 from .scoring import ScoringName
 from .surgery import BankSurgery
@@ -279,22 +278,6 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
             return
         logger.info("%s", self.decisions)
-
-    def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
-        """Explain the score of an image by the training patches that are nearest to its highest patches.
-
-        Args:
-            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
-            source: Its path, for the explanation's text and picture.
-            count: Patches to explain, at most.
-
-        Returns:
-            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it.
-        """
-        pre_processor = cast("nn.Module", self.pre_processor)
-        with torch.inference_mode():
-            batch = pre_processor(image_CHW[None].to(self.device))
-        return explain_image(self.model, batch[0], source, count, self.decisions)
 
     @property
     def decisions(self) -> Decisions | None:

@@ -1,8 +1,8 @@
-"""Changing the banks of a trained model: what is in them, adding a defect, forgetting an image.
+"""The banks of a trained model: what is in them, why an image scores as it does, teaching a defect, forgetting.
 
-Nothing is trained again. The calibration is fitted anew to the patches that the checkpoint keeps for it, so that its
-weights, probabilities and thresholds follow the banks. Anomalib's own threshold and normalisation were found on
-validation images, which are not at hand, and stay as they are.
+Nothing is trained again when they change. The calibration is fitted anew to the patches that the checkpoint keeps for
+it, so that its weights, probabilities and thresholds follow the banks. Anomalib's own threshold and normalisation were
+found on validation images, which are not at hand, and stay as they are.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,9 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 
 from .bank_builder import RoughRanking
+from .calibration import Decisions
 from .calibration_set import CalibrationImage
+from .explanation import Explanation, explain_image
 from .memory_bank import BankContent, MemoryBank
 from .patches import defect_patches, patch_centres
 from .torch_model import ExDDModel
@@ -55,6 +57,11 @@ class BankSurgery:
         """Fit the calibrated score to the banks as they are."""
         raise NotImplementedError
 
+    @property
+    def decisions(self) -> Decisions | None:
+        """The thresholds of accept, review and reject."""
+        raise NotImplementedError
+
     def info(self) -> list[SourceInfo]:
         """List what is in the banks, image by image, those with the most entries first."""
         found = []
@@ -63,6 +70,19 @@ class BankSurgery:
             of_bank = [SourceInfo(name, path, count) for path, count in zip(bank.sources, counts, strict=True)]
             found += sorted(of_bank, key=lambda each: (-each.entries, each.source))
         return found
+
+    def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
+        """Explain the score of an image by the training patches that are nearest to its highest patches.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            source: Its path, for the explanation's text and picture.
+            count: Patches to explain, at most.
+
+        Returns:
+            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it.
+        """
+        return explain_image(self.model, self._pre_processed(image_CHW)[0], source, count, self.decisions)
 
     def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str) -> int:
         """Add a newly found defect to the positive bank and to the calibration.
@@ -123,11 +143,16 @@ class BankSurgery:
         self._finish("forget", path, dropped)
         return dropped
 
+    def _pre_processed(self, image_CHW: Tensor) -> Tensor:
+        """Return the image as the model takes it, a batch of one on the banks' device."""
+        with torch.inference_mode():
+            batch: Tensor = self.pre_processor(image_CHW[None].to(self.model.negative_bank.features.device))
+        return batch
+
     def _features(self, image_CHW: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
         """Return an image's patch features (P, D) on the CPU, their grid, and the size of the pre-processed image."""
-        device = self.model.negative_bank.features.device
+        batch = self._pre_processed(image_CHW)
         with torch.inference_mode():
-            batch = self.pre_processor(image_CHW[None].to(device))
             features_1Dhw = self.model.embed(batch)
         grid = (features_1Dhw.shape[-2], features_1Dhw.shape[-1])
         return features_1Dhw[0].flatten(1).T.cpu().clone(), grid, (batch.shape[-2], batch.shape[-1])
