@@ -86,7 +86,7 @@ def test_probabilities_are_those_of_the_equations(normal: int, defective: int) -
 
 def test_weights_minimise_the_penalised_loss() -> None:
     """Any step away from the weights found, within their bounds, makes the loss of the last selection larger."""
-    patches = made_up(40, 12, shift=0.4)
+    patches = made_up(40, 12)
     calibration = fitted(patches)
     spread = float(patches.log_negative[patches.typical, 0].std(correction=0))
     reference = patches.log_positive[patches.typical].median(0).values  # type: ignore[index]
@@ -112,11 +112,11 @@ def test_weights_minimise_the_penalised_loss() -> None:
     best, bias = weights * spread, float(calibration.bias)
     least = loss(best, bias)
     for step in (1e-2, -1e-2):
-        assert loss(best, bias + step) > least - 1e-7
+        assert loss(best, bias + step) > least - 1e-6
         for piece in range(4):
             moved = best.copy()
             moved[piece] = max(0.0, moved[piece] + step)
-            assert loss(moved, bias) > least - 1e-7
+            assert loss(moved, bias) > least - 1e-6
     assert weights[2] > 0
 
 

@@ -32,7 +32,7 @@ PRIOR_WEIGHT = 2.0
 """Prior mean of a_1, per spread of the log-distance to normal; that of all other weights is 0."""
 PRIOR_PRECISION = (1.0, 3.0, 3.0, 3.0)
 """Precision of the prior on a_1, a_3, c_1, c_3: it takes about so many images to move a weight by 1 per spread."""
-_MAX_ROUNDS = 30
+_MAX_ROUNDS = 60
 _LEAST_SLOPE = 1e-3
 
 
@@ -219,11 +219,12 @@ def fit_weights(evidence_CE: Floats, groups: _Groups, defective_I: NDArray[np.bo
     found = np.append(prior, 0.0)
     for _ in range(_MAX_ROUNDS):
         means_IE = groups.top_means(evidence_CE, found[:-1])
-        before = found
-        found = _logistic(
+        best = _logistic(
             means_IE, defective_I.astype(np.float64), weight_I, prior, np.array(PRIOR_PRECISION[:pieces]), least=0.0
         )
-        if np.abs(found - before).max() < 1e-6:
+        step = (best - found) / 2  # half a step: whole ones may swing between two selections for ever
+        found = found + step
+        if np.abs(step).max() < 1e-7:
             break
     return found[:-1], float(found[-1])
 
