@@ -167,10 +167,14 @@ class Results:
         return any((result.method, result.seed) == (method, seed) for result in self.all)
 
     def add(self, result: Result) -> None:
-        """Print a result and write all of them down, the old file staying until the new one is complete."""
+        """Print a result and write all of them down."""
         self.all.append(result)
         values = "  ".join(f"{name} {100 * result.metrics[name]:.2f}" for name in METRICS)
         print(f"seed {result.seed}  {result.method:10s} {values}  fit {result.fit_seconds:.0f} s", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write all results down, if there is a place for them; the old file stays until the new one is complete."""
         if self.output is None:
             return
         content = {"machine": describe(), "settings": self.settings, "results": [vars(each) for each in self.all]}
@@ -268,6 +272,7 @@ def main() -> None:
     results = Results(options)
     for seed in options.seeds:
         run_seed(options, seed, results)
+    results.write()
     print(markdown_table(table(results.all)))
 
 

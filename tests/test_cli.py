@@ -128,6 +128,24 @@ def test_mistakes_with_the_banks_are_named_in_one_line(run: Run, checkpoint: Pat
         run("info", "--ckpt_path", "missing.ckpt")
 
 
+def test_labels_without_masks_train(run: Run, sample_root: Path, folder: Path, tmp_path: Path) -> None:
+    """The README's way for images with labels and without masks: image metrics, decisions, and a positive bank."""
+    for mask in sorted((sample_root / "train").glob("*_GT.png")):
+        image = mask.with_name(mask.name.replace("_GT", ""))
+        target = tmp_path / ("bad" if np.asarray(Image.open(mask)).any() else "good") / image.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(image.read_bytes())
+    run(
+        *("train", "--model", "ExDD", "--model.positive_patches", "farthest", "--model.backbone", "filter_bank"),
+        *("--model.image_size", "[316, 112]", "--data", "DefectFolder", "--data.name", "labels"),
+        *("--data.root", tmp_path, "--data.normal", "good", "--data.defective", "bad", "--data.num_workers", "0"),
+    )
+    trained = folder / "results" / "ExDD" / "labels" / "latest" / "weights" / "lightning" / "model.ckpt"
+    content = torch.load(trained, weights_only=True)["state_dict"]
+    assert len(content["model.positive_bank.features"]) > 0
+    assert content["model.calibration.training_defective"].any()
+
+
 def test_wrong_arguments_are_named(run: Run, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--model.scoring", "best"], "scoring"),

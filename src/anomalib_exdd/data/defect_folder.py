@@ -34,8 +34,8 @@ class DefectFolder(DefectDataModule):
         defective: Defective images for training, given like ``normal``.
         masks: Masks of the defective training images, given like ``normal``: one for each of them, of its size, black
             where there is no defect, named like its image or with a suffix (``a17.jpg`` and ``a17_mask.png``,
-            ``a17_GT.png`` or ``a17.png``). They may lie in the folder of the images if they have a suffix. Needed to
-            learn from defects; without them only image labels are known.
+            ``a17_GT.png`` or ``a17.png``). They may lie in the folder of the images if they have a suffix. Without
+            them only image labels are known, and ExDD needs ``--model.positive_patches farthest``.
         normal_test: Normal images for testing, given like ``normal``. Default: a share of ``normal`` is held out.
         defective_test: Defective images for testing, given like ``normal``. Default: a share of ``defective`` is held
             out, with its masks.

@@ -19,7 +19,7 @@ DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
 }
 """What scores images by default, for each way to score the map."""
 
-FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size", "top_fraction"})
+FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size", "top_fraction", "defect_rate"})
 """Arguments that the memory banks or the calibration depend on."""
 
 
