@@ -155,12 +155,14 @@ class Results:
         left_out = {"root", "weights", "output", "methods", "seeds", "workers"}
         self.settings = paths | {n: str(value) for n, value in vars(options).items() if n not in left_out}
         self.all: list[Result] = []
+        self.machine = describe()
         if self.output is not None and self.output.with_suffix(".json").is_file():
             content = json.loads(self.output.with_suffix(".json").read_text())
             if content["settings"] != self.settings:
                 msg = f"{self.output}.json has results of other settings. Give another --output, or remove the file."
                 raise SystemExit(msg)
             self.all = [Result(**result) for result in content["results"]]
+            self.machine = content["machine"]
 
     def has(self, method: str, seed: int) -> bool:
         """Tell whether a method's result is there."""
@@ -169,6 +171,7 @@ class Results:
     def add(self, result: Result) -> None:
         """Print a result and write all of them down."""
         self.all.append(result)
+        self.machine = describe()
         values = "  ".join(f"{name} {100 * result.metrics[name]:.2f}" for name in METRICS)
         print(f"seed {result.seed}  {result.method:10s} {values}  fit {result.fit_seconds:.0f} s", flush=True)
         self.write()
@@ -177,8 +180,8 @@ class Results:
         """Write all results down, if there is a place for them; the old file stays until the new one is complete."""
         if self.output is None:
             return
-        content = {"machine": describe(), "settings": self.settings, "results": [vars(each) for each in self.all]}
-        facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **self.settings}.items())
+        content = {"machine": self.machine, "settings": self.settings, "results": [vars(each) for each in self.all]}
+        facts = "\n".join(f"- {name}: {value}" for name, value in {**self.machine, **self.settings}.items())
         title = f"# Accuracy on {self.settings['data']}, {self.settings['split']} images"
         for suffix, text in (
             (".json", json.dumps(content, indent=2)),
