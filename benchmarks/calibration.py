@@ -214,6 +214,19 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(pages)
 
 
+def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Put the means of the first table side by side, one row for each number of defective training images."""
+    rows = []
+    for key in dict.fromkeys(result["key"] for result in results if result["part"] == "defects"):
+        ours = [result for result in results if (result["part"], result["key"]) == ("defects", key)]
+        row = {"defects": str(key)}
+        for metric, title in METRICS.items():
+            means = [f"{statistics.mean(100 * result[method][metric] for result in ours):.1f}" for method in METHODS]
+            row[f"{title}: {' / '.join(METHODS)}"] = " / ".join(means)
+        rows.append(row)
+    return rows
+
+
 def figure(results: list[dict[str, Any]], path: Path) -> None:
     """Draw the metrics over the number of defective training images."""
     import matplotlib as mpl  # noqa: PLC0415  only where a figure is asked for
@@ -286,6 +299,11 @@ def main() -> None:
     facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings, **times}.items())
     page = f"# The calibrated score on {settings['data']}, test images\n\n{tables(results)}\n\n{facts}\n"
     options.output.with_suffix(".md").write_text(page)
+    short = options.output.with_name(f"{options.output.name}_summary")
+    title = f"# The calibrated score on {settings['data']}, test images, means of the draws"
+    short.with_suffix(".md").write_text(f"{title}\n\n{markdown_table(summary(results))}\n\n{facts}\n")
+    content = {"machine": describe(), "settings": settings, "times": times, "summary": summary(results)}
+    short.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     print(tables(results))
     if options.figure is not None:
         figure(results, options.figure)
