@@ -83,6 +83,8 @@ def test_held_out_counts_leave_enough_to_train_with(normal: int, defective: int,
     test_normal, test_defective = held_out_counts(normal, defective, ratio, {0, 1})
 
     assert 1 <= test_normal <= normal - 3
+    if test_normal not in {1, normal - 3}:
+        assert abs(test_normal - normal * ratio) <= 0.5
     assert min(1, max(defective - 1, 0)) <= test_defective <= max(defective - 1, 0)
     assert held_out_counts(normal, defective, ratio, {1}) == (0, test_defective)
     assert held_out_counts(normal, defective, ratio, {0}) == (test_normal, 0)

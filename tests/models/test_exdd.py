@@ -141,13 +141,23 @@ def test_a_checkpoint_needs_no_network_and_no_file(
     torch.testing.assert_close(loaded(image).pred_score, trained[0](image).pred_score, rtol=0, atol=0)
 
 
+def assert_positive_bank_is_of(model: ExDD, data: KSDD2, count: int) -> None:
+    """Assert that the positive bank was built from exactly the defective training images of the data."""
+    train = data.train_data.samples
+    defective = sorted(train[train.label_index == 1].image_path)
+    assert len(defective) == count
+    assert model.model.positive_bank.sources == defective
+
+
 def test_refitting_builds_new_banks(small_model: Make, small_data: Make, engine: Make) -> None:
     model = small_model()
     engine().fit(model=model, datamodule=small_data())
     first = banks(model)
-    engine().fit(model=model, datamodule=small_data(num_defects=3))
+    data = small_data(num_defects=3)
+    engine().fit(model=model, datamodule=data)
     sources = set(banks(model)["positive_bank"][0])
     assert 1 <= len(sources) <= 3
+    assert_positive_bank_is_of(model, data, 3)
     assert set(first["positive_bank"][0]) - sources
 
 
@@ -161,13 +171,16 @@ def test_training_from_a_checkpoint_rebuilds_and_tests_the_new_banks(
     monkeypatch.setattr(timm, "create_model", only_random(timm.create_model))
     model = ExDD()  # as the command line builds it; the backbone's weights come from the checkpoint
     with caplog.at_level(logging.WARNING):
-        engine().train(model=model, datamodule=small_data(num_defects=2), ckpt_path=trained[1])
+        data = small_data(num_defects=2)
+        engine().train(model=model, datamodule=data, ckpt_path=trained[1])
     assert "dropped and built anew" in caplog.text
     assert bool(model._is_fitted)
     assert 1 <= len(set(banks(model)["positive_bank"][0])) <= 2
+    assert_positive_bank_is_of(model, data, 2)
     # Another checkpoint than the one that training started from is loaded as it is.
     engine().test(model=model, datamodule=small_data(), ckpt_path=trained[1], verbose=False)
     assert 1 <= len(set(banks(model)["positive_bank"][0])) <= 2
+    assert_positive_bank_is_of(model, data, 2)
     engine().fit(model=(other := ExDD(**SMALL, seed=5)), datamodule=small_data())
     engine().test(model=other, datamodule=small_data(), ckpt_path=trained[1], verbose=False)
     assert_same_banks(other, trained[0])

@@ -196,6 +196,16 @@ class TestExplanation:
         for index, (row, column) in enumerate(cells):  # never two neighbours
             assert all(max(abs(row - r), abs(column - c)) > 2 for r, c in cells[:index])
 
+    def test_heat_maps_of_all_images_share_one_scale(self, trained: tuple[ExDD, Path]) -> None:
+        """The map's level is the calibration's probability: a good image is not stretched to red."""
+        model = trained[0]
+        image = torch.rand(3, 96, 64, generator=torch.Generator().manual_seed(0))
+        batch = model.pre_processor(image[None])  # type: ignore[misc]
+        raw, calibration = model.model(batch).anomaly_map[0, 0].double(), model.model.calibration
+        expected = 1 / (1 + torch.exp(-(calibration.slope.double() * raw + calibration.offset.double())))
+        found = model.explain(image, "made up", 1).heat_map
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
+
     def test_it_is_told_in_words_and_drawn(
         self, trained: tuple[ExDD, Path], defect: tuple[Tensor, Tensor, str], tmp_path: Path
     ) -> None:

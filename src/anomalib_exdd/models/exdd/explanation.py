@@ -59,7 +59,9 @@ class Explanation:
         score: The image's score; with calibrated scoring the probability that it is defective.
         decision: What follows from it, if the model is calibrated.
         patches: The highest patches, highest first.
-        anomaly_map: Heat map, float32, shape (H, W).
+        heat_map: Heat map, float32 in 0..1, shape (H, W). With calibrated scoring its scale is the same for all images:
+            the probability that an image would have whose highest patches scored so. With other scorings it runs from
+            the image's own lowest to its highest value.
     """
 
     source: str
@@ -67,7 +69,7 @@ class Explanation:
     score: float
     decision: str | None
     patches: list[PatchExplanation]
-    anomaly_map: Tensor = field(repr=False)
+    heat_map: Tensor = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the heat map as plain numbers and texts, for JSON."""
@@ -124,7 +126,15 @@ def explain_image(
     ]
     score = float(image_score[0])
     decision = None if decisions is None else decisions.describe(score)
-    return Explanation(source, size, score, decision, explained, anomaly_map.cpu())
+    return Explanation(source, size, score, decision, explained, _heat_map(model, anomaly_map).cpu())
+
+
+def _heat_map(model: ExDDModel, anomaly_map_HW: Tensor) -> Tensor:
+    """Scale a map of scores to 0..1; on one scale for all images where the scores have a meaning of their own."""
+    if model.scoring == "calibrated" and model.calibration.is_fitted:
+        return torch.sigmoid(model.calibration.slope * anomaly_map_HW + model.calibration.offset)
+    low, high = anomaly_map_HW.aminmax()
+    return (anomaly_map_HW - low) / (high - low).clamp_min(1e-12)
 
 
 def _highest_apart(scores_hw: Tensor, count: int) -> list[tuple[int, int]]:

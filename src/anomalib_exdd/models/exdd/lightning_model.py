@@ -26,7 +26,7 @@ from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_se
 from .bank_builder import BankBuilder, mask_of
 from .calibration import Decisions
 from .checkpoints import HISTORY
-from .pictures import LABEL_SIZE, DecisionVisualizer, panel_size
+from .pictures import LABEL_SIZE, DecisionVisualizer, explanations_folder, panel_size
 from .scoring import ScoringName
 from .surgery import BankSurgery
 from .torch_model import ExDDModel
@@ -348,6 +348,8 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         folder = getattr(self.visualizer, "output_dir", None)
         if folder is not None and Path(folder).is_dir():
             logger.info("Pictures with heat maps: %s", Path(folder).resolve())
+            if stage == TrainerFn.PREDICTING and self.settings.explain:
+                logger.info("Explanations: %s", explanations_folder(folder).resolve())
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
             logger.info("Trained model: %s", Path(checkpoint).resolve())

@@ -78,7 +78,12 @@ class DecisionVisualizer(ImageVisualizer):  # type: ignore[misc]
         if count:
             for image, path in zip(batch.image, batch.image_path, strict=True):
                 explanation = explain_image(pl_module.model, image, str(path), count, pl_module.decisions)
-                save_explanation(explanation, Path(str(self.output_dir)).parent / "explanations")
+                save_explanation(explanation, explanations_folder(str(self.output_dir)))
+
+
+def explanations_folder(pictures: str | Path) -> Path:
+    """Return where explanations go: beside the folder of the pictures."""
+    return Path(pictures).parent / "explanations"
 
 
 def save_explanation(explanation: Explanation, folder: Path) -> Path:
@@ -118,9 +123,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     panel = panel_size((height, width))
     scale = panel[0] / width
     image = _open_resized(explanation.source, panel)
-    low, high = explanation.anomaly_map.aminmax()
-    levels = (explanation.anomaly_map - low) / (high - low).clamp_min(1e-12)
-    heat = visualize_anomaly_map(levels, colormap=True, normalize=False).resize(panel)
+    heat = visualize_anomaly_map(explanation.heat_map, colormap=True, normalize=False).resize(panel)
     overlay = Image.blend(image, heat.convert("RGB"), 0.45) if image else heat.convert("RGB")
     plain = image or Image.new("RGB", panel, _BLANK)
     window = _WINDOW * max(height, width)
