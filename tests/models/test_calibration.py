@@ -1,6 +1,8 @@
 """What the calibration learns, against independent float64 computations and as properties."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
+from anomalib_exdd import ExDD
+from anomalib_exdd.models.exdd.bank_builder import RoughRanking
 from anomalib_exdd.models.exdd.calibration import (
     PRIOR_PRECISION,
     PRIOR_WEIGHT,
@@ -26,6 +30,7 @@ from anomalib_exdd.models.exdd.calibration_set import (
     others_distances,
 )
 from anomalib_exdd.models.exdd.patches import farthest_patches
+from anomalib_exdd.models.exdd.scoring import top_count
 
 PATCHES = 100
 TOP = 0.02  # two patches of a hundred
@@ -292,9 +297,32 @@ def test_high_patches_hold_the_highest_by_both_rankings() -> None:
     negative, positive = torch.zeros(200), torch.full((200,), 1.0)
     negative[[7, 90]] = 2.0
     positive[[11, 13]] = -4.0
-    rows = high_patches(negative, positive, 0.01)
+    rows = high_patches(negative, positive, 4)
     assert {7, 90, 11, 13} <= set(rows.tolist())
     assert len(rows) <= 8
+
+
+def test_the_rough_ranking_keeps_what_a_full_one_would(trained: tuple[ExDD, Path]) -> None:
+    """In two stages, and with the image's own entries left out, the highest patches are still among those kept.
+
+    Without the projection, that is; how much the projection blurs depends on the features.
+    """
+    model = trained[0]
+    fraction = model.settings.top_fraction
+    settings = SimpleNamespace(top_fraction=fraction, projected_dimension=10_000, seed=0)
+    ranking = RoughRanking(model.model, settings)
+    generator = torch.Generator().manual_seed(5)
+    for path in [*model.model.negative_bank.sources[:3], "unknown.png"]:
+        patches = torch.rand(400, model.model.negative_bank.features.shape[1], generator=generator)
+        kept = ranking.high(CalibrationImage(path, patches, defective=False))
+        nearest = []
+        for bank in (model.model.negative_bank, model.model.positive_bank):
+            others = bank.features[[bank.sources[source] != path for source in bank.source.tolist()]]
+            nearest.append(torch.cdist(patches, others).amin(dim=1).log())
+        wanted = top_count(400, fraction)
+        for ranked in (nearest[0], nearest[0] - nearest[1]):
+            assert set(ranked.topk(wanted).indices.tolist()) <= set(kept.tolist())
+        assert len(kept) <= 4 * wanted
 
 
 def test_farthest_patches_take_what_no_normal_image_shows() -> None:

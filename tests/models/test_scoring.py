@@ -139,6 +139,17 @@ def test_rule_matches_its_equations(name: str, k: int) -> None:
         np.testing.assert_allclose(image_scores[image].item(), getattr(oracle, f"{name}_image")(), rtol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["calibrated", "normal", "paper", "published", "ratio"])
+def test_the_map_shows_probabilities_or_the_scores_themselves(name: str) -> None:
+    patch_scores = torch.linspace(-40, 40, 12).reshape(1, 3, 4)
+    shown = get_scoring(name, COEFFICIENTS).map_values(patch_scores)
+    if name == "calibrated":  # what an image of nothing but such patches would score
+        logit = COEFFICIENTS.slope.double() * patch_scores.double() + COEFFICIENTS.offset.double()
+        torch.testing.assert_close(shown.double(), 1 / (1 + torch.exp(-logit)), rtol=1e-5, atol=1e-12)
+    else:
+        torch.testing.assert_close(shown, patch_scores, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["normal", "paper", "published", "ratio"])
 def test_banks_smaller_than_the_neighbourhood(name: str) -> None:
     """One entry has no neighbourhood: weights are 1, so that the distances alone decide and nothing is lost."""

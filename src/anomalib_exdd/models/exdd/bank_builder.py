@@ -18,14 +18,16 @@ from anomalib_exdd.sampling import gaussian_projection
 from .calibration_set import CalibrationImage, drawn, high_patches, others_distances
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
-from .scoring import EPSILON
+from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel
 
 logger = logging.getLogger(__name__)
 
 MOST_FARTHEST = 0.02
 """With weak labels, the largest share of a defective image's patches that is taken for its defect."""
-_ROUGH_ENTRIES = 4096  # of a bank, for the rough ranking of patches; greedy selection puts a coarse coreset first
+_ROUGH_STAGES = ((512, 8), (4096, 2))
+"""The rough ranking's stages: entries of each bank to compare with (greedy selection puts a coarse coreset first), and
+how many times as many patches are kept as make an image's score."""
 _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
 
@@ -185,10 +187,10 @@ class RoughRanking:
         dimension = model.negative_bank.features.shape[1]
         device = model.negative_bank.features.device
         self._projection = gaussian_projection(dimension, settings.projected_dimension, settings.seed).to(device)
-        self._banks: list[tuple[Tensor, Tensor, dict[str, int]]] = []
-        for bank in (model.negative_bank, model.positive_bank):
-            row = {path: index for index, path in enumerate(bank.sources)}
-            self._banks.append((self._project(bank.features[:_ROUGH_ENTRIES]), bank.source[:_ROUGH_ENTRIES], row))
+        self._banks = [
+            _RoughBank(self._project(bank.features[: _ROUGH_STAGES[-1][0]]), bank.source, bank.sources)
+            for bank in (model.negative_bank, model.positive_bank)
+        ]
 
     def high(self, image: CalibrationImage) -> Tensor:
         """Choose the patches that may be among the image's highest; see :func:`.calibration_set.high_patches`.
@@ -197,26 +199,37 @@ class RoughRanking:
             Rows of the image's patches, int64, on the CPU.
         """
         query_PS = self._project(image.features.to(self._projection.device))
-        negative, positive = (self._log_distances(image.path, query_PS, *bank) for bank in self._banks)
-        if negative is None:  # a single normal image: no distance can be measured without it
-            return torch.arange(len(image.features))
-        return high_patches(negative, positive, self.top_fraction).cpu()
+        rows = torch.arange(len(query_PS), device=query_PS.device)
+        wanted = top_count(len(query_PS), self.top_fraction)
+        for entries, spare in _ROUGH_STAGES:
+            negative, positive = (bank.log_distances(image.path, query_PS[rows], entries) for bank in self._banks)
+            if negative is not None:  # else a single normal image: no distance can be measured without it
+                rows = rows[high_patches(negative, positive, spare * wanted)]
+        return rows.cpu()
 
     def _project(self, features_ND: Tensor) -> Tensor:
         with full_float32(features_ND.device):
             return features_ND @ self._projection if len(features_ND) else features_ND
 
-    @staticmethod
-    def _log_distances(
-        path: str, query_PS: Tensor, bank_MS: Tensor, source_M: Tensor, row: dict[str, int]
-    ) -> Tensor | None:
-        own = row.get(path, -1)
-        if not bool((source_M != own).any()):
+
+class _RoughBank:
+    """The first entries of a bank, projected; measured by expanded distances, without a second look at the winners."""
+
+    def __init__(self, entries_MS: Tensor, source: Tensor, sources: list[str]) -> None:
+        self.entries_MS = entries_MS
+        self.source_M = source[: len(entries_MS)]
+        self.row = {path: index for index, path in enumerate(sources)}
+        self.norm_M = entries_MS.square().sum(dim=-1)
+
+    def log_distances(self, path: str, query_PS: Tensor, entries: int) -> Tensor | None:
+        """Return every patch's log-distance to the first entries of other images; None if there are no such."""
+        own_M = self.source_M[:entries] == self.row.get(path, -1)
+        if bool(own_M.all()):
             return None
-        with full_float32(query_PS.device):  # rough: by expanded distances, without a second look at the winners
-            squared_PM = bank_MS.square().sum(dim=1) - 2 * query_PS @ bank_MS.T
-            nearest_P = squared_PM.masked_fill_(source_M == own, torch.inf).amin(dim=1)
-        return (nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2
+        norm_M = self.norm_M[:entries].masked_fill(own_M, torch.inf)
+        with full_float32(query_PS.device):
+            nearest_P = torch.addmm(norm_M, query_PS, self.entries_MS[:entries].T, alpha=-2).amin(dim=1)
+            return (nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2
 
 
 def _centres(image_CHW: Tensor, features_Dhw: Tensor) -> Tensor:

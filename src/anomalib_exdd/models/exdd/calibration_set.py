@@ -20,13 +20,12 @@ from anomalib_exdd.precision import Float32Buffers, full_float32
 
 from .calibration import ImagePatches
 from .memory_bank import MemoryBank
-from .scoring import CALIBRATED_NEIGHBORS, EPSILON, top_count
+from .scoring import CALIBRATED_NEIGHBORS, EPSILON
 
 MAX_IMAGES = 200
 """Calibration images of each kind, at most: their number bounds the time and the checkpoint, not the accuracy."""
 TYPICAL_PATCHES = 8
 """Patches drawn from every normal image, whatever their score."""
-_SPARE = 2  # times as many patches are kept as make the score, by each of two rankings
 
 
 @dataclass(frozen=True)
@@ -217,18 +216,18 @@ def others_distances(query_CD: Tensor, own_C: Tensor, bank_MD: Tensor, source_M:
     return torch.cat(found)
 
 
-def high_patches(log_negative_P: Tensor, log_positive_P: Tensor | None, fraction: float) -> Tensor:
+def high_patches(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:
     """Choose the patches of an image that may be among its highest, whatever the weights turn out to be.
 
     Args:
         log_negative_P: Roughly measured log-distances to the negative bank, shape (P,).
         log_positive_P: The same to the positive bank, if there is one.
-        fraction: Share of patches that make the image's score.
+        count: How many to choose by each of two rankings.
 
     Returns:
         Rows, ascending, int64: the farthest from normal, and those with the highest log-ratio.
     """
-    count = min(len(log_negative_P), _SPARE * top_count(len(log_negative_P), fraction))
+    count = min(len(log_negative_P), count)
     rows = [log_negative_P.topk(count).indices]
     if log_positive_P is not None:
         rows.append((log_negative_P - log_positive_P).topk(count).indices)

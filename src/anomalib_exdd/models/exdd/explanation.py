@@ -109,7 +109,7 @@ def explain_image(
         patches_1PD = features_1Dhw.flatten(2).transpose(1, 2).contiguous()
         scores_1P, image_score = model.score(patches_1PD)
         grid = (features_1Dhw.shape[-2], features_1Dhw.shape[-1])
-        anomaly_map = model.anomaly_map(scores_1P.reshape(1, 1, *grid), size)[0, 0]
+        anomaly_map = model.draw_map(scores_1P.reshape(1, *grid), size)[0, 0]
         chosen = _highest_apart(scores_1P[0].reshape(grid), count)
         rows = torch.tensor([row * grid[1] + column for row, column in chosen], device=patches_1PD.device)
         normal = _nearest(model.negative_bank, patches_1PD[0, rows])
@@ -130,9 +130,9 @@ def explain_image(
 
 
 def _heat_map(model: ExDDModel, anomaly_map_HW: Tensor) -> Tensor:
-    """Scale a map of scores to 0..1; on one scale for all images where the scores have a meaning of their own."""
-    if model.scoring == "calibrated" and model.calibration.is_fitted:
-        return torch.sigmoid(model.calibration.slope * anomaly_map_HW + model.calibration.offset)
+    """Scale a map of scores to 0..1; a map of probabilities is on the same scale for all images already."""
+    if model.scoring == "calibrated":
+        return anomaly_map_HW
     low, high = anomaly_map_HW.aminmax()
     return (anomaly_map_HW - low) / (high - low).clamp_min(1e-12)
 

@@ -59,10 +59,10 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         min_coverage: With "mask", the share of a patch that must be defect for it to belong. Every defect keeps at
             least the patch that holds most of it.
         projected_dimension: Dimension of the Gaussian projection in which the coresets are selected.
-        scoring: How the map is scored. "calibrated": log-odds of a defect from the log-distances to both banks, weighed
-            as the training images tell; never materially worse than "normal". "ratio": distance to normal over distance
-            to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper": equations 12-23 as
-            printed. "published": as the published code computes them, its pooling without padding included.
+        scoring: How the map is scored. "calibrated": the probability of a defect from the log-distances to both banks,
+            weighed as the training images tell; never materially worse than "normal". "ratio": distance to normal over
+            distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper": equations
+            12-23 as printed. "published": as the published code computes them, its pooling without padding included.
         image_scoring: How images are scored, one of the same names; "auto" takes the rule that belongs to ``scoring``,
             and with "ratio" the one that did best on validation data, "normal". "calibrated" is a probability.
         top_fraction: With "calibrated", the share of an image's patches, the highest, whose mean makes its score.
@@ -100,7 +100,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         negative_ratio: float = 0.02,
         positive_ratio: float = 0.1,
         negative_minimum: int = 1000,
-        positive_minimum: int = 1000,
+        positive_minimum: int = 2000,
         positive_patches: PositivePatches = "mask",
         min_coverage: float = 0.25,
         projected_dimension: int = 128,

@@ -67,6 +67,10 @@ class Coefficients(NamedTuple):
     top_fraction: float
 
 
+def _as_they_are(patch_scores: Tensor) -> Tensor:
+    return patch_scores
+
+
 @dataclass(frozen=True)
 class ScoringRule:
     """A named way to score patches and images.
@@ -78,6 +82,7 @@ class ScoringRule:
         patch_neighborhood: Whether ``patch`` needs :attr:`PatchDistances.neighborhood`.
         image_neighborhood: Whether ``image`` needs it.
         num_ranked: How many of the entries nearest to a patch are looked at (:attr:`PatchDistances.ranked`).
+        map_values: Turns patch scores into the values of the map, before it is smoothed; keeps their order.
     """
 
     patch: Callable[[PatchDistances, PatchDistances | None], Tensor]
@@ -86,6 +91,7 @@ class ScoringRule:
     patch_neighborhood: bool
     image_neighborhood: bool
     num_ranked: int = 1
+    map_values: Callable[[Tensor], Tensor] = _as_they_are
 
 
 def log_evidence(log_negative: Tensor, log_positive: Tensor | None, reference: Tensor) -> Tensor:
@@ -130,6 +136,11 @@ def calibrated_patch(negative: PatchDistances, positive: PatchDistances | None, 
 def calibrated_image(negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients) -> Tensor:
     """Score an image by its probability of being defective, from the mean of its highest patch scores."""
     score = top_mean(calibrated_patch(negative, positive, coefficients), coefficients.top_fraction)
+    return probability(score, coefficients)
+
+
+def probability(score: Tensor, coefficients: Coefficients) -> Tensor:
+    """Return how likely an image is defective whose highest patches score so, on average."""
     return torch.sigmoid(coefficients.slope * score + coefficients.offset)
 
 
@@ -243,6 +254,7 @@ def get_scoring(name: str, coefficients: Coefficients | None = None) -> ScoringR
             patch_neighborhood=False,
             image_neighborhood=False,
             num_ranked=max(CALIBRATED_NEIGHBORS),
+            map_values=partial(probability, coefficients=coefficients),
         )
     if name not in _RULES:
         msg = f"A scoring rule has to be one of {get_args(ScoringName)}, but got {name!r}."

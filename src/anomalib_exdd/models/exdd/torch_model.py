@@ -98,8 +98,8 @@ class ExDDModel(nn.Module):
         patches_BPD = features_BDhw.flatten(2).transpose(1, 2).contiguous()
         with torch.autocast(device_type=images_BCHW.device.type, enabled=False):
             patch_scores, pred_score = self.score(patches_BPD)
-            scores_B1hw = patch_scores.reshape(batch, 1, height, width)
-            anomaly_map = self.anomaly_map(scores_B1hw, images_BCHW.shape[-2:])
+            scores_Bhw = patch_scores.reshape(batch, height, width)
+            anomaly_map = self.draw_map(scores_Bhw, images_BCHW.shape[-2:])
         return InferenceBatch(pred_score=pred_score, anomaly_map=anomaly_map)
 
     def score(self, patches_BPD: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +114,10 @@ class ExDDModel(nn.Module):
         negative, positive = self.distances(patches_BPD)
         patch_rule, image_rule = self.rules()
         return patch_rule.patch(negative, positive), image_rule.image(negative, positive)
+
+    def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int]) -> Tensor:
+        """Turn patch scores into maps of the images' size, float32, shape (B, 1, H, W)."""
+        return self.anomaly_map(self.rules()[0].map_values(scores_Bhw).unsqueeze(1), image_size)
 
     def rules(self) -> tuple[ScoringRule, ScoringRule]:
         """Return the rules of patches and of images: without a positive bank ``normal`` or ``calibrated``."""
