@@ -161,9 +161,9 @@ class Study:
         score_N = rule.image(self.negative, positive)[keep]
         label_N = self.test.label_N[keep]
         grid = self.test.features_NDhw.shape[-2:]
-        patch_NP = rule.patch(self.negative, positive)[keep]
+        values_NP = rule.map_values(rule.patch(self.negative, positive))[keep]
         maps = [
-            self.model.model.anomaly_map(chunk.reshape(-1, 1, *grid), self.size)[:, 0] for chunk in patch_NP.split(64)
+            self.model.model.anomaly_map(chunk.reshape(-1, 1, *grid), self.size)[:, 0] for chunk in values_NP.split(64)
         ]
         masks = self.test.mask_NHW[keep]
         return {
