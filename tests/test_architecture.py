@@ -18,11 +18,12 @@ FOUNDATIONS = {"neighbors", "sampling", "synthesis"}
 BUILT_ON_THEM = {"data", "models"}
 MAY_IMPORT = {
     "precision": set(),  # a few lines of torch for everybody
+    "processes": set(),  # and a few for what processes tell each other
     "neighbors": {"precision"},
-    "sampling": {"precision"},
+    "sampling": {"precision", "processes"},
     "synthesis": {"precision"},
     "data": {"precision", *FOUNDATIONS},
-    "models": {"precision", *FOUNDATIONS},
+    "models": {"precision", "processes", *FOUNDATIONS},
     "reporting": set(),
     "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
     "plugin": {"data", "models", "pipelines"},

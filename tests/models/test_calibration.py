@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from anomalib_exdd import ExDD
-from anomalib_exdd.models.exdd.bank_builder import RoughRanking
 from anomalib_exdd.models.exdd.calibration import (
     PRIOR_PRECISION,
     PRIOR_WEIGHT,
@@ -30,6 +29,7 @@ from anomalib_exdd.models.exdd.calibration_set import (
     others_distances,
 )
 from anomalib_exdd.models.exdd.patches import farthest_patches
+from anomalib_exdd.models.exdd.rough_ranking import RoughRanking
 from anomalib_exdd.models.exdd.scoring import top_count
 
 PATCHES = 100
@@ -262,23 +262,23 @@ def an_image(name: str, *, defective: bool = False, seed: int = 0) -> Calibratio
 
 def test_a_calibration_set_forgets_what_is_removed() -> None:
     high = torch.tensor([3, 5])
-    images = [(an_image(name, defective=name == "b", seed=seed), high) for seed, name in enumerate("abc")]
+    images = [an_image(name, defective=name == "b", seed=seed) for seed, name in enumerate("abc")]
     everything, without = CalibrationSet(), CalibrationSet()
-    everything.add(images)
-    without.add([images[0], images[2]])
+    everything.add([image.keep(high) for image in images])
+    without.add([images[0].keep(high), images[2].keep(high)])
     everything.remove("b")
     everything.remove("unknown")
     assert everything.sources == without.sources == ["a", "c"]
     for name in ("features", "image", "typical", "defective", "patches"):
         assert torch.equal(getattr(everything, name), getattr(without, name))
     assert int(everything.typical.sum()) == 2 * TYPICAL_PATCHES
-    assert torch.equal(everything.features[:2], images[0][0].features[high].half())
+    assert torch.equal(everything.features[:2], images[0].features[high].half())
 
 
 def test_an_image_added_again_is_replaced() -> None:
     kept = CalibrationSet()
-    kept.add([(an_image("a"), torch.tensor([1]))])
-    kept.add([(an_image("a", defective=True), torch.tensor([2, 4]))])
+    kept.add([an_image("a").keep(torch.tensor([1]))])
+    kept.add([an_image("a", defective=True).keep(torch.tensor([2, 4]))])
     assert kept.sources == ["a"]
     assert kept.defective.tolist() == [True]
     assert len(kept.features) == 2

@@ -392,16 +392,6 @@ def test_anomalibs_own_data_modules_work(sample_root: Path, small_model: Make, e
     assert len(model.model.negative_bank) >= 20
 
 
-def test_training_in_several_processes_is_refused(small_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Trainer:
-        world_size = 2
-
-    model = small_model()
-    monkeypatch.setattr(type(model), "trainer", property(lambda self: Trainer()))
-    with pytest.raises(ValueError, match=r"has 2.*--trainer\.devices 1"):
-        model.setup("fit")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

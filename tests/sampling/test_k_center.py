@@ -1,12 +1,14 @@
 """The batched selection is the textbook's greedy selection."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
+from anomalib_exdd.sampling import gaussian_projection, greedy_k_center, k_center
 
 
 def assert_greedy(points: np.ndarray, chosen: list[int]) -> None:
@@ -54,6 +56,37 @@ def test_radius_of_any_point_set(total: int, dimension: int, count: int, candida
     if count < total and count > 1:
         spread = min(np.sqrt(((points[a] - points[b]) ** 2).sum()) for i, a in enumerate(chosen) for b in chosen[:i])
         assert radius(points, chosen) <= spread + 1e-5
+
+
+def test_an_interrupted_selection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    whole = greedy_k_center(points, 300, candidates=16)
+    monkeypatch.setattr(k_center, "_SAVE_EVERY", -1.0)
+    advance, state = k_center._Selection.advance, tmp_path / "state.safetensors"
+
+    def stop_half_way(selection: k_center._Selection, *arguments: int) -> None:
+        if len(selection) > 150:
+            raise KeyboardInterrupt
+        advance(selection, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(k_center._Selection, "advance", stop_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            greedy_k_center(points, 300, candidates=16, state=state)
+    assert state.is_file()
+    done = []
+    monkeypatch.setattr(k_center._Selection, "advance", lambda *a: (done.append(len(a[0])), advance(*a)))
+    assert torch.equal(greedy_k_center(points, 300, candidates=16, state=state), whole)
+    assert min(done) > 100  # it did not start anew
+    assert not state.exists()
+
+
+def test_points_may_be_overwritten_to_save_their_memory() -> None:
+    points = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) + 3
+    chosen = greedy_k_center(points, 40)
+    kept = points.clone()
+    assert torch.equal(greedy_k_center(points, 40, overwrite=True), chosen)
+    assert not torch.equal(points, kept)
 
 
 def test_first_centre_follows_the_seed() -> None:

@@ -15,7 +15,10 @@ from typing import Any
 import pandas as pd
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from pandas import DataFrame
+from torch import distributed
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from .dataset import DefectDataset, task_of
@@ -147,6 +150,14 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
     ) -> tuple[DataFrame, DataFrame]:
         return take(samples, counts, root=self.root, seed=int(self.seed or 0), purpose=purpose, split=split)
 
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Load validation images, each of them once."""
+        return once_each(super().val_dataloader())
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Load test images, each of them once."""
+        return once_each(super().test_dataloader())
+
     def _log_counts(self, tables: dict[Split, DataFrame]) -> None:
         parts = []
         for split, table in tables.items():
@@ -162,6 +173,22 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         logger.info("%s: %s.", self.name, ", ".join(parts))
         if tables[Split.TEST].attrs["task"] != "segmentation":
             logger.info("%s: not every defective test image has a mask, so pixel metrics do not apply.", self.name)
+
+
+def once_each(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Split a loader's images between the processes such that none is loaded twice.
+
+    Lightning would repeat some to give every process equally many, and they would count twice in the metrics.
+    """
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=UnrepeatedDistributedSampler(loader.dataset, shuffle=False),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
 
 
 def take(

@@ -5,52 +5,82 @@ calibration needs is kept beside it.
 """
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch
 from torch import Tensor
 from tqdm import tqdm
 
-from anomalib_exdd.precision import full_float32
-from anomalib_exdd.sampling import gaussian_projection
+from anomalib_exdd.processes import gather_objects, rank
 
-from .calibration_set import CalibrationImage, drawn, high_patches, others_distances
+from .calibration_set import CalibrationImage, drawn, others_distances
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
-from .scoring import EPSILON, top_count
+from .rough_ranking import RoughRanking
 from .torch_model import ExDDModel
+from .training_stores import TrainingStores
 
 logger = logging.getLogger(__name__)
 
 MOST_FARTHEST = 0.02
 """With weak labels, the largest share of a defective image's patches that is taken for its defect."""
-_ROUGH_STAGES = ((512, 8), (4096, 2))
-"""The rough ranking's stages: entries of each bank to compare with (greedy selection puts a coarse coreset first), and
-how many times as many patches are kept as make an image's score."""
 _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
 
 class BankBuilder:
     """Collects the patches of training images, then fills a model's banks and its calibration set.
 
+    With several processes, each of them collects the images that it sees; all of them build together, and get the same.
+
     Args:
         model: The model to fill.
         settings: The arguments of :class:`anomalib_exdd.models.exdd.ExDD` as attributes.
+        stores: Where the patches wait; in memory by default.
     """
 
-    def __init__(self, model: ExDDModel, settings: Any) -> None:
+    def __init__(self, model: ExDDModel, settings: Any, stores: TrainingStores | None = None) -> None:
         self.model = model
         self.settings = settings
+        self.stores = stores
         dimension, seed = settings.projected_dimension, settings.seed
-        self.negative = PatchCollector(dimension, seed)
-        self.positive = PatchCollector(dimension, seed)
-        self.defective = PatchCollector(dimension, seed)  # whole defective images
+        # Of defective images the whole, too: the calibration looks at all of their patches.
+        self.negative, self.positive, self.defective = (
+            PatchCollector(dimension, seed, None if stores is None else stores.opener(kind))
+            for kind in ("normal", "defect", "defective")
+        )
 
     @property
     def num_images(self) -> int:
         """Number of images collected."""
         return self.negative.num_images + self.defective.num_images
+
+    def has(self, path: str) -> bool:
+        """Tell whether an image's patches are there, as they may be when an interrupted training goes on."""
+        if path in self.negative:
+            return True
+        return path in self.defective and (self.settings.positive_patches == "farthest" or path in self.positive)
+
+    def add_batch(self, batch: ImageBatch) -> None:
+        """Take the patches of a batch: of normal images for the negative, of defects for the positive bank.
+
+        Raises:
+            ValueError: If a defective image has no mask to find its defect patches by.
+        """
+        images_BCHW = cast("Tensor", batch.image)
+        names = batch.image_path or [f"image {self.num_images + index}" for index in range(len(images_BCHW))]
+        new = [index for index, name in enumerate(names) if not self.has(name)]
+        if not new:
+            return
+        features_BDhw = self.model.embed(images_BCHW if len(new) == len(names) else images_BCHW[new])
+        for index, features_Dhw in zip(new, features_BDhw, strict=True):
+            name, image_CHW = names[index], images_BCHW[index]
+            if batch.gt_label is None or not bool(batch.gt_label[index]):
+                self.add_normal(name, image_CHW, features_Dhw)
+            elif self.settings.positive_patches == "farthest":
+                self.add_defective(name, image_CHW, features_Dhw, None)
+            else:
+                self.add_defective(name, image_CHW, features_Dhw, mask_of(batch, index, name))
 
     def add_normal(self, path: str, image_CHW: Tensor, features_Dhw: Tensor) -> None:
         """Take the patches of a normal image."""
@@ -87,11 +117,13 @@ class BankBuilder:
         return features_NDhw.flatten(2).transpose(1, 2).flatten(0, 1), torch.cat(positions)
 
     def build(self) -> None:
-        """Select the coresets, fill the banks, and calibrate.
+        """Select the coresets, fill the banks and the calibration set, and let the stores go.
 
         Raises:
             ValueError: If no normal image was seen.
         """
+        self.negative.share()
+        self.defective.share()
         if self.negative.num_images == 0:
             msg = "ExDD needs normal training images for its negative bank, but the training data has none."
             raise ValueError(msg)
@@ -104,16 +136,20 @@ class BankBuilder:
             counts = (len(bank), collector.num_patches, collector.num_images)
             logger.info("%s bank: %d of %d patches from %d images.", name, *counts)
         self.fill_calibration_set()
+        if self.stores is not None:
+            self.stores.remove()
 
     def build_negative_bank(self) -> None:
         """Fill the negative bank with a coreset of the normal images' patches."""
         ratio, minimum = self.settings.negative_ratio, self.settings.negative_minimum
-        self.model.negative_bank.fill(self.negative.select(ratio, minimum, "Negative bank"))
+        state = None if self.stores is None else self.stores.state("negative_bank")
+        self.model.negative_bank.fill(self.negative.select(ratio, minimum, "Negative bank", state))
 
     def build_positive_bank(self) -> None:
         """Fill the positive bank with a coreset of the defect patches; weak labels need the negative bank before."""
         if self.settings.positive_patches == "farthest":
             self._choose_farthest()
+        self.positive.share()
         if self.positive.num_images:
             ratio, minimum = self.settings.positive_ratio, self.settings.positive_minimum
             self.model.positive_bank.fill(self.positive.select(ratio, minimum, "Positive bank"))
@@ -124,13 +160,15 @@ class BankBuilder:
         device = bank.features.device
         row = {path: index for index, path in enumerate(bank.sources)}
         farthest = []
-        for path in drawn(self.negative.paths):
+        for path in filter(self.negative.is_own, drawn(self.negative.paths)):
             features = self.negative.features_of(path).to(device)
             own = torch.full((len(features),), row[path], device=device)
             if bool((bank.source != row[path]).any()):
-                farthest.append(others_distances(features, own, bank.features, bank.source, 1).max())
-        usual = float(torch.stack(farthest).median()) if farthest else 0.0
-        for path in tqdm(self.defective.paths, "Choosing defect patches", delay=_PROGRESS_DELAY):
+                farthest.append(float(others_distances(features, own, bank.features, bank.source, 1).max()))
+        everywhere = sorted(distance for part in gather_objects(farthest) for distance in part)
+        usual = everywhere[(len(everywhere) - 1) // 2] if everywhere else 0.0
+        own_paths = [path for path in self.defective.paths if self.defective.is_own(path)]
+        for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
             features = self.defective.features_of(path)
             distance_P = bank.nearest(features.to(device)).distances[:, 0]
             taken_P = farthest_patches(distance_P, usual, MOST_FARTHEST).cpu()
@@ -138,16 +176,18 @@ class BankBuilder:
 
     def fill_calibration_set(self) -> None:
         """Keep the patches that calibration needs."""
+        self.defective.share()
         ranking = RoughRanking(self.model, self.settings)
         self.model.calibration_set.clear()
-        images = [(path, False) for path in drawn(self.negative.paths)]
-        images += [(path, True) for path in drawn(self.defective.paths)]
-        kept = []
-        for path, defective in tqdm(images, "Calibration", delay=_PROGRESS_DELAY):
-            collector = self.defective if defective else self.negative
-            image = CalibrationImage(path, collector.features_of(path), defective)
-            kept.append((image, ranking.high(image)))
-        self.model.calibration_set.add(kept)
+        images = [(path, self.negative) for path in drawn(self.negative.paths)]
+        images += [(path, self.defective) for path in drawn(self.defective.paths)]
+        kept = {}
+        own = [(path, collector) for path, collector in images if collector.is_own(path)]
+        for path, collector in tqdm(own, "Calibration", delay=_PROGRESS_DELAY, disable=rank() > 0):
+            image = CalibrationImage(path, collector.features_of(path), defective=collector is self.defective)
+            kept[path] = image.keep(ranking.high(image))
+        everywhere = {path: image for part in gather_objects(kept) for path, image in part.items()}
+        self.model.calibration_set.add([everywhere[path] for path, _ in images])
 
 
 def mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
@@ -172,64 +212,6 @@ def mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
         )
         raise ValueError(msg)
     return mask_HW
-
-
-class RoughRanking:
-    """Ranks the patches of images by their distances in the coreset's projection, without those of the same image.
-
-    Args:
-        model: Model with filled banks.
-        settings: The arguments of :class:`anomalib_exdd.models.exdd.ExDD` as attributes.
-    """
-
-    def __init__(self, model: ExDDModel, settings: Any) -> None:
-        self.top_fraction = settings.top_fraction
-        dimension = model.negative_bank.features.shape[1]
-        device = model.negative_bank.features.device
-        self._projection = gaussian_projection(dimension, settings.projected_dimension, settings.seed).to(device)
-        self._banks = [
-            _RoughBank(self._project(bank.features[: _ROUGH_STAGES[-1][0]]), bank.source, bank.sources)
-            for bank in (model.negative_bank, model.positive_bank)
-        ]
-
-    def high(self, image: CalibrationImage) -> Tensor:
-        """Choose the patches that may be among the image's highest; see :func:`.calibration_set.high_patches`.
-
-        Returns:
-            Rows of the image's patches, int64, on the CPU.
-        """
-        query_PS = self._project(image.features.to(self._projection.device))
-        rows = torch.arange(len(query_PS), device=query_PS.device)
-        wanted = top_count(len(query_PS), self.top_fraction)
-        for entries, spare in _ROUGH_STAGES:
-            negative, positive = (bank.log_distances(image.path, query_PS[rows], entries) for bank in self._banks)
-            if negative is not None:  # else a single normal image: no distance can be measured without it
-                rows = rows[high_patches(negative, positive, spare * wanted)]
-        return rows.cpu()
-
-    def _project(self, features_ND: Tensor) -> Tensor:
-        with full_float32(features_ND.device):
-            return features_ND @ self._projection if len(features_ND) else features_ND
-
-
-class _RoughBank:
-    """The first entries of a bank, projected; measured by expanded distances, without a second look at the winners."""
-
-    def __init__(self, entries_MS: Tensor, source: Tensor, sources: list[str]) -> None:
-        self.entries_MS = entries_MS
-        self.source_M = source[: len(entries_MS)]
-        self.row = {path: index for index, path in enumerate(sources)}
-        self.norm_M = entries_MS.square().sum(dim=-1)
-
-    def log_distances(self, path: str, query_PS: Tensor, entries: int) -> Tensor | None:
-        """Return every patch's log-distance to the first entries of other images; None if there are no such."""
-        own_M = self.source_M[:entries] == self.row.get(path, -1)
-        if bool(own_M.all()):
-            return None
-        norm_M = self.norm_M[:entries].masked_fill(own_M, torch.inf)
-        with full_float32(query_PS.device):
-            nearest_P = torch.addmm(norm_M, query_PS, self.entries_MS[:entries].T, alpha=-2).amin(dim=1)
-            return (nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2
 
 
 def _centres(image_CHW: Tensor, features_Dhw: Tensor) -> Tensor:

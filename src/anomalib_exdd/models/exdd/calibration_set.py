@@ -9,7 +9,7 @@ Shape suffixes: I images, C patches kept of all images together, P patches of an
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
@@ -28,6 +28,24 @@ TYPICAL_PATCHES = 8
 """Patches drawn from every normal image, whatever their score."""
 
 
+class KeptPatches(NamedTuple):
+    """What is kept of one training image.
+
+    Attributes:
+        path: Path of the image.
+        features: Features of the patches kept, float16, shape (C, D).
+        typical: Whether each was drawn at random instead of for its score, boolean, shape (C,).
+        defective: Whether the image is.
+        patches: Number of patches of the whole image.
+    """
+
+    path: str
+    features: Tensor
+    typical: Tensor
+    defective: bool
+    patches: int
+
+
 @dataclass(frozen=True)
 class CalibrationImage:
     """All patches of one training image.
@@ -41,6 +59,21 @@ class CalibrationImage:
     path: str
     features: Tensor
     defective: bool
+
+    def keep(self, high: Tensor) -> KeptPatches:
+        """Keep the patches that may be among the highest and, of a normal image, some typical ones.
+
+        Args:
+            high: Rows of the former, int64.
+        """
+        rows, typical = high, torch.zeros(len(high), dtype=torch.bool)
+        if not self.defective:
+            count = min(TYPICAL_PATCHES, len(self.features))
+            spaced = (torch.arange(count) * 2 + 1) * len(self.features) // (2 * count)
+            rows = torch.cat([high, spaced])
+            typical = torch.arange(len(rows)) >= len(high)
+        features = self.features[rows].to(torch.float16)
+        return KeptPatches(self.path, features, typical, self.defective, len(self.features))
 
 
 def drawn(paths: Sequence[str], count: int = MAX_IMAGES) -> list[str]:
@@ -98,27 +131,21 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         device = self.features.device
         self._set([], *(value.to(device) for value in self._nothing()))
 
-    def add(self, images: Sequence[tuple[CalibrationImage, Tensor]]) -> None:
-        """Keep the patches of images.
-
-        Args:
-            images: Every image with the rows of its patches that may be among its highest. An image that is there
-                already is replaced.
-        """
+    def add(self, images: Sequence[KeptPatches]) -> None:
+        """Keep the patches of images; an image that is there already is replaced."""
         device = self.features.device
-        columns: list[tuple[Tensor, Tensor, Tensor]] = []
-        for image, _ in images:
+        for image in images:
             self.remove(image.path)
-        for index, (image, high) in enumerate(images, start=len(self)):
-            rows, typical = _rows_kept(image, high)
-            columns.append((image.features[rows].to(torch.float16), torch.full((len(rows),), index), typical))
-        if not columns:
+        if not images:
             return
-        features, index_C, typical_C = (torch.cat(column).to(device) for column in zip(*columns, strict=True))
-        defective = torch.tensor([image.defective for image, _ in images], device=device)
-        patches = torch.tensor([len(image.features) for image, _ in images], device=device)
+        counts = torch.tensor([len(image.features) for image in images])
+        index_C = torch.repeat_interleave(torch.arange(len(images)) + len(self), counts).to(device)
+        features = torch.cat([image.features for image in images]).to(device)
+        typical_C = torch.cat([image.typical for image in images]).to(device)
+        defective = torch.tensor([image.defective for image in images], device=device)
+        patches = torch.tensor([image.patches for image in images], device=device)
         self._set(
-            [*self.sources, *(image.path for image, _ in images)],
+            [*self.sources, *(image.path for image in images)],
             torch.cat([self.features.reshape(-1, features.shape[1]), features]),
             torch.cat([self.image, index_C]),
             torch.cat([self.typical, typical_C]),
@@ -175,15 +202,6 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what was saved beside the buffers."""
         self.sources = list(state["sources"])
-
-
-def _rows_kept(image: CalibrationImage, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows of an image's patches to keep, and which of them are typical ones of a normal image."""
-    if image.defective:
-        return high, torch.zeros(len(high), dtype=torch.bool)
-    count = min(TYPICAL_PATCHES, len(image.features))
-    spaced = (torch.arange(count) * 2 + 1) * len(image.features) // (2 * count)
-    return torch.cat([high, spaced]), torch.arange(len(high) + count) >= len(high)
 
 
 def others_distances(query_CD: Tensor, own_C: Tensor, bank_MD: Tensor, source_M: Tensor, k: int) -> Tensor:

@@ -16,6 +16,7 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer, Visualizer
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -23,18 +24,20 @@ from torch import Tensor, nn
 from anomalib_exdd.neighbors import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
-from .bank_builder import BankBuilder, mask_of
+from .bank_builder import BankBuilder
 from .calibration import Decisions
 from .checkpoints import HISTORY
+from .distributed import DistributedFit
 from .pictures import LABEL_SIZE, DecisionVisualizer, explanations_folder, panel_size
 from .scoring import ScoringName
 from .surgery import BankSurgery
 from .torch_model import ExDDModel
+from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, features_identity
 
 logger = logging.getLogger(__name__)
 
 
-class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Dual memory banks: finds and locates defects by their distance to normal and to known defective patches.
 
     Training takes one pass: the patches of normal images fill the negative bank, the defect patches of defective images
@@ -77,6 +80,10 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "faiss", "torch", or "auto" for the fastest that is installed. All of them are
             exact and give the same scores.
+        feature_store: Where the features of the training images wait until the banks are selected: "memory"; "disk", in
+            half precision, from where an interrupted training goes on; "auto": on disk from 2 GiB. The same patches are
+            selected in either.
+        feature_store_dir: Folder for "disk"; null: the user's cache.
         seed: Seed of the projection and of the coresets' first centres. The banks depend on nothing else that is
             random: not on the batch size, the number of workers or the order of the images.
         pre_processor: Anomalib's pre-processor; true for the default one at ``image_size``.
@@ -114,6 +121,8 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
+        feature_store: FeatureStoreName = "auto",
+        feature_store_dir: str | Path | None = None,
         seed: int = 0,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -195,6 +204,10 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
     def configure_optimizers() -> None:
         """Return no optimizer: nothing is trained by gradients."""
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Add to Anomalib's callbacks what lets an interrupted training go on."""
+        return [*cast("Sequence[Callback]", super().configure_callbacks()), ReleaseStores()]
+
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """One pass over the training images, and no validation before it."""
@@ -205,20 +218,6 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         """One-class for the engine, which fits the model in one pass; defects are optional."""
         return LearningType.ONE_CLASS
 
-    def setup(self, stage: str) -> None:
-        """Refuse to train in several processes.
-
-        Raises:
-            ValueError: If the trainer has more than one.
-        """
-        if stage == TrainerFn.FITTING and self.trainer.world_size > 1:
-            msg = (
-                f"ExDD builds its banks in one process, but the trainer has {self.trainer.world_size}: every one of "
-                "them would see a part of the images only. Train with `--trainer.devices 1`; prediction and test may "
-                "use any number of devices."
-            )
-            raise ValueError(msg)
-
     def on_fit_start(self) -> None:
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
         self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
@@ -226,7 +225,13 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         for part in (self.model.negative_bank, self.model.positive_bank, self.model.calibration_set):
             part.clear()
         self.history = []
-        self.builder = BankBuilder(self.model, self.settings)
+        place = self.settings.feature_store_dir
+        stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
+        self.builder = BankBuilder(self.model, self.settings, stores)
+
+    def _num_images(self) -> int:
+        """Return the number of training images, of all processes together."""
+        return 0 if self._trainer is None else len(cast("Any", self.trainer.train_dataloader).dataset)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank.
@@ -238,18 +243,8 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         if self.builder is None:
             msg = "Patches are collected during fit only. Train through Anomalib's Engine or Lightning's Trainer."
             raise RuntimeError(msg)
-        images_BCHW = cast("Tensor", batch.image)
-        features_BDhw = self.model.embed(images_BCHW)
-        for index, (image_CHW, features_Dhw) in enumerate(zip(images_BCHW, features_BDhw, strict=True)):
-            path = batch.image_path[index] if batch.image_path else f"image {self.builder.num_images}"
-            if batch.gt_label is None or not bool(batch.gt_label[index]):
-                self.builder.add_normal(path, image_CHW, features_Dhw)
-            elif self.settings.positive_patches == "farthest":
-                self.builder.add_defective(path, image_CHW, features_Dhw, None)
-            else:
-                self.builder.add_defective(path, image_CHW, features_Dhw, mask_of(batch, index, path))
-        # Lightning wants a loss with a gradient; there is nothing to optimise.
-        return torch.tensor(0.0, requires_grad=True, device=self.device)
+        self.builder.add_batch(batch)
+        return self.loss()
 
     def fit(self) -> None:
         """Select the coresets, fill the banks, and calibrate.
@@ -343,6 +338,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
 
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
+        super().teardown(stage)
         if stage not in {TrainerFn.TESTING, TrainerFn.PREDICTING} or not self.trainer.is_global_zero:
             return
         folder = getattr(self.visualizer, "output_dir", None)

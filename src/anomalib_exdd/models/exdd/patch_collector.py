@@ -1,46 +1,46 @@
-"""Collects patch features while images stream by, then selects the representative few."""
+"""Collects patch features while images stream by, then selects the representative few.
 
-from dataclasses import dataclass
+Shape suffixes: N patches of all images, P patches of one, D features, S dimensions of the projection, M chosen patches.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from anomalib_exdd.precision import full_float32
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
+from anomalib_exdd.processes import gather_objects, gather_tensors, rank
+from anomalib_exdd.sampling import FeatureStore, MemoryStore, Shard, gaussian_projection, greedy_k_center
 
 from .memory_bank import BankContent
 
-
-@dataclass
-class _ImagePatches:
-    features_PD: Tensor
-    projected_PS: Tensor
-    position_P2: Tensor
+OpenStore = Callable[[int, int, int], FeatureStore]
+"""Opens a store, given the number of patches of an image, of features, and of dimensions of the projection."""
 
 
 class PatchCollector:
-    """Patch features of the training images, kept on the CPU until the coreset is selected.
+    """Patches of training images; with several processes, each collects those of the images that it sees.
 
     Args:
         projected_dimension: Dimension that features are projected to for the selection, d*.
         seed: Seed of the projection and of the first centre.
+        open_store: Makes the place where patches wait, when the first come; by default in memory.
     """
 
-    def __init__(self, projected_dimension: int = 128, seed: int = 0) -> None:
+    def __init__(self, projected_dimension: int = 128, seed: int = 0, open_store: OpenStore | None = None) -> None:
         self.projected_dimension = projected_dimension
         self.seed = seed
-        self._images: dict[str, _ImagePatches] = {}
+        self._open_store = open_store
+        self._store: FeatureStore = MemoryStore()
         self._projection: Tensor | None = None
+        # After `share`, of all processes: who has an image, and how many patches it has.
+        self._owner: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
 
-    @property
-    def num_images(self) -> int:
-        """Number of images that gave patches."""
-        return len(self._images)
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches collected."""
-        return sum(len(image.features_PD) for image in self._images.values())
+    def __contains__(self, image_path: str) -> bool:
+        """Tell whether this process has an image's patches."""
+        return image_path in self._store
 
     def add(self, image_path: str, features_PD: Tensor, position_P2: Tensor) -> None:
         """Take the patches of one image; an image that was seen before is not counted twice.
@@ -50,38 +50,69 @@ class PatchCollector:
             features_PD: Patch features, float32, shape (P, D).
             position_P2: Row and column of every patch's centre, in pixels, integer, shape (P, 2).
         """
-        if image_path in self._images or len(features_PD) == 0:
+        if len(features_PD) == 0:
             return
         if self._projection is None:
-            self._projection = gaussian_projection(features_PD.shape[1], self.projected_dimension, self.seed)
+            patches, dimension = features_PD.shape
+            self._projection = gaussian_projection(dimension, self.projected_dimension, self.seed)
+            if self._open_store is not None:
+                self._store = self._open_store(patches, dimension, self._projection.shape[1])
+        if image_path in self._store:
+            return
         features_PD = features_PD.detach().cpu().float().contiguous()
         with full_float32(features_PD.device):
             projected_PS = features_PD @ self._projection
-        self._images[image_path] = _ImagePatches(features_PD, projected_PS, position_P2.cpu().to(torch.int64))
+        self._store.add(image_path, features_PD, projected_PS, position_P2.cpu().to(torch.int64))
+
+    def share(self) -> None:
+        """Tell all processes who has which image; all of them have to call, once all images have been seen.
+
+        An image that several processes have seen belongs to the first of them.
+        """
+        self._owner, self._lengths = {}, {}
+        for process, lengths in enumerate(gather_objects(dict(self._store.lengths))):
+            for path, length in lengths.items():
+                if path not in self._owner:
+                    self._owner[path], self._lengths[path] = process, length
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that gave patches, of all processes after :meth:`share`."""
+        return len(self._owner or self._store.lengths)
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches collected, of all processes after :meth:`share`."""
+        return sum((self._lengths if self._owner else self._store.lengths).values())
 
     @property
     def paths(self) -> list[str]:
-        """Paths of the images that gave patches, sorted."""
-        return sorted(self._images)
+        """Paths of the images that gave patches, sorted, of all processes after :meth:`share`."""
+        return sorted(self._owner or self._store.lengths)
+
+    def is_own(self, image_path: str) -> bool:
+        """Tell whether an image is this process's to work on."""
+        return self._owner.get(image_path, 0) == rank()
 
     def features_of(self, image_path: str) -> Tensor:
-        """Return an image's patch features, float32, shape (P, D)."""
-        return self._images[image_path].features_PD
+        """Return the patch features of an image of this process, float32, shape (P, D)."""
+        return self._store.features(image_path)
 
     def positions_of(self, image_path: str) -> Tensor:
-        """Return the centres of an image's patches, int64, shape (P, 2)."""
-        return self._images[image_path].position_P2
+        """Return the centres of the patches of an image of this process, int64, shape (P, 2)."""
+        return self._store.positions(image_path)
 
-    def select(self, ratio: float, minimum: int, description: str) -> BankContent:
+    def select(self, ratio: float, minimum: int, description: str, state: Path | None = None) -> BankContent:
         """Select a coreset of all patches by greedy k-center on their projections.
 
         Images are taken in the order of their paths, so that the coreset depends on neither the order nor the batches
-        in which they were seen.
+        in which they were seen, nor on which process saw them. All processes have to call, and get the same.
 
         Args:
             ratio: Share of the patches to keep, in (0, 1].
             minimum: Patches to keep at least (all, if there are fewer).
             description: Label of the progress bar.
+            state: File to resume an interrupted selection from; see :func:`.greedy_k_center`.
 
         Returns:
             The selected patches in their full dimension.
@@ -89,18 +120,57 @@ class PatchCollector:
         Raises:
             ValueError: If no patch was collected.
         """
-        if not self._images:
+        self.share()
+        paths = self.paths
+        if not paths:
             msg = "No patch was collected, so that no memory bank can be built."
             raise ValueError(msg)
-        paths = self.paths
-        images = [self._images[path] for path in paths]
-        lengths = torch.tensor([len(image.features_PD) for image in images])
+        lengths = torch.tensor([self._lengths[path] for path in paths])
+        starts = lengths.cumsum(0) - lengths
+        points_NS, shard = self._projections(paths, lengths, starts)
         count = max(minimum, round(ratio * self.num_patches))
-        projected_NS = torch.cat([image.projected_PS for image in images])
-        chosen = greedy_k_center(projected_NS, count, seed=self.seed, description=description)
-        source_of_N = torch.repeat_interleave(torch.arange(len(images)), lengths)
-        source = source_of_N[chosen]
-        row = chosen - (lengths.cumsum(0) - lengths)[source]
-        features = torch.stack([images[s].features_PD[r] for s, r in zip(source.tolist(), row.tolist(), strict=True)])
-        position = torch.stack([images[s].position_P2[r] for s, r in zip(source.tolist(), row.tolist(), strict=True)])
-        return BankContent(features, source, position, paths)
+        shown = description if rank() == 0 else None
+        chosen_M = greedy_k_center(
+            points_NS, count, seed=self.seed, description=shown, overwrite=True, shard=shard, state=state
+        )
+        del points_NS
+        source_M = torch.searchsorted(starts, chosen_M, right=True) - 1
+        features, position = self._fetch(paths, source_M, chosen_M - starts[source_M])
+        return BankContent(features, source_M, position, paths)
+
+    def _projections(self, paths: list[str], lengths: Tensor, starts: Tensor) -> tuple[Tensor, Shard]:
+        """Return the projections of this process's patches in the order of the images, and which part they are."""
+        own = [number for number, path in enumerate(paths) if self.is_own(path)]
+        width = self._projection.shape[1] if self._projection is not None else 0
+        width = max(gather_objects(width))
+        points_NS = torch.empty(int(lengths[own].sum()), width)
+        index_N = torch.empty(len(points_NS), dtype=torch.int64)
+        sums, filled = {}, 0
+        for number in own:
+            block = slice(filled, filled + int(lengths[number]))
+            points_NS[block] = self._store.projected(paths[number])
+            index_N[block] = torch.arange(int(lengths[number])) + starts[number]
+            sums[number] = points_NS[block].double().sum(dim=0)
+            filled = block.stop
+        # Image by image in one order, so that the mean is the same for any number of processes.
+        everywhere = {number: value for part in gather_objects(sums) for number, value in part.items()}
+        total = int(lengths.sum())
+        mean_S = torch.stack([everywhere[number] for number in range(len(paths))]).sum(dim=0) / total
+        return points_NS, Shard(index_N, total, mean_S.float())
+
+    def _fetch(self, paths: list[str], source_M: Tensor, row_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features and positions of chosen patches, each from the process that has it."""
+        order, features, positions = [], [], []
+        for number in source_M.unique().tolist():
+            if not self.is_own(paths[number]):
+                continue
+            place = (source_M == number).nonzero().flatten()
+            order.append(place)
+            features.append(self._store.features(paths[number], row_M[place]))
+            positions.append(self._store.positions(paths[number])[row_M[place]])
+        dimension = max(gather_objects(features[0].shape[1] if features else 0))
+        place_M = gather_tensors(torch.cat([torch.empty(0, dtype=torch.int64), *order]))
+        features_MD = gather_tensors(torch.cat([torch.empty(0, dimension), *features]))
+        position_M2 = gather_tensors(torch.cat([torch.empty(0, 2, dtype=torch.int64), *positions]))
+        back = place_M.argsort()
+        return features_MD[back], position_M2[back]

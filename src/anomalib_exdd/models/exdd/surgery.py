@@ -17,12 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 
-from .bank_builder import RoughRanking
 from .calibration import Decisions
 from .calibration_set import CalibrationImage
 from .explanation import Explanation, explain_image
 from .memory_bank import BankContent, MemoryBank
 from .patches import defect_patches, patch_centres
+from .rough_ranking import RoughRanking
 from .torch_model import ExDDModel
 
 
@@ -116,7 +116,7 @@ class BankSurgery:
         positions = patch_centres(grid, size)[rows]
         bank.add(BankContent(features_PD[rows], torch.zeros(len(rows), dtype=torch.int64), positions, [source]))
         image = CalibrationImage(source, features_PD, defective=True)
-        self.model.calibration_set.add([(image, RoughRanking(self.model, settings).high(image))])
+        self.model.calibration_set.add([image.keep(RoughRanking(self.model, settings).high(image))])
         self._finish("teach", source, len(rows))
         return len(rows)
 

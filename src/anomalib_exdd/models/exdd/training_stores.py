@@ -1,0 +1,134 @@
+"""Decides where the features of a training wait for the selection, and opens the stores there."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback
+
+from anomalib_exdd.processes import rank, world_size
+from anomalib_exdd.sampling import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
+
+logger = logging.getLogger(__name__)
+
+FeatureStoreName = Literal["auto", "memory", "disk"]
+
+MEMORY_LIMIT = 2 * 1024**3
+"""Bytes of features, in all processes together, up to which they stay in memory."""
+
+
+class TrainingStores:
+    """The stores of one training.
+
+    Args:
+        choice: "memory", "disk", or "auto": in memory as long as that takes less than :data:`MEMORY_LIMIT`.
+        place: Folder for the folders of stores on disk; None for the user's cache.
+        expected_images: Tells how many training images there are; asked when the first of them comes.
+        identity: Tells what their features depend on, for resuming; asked if they go to disk.
+    """
+
+    def __init__(
+        self,
+        choice: FeatureStoreName,
+        place: str | Path | None,
+        expected_images: Callable[[], int],
+        identity: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._choice = choice
+        self._place = default_folder() if place is None else Path(place).expanduser()
+        self._expected_images = expected_images
+        self._identity = identity
+        self._decided = False
+        self._folder: StoreFolder | None = None
+
+    def opener(self, kind: str) -> Callable[[int, int, int], FeatureStore]:
+        """Return what opens the store of one kind of patches; see :data:`.patch_collector.OpenStore`."""
+        return partial(self._open, kind)
+
+    def _open(self, kind: str, patches: int, dimension: int, projected_dimension: int) -> FeatureStore:
+        if not self._decided:
+            self._decide(patches, dimension, projected_dimension)
+        if self._folder is None:
+            return MemoryStore()
+        store = DiskStore(self._folder.path / kind, dimension, projected_dimension)
+        if store.lengths:
+            logger.info("Going on with the %s patches of %d images in %s", kind, len(store.lengths), self._folder.path)
+        return store
+
+    def _decide(self, patches: int, dimension: int, projected_dimension: int) -> None:
+        self._decided = True
+        total = self._expected_images() * patches
+        if self._choice == "memory" or (self._choice == "auto" and total * dimension * 4 <= MEMORY_LIMIT):
+            return
+        share = total // world_size() + patches
+        needed = int(share * (2 * dimension + 4 * projected_dimension + 8) * 1.05)
+        identity = {**self._identity(), "process": f"{rank()} of {world_size()}"}
+        self._folder = StoreFolder(self._place, identity, needed)
+        logger.info(
+            "Features of the training images (up to %.1f GB) wait on disk in %s. If training is interrupted, the same "
+            "command goes on from there; at the end they are removed.",
+            needed / 1e9,
+            self._folder.path,
+        )
+
+    def state(self, name: str) -> Path | None:
+        """Return the file that keeps the state of a long selection; None if nothing is kept."""
+        return None if self._folder is None or world_size() > 1 else self._folder.path / f"{name}.safetensors"
+
+    def release(self) -> None:
+        """Leave what is on disk to a training that goes on later."""
+        if self._folder is not None:
+            self._folder.release()
+            self._folder = None
+
+    def remove(self) -> None:
+        """Remove what is on disk: the training is done."""
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
+
+
+class ReleaseStores(Callback):
+    """Lets an interrupted training's stores go, so that the same process can train again and go on from them."""
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give the lock back, and leave what is on disk."""
+        del trainer, exception
+        builder = getattr(pl_module, "builder", None)
+        if builder is not None and builder.stores is not None:
+            builder.stores.release()
+
+
+def features_identity(module: Any) -> dict[str, Any]:
+    """Describe all that the patches of a training depend on: settings, weights, and the files of the images.
+
+    Args:
+        module: The :class:`anomalib_exdd.models.exdd.ExDD` that is being trained.
+    """
+    names = ("layers", "positive_patches", "min_coverage", "projected_dimension", "seed")
+    identity = {name: getattr(module.settings, name) for name in names}
+    weights = hashlib.sha256()
+    extractor = module.model.feature_extractor
+    for value in extractor.state_dict().values():
+        weights.update(value.detach().cpu().contiguous().numpy().tobytes())
+    dataset = module.trainer.train_dataloader.dataset
+    files = hashlib.sha256()
+    for column in ("image_path", "mask_path"):
+        for path in sorted(str(path) for path in dataset.samples.get(column, ()) if path):
+            status = Path(path).stat() if Path(path).is_file() else None
+            files.update(f"{path} {status and (status.st_size, status.st_mtime_ns)}\n".encode())
+    return identity | {
+        "backbone": extractor.backbone_name,
+        "padded": extractor.padded,
+        "weights": weights.hexdigest(),
+        "files": files.hexdigest(),
+        "pre_processor": repr(module.pre_processor),
+        "augmentations": repr(getattr(dataset, "augmentations", None)),
+        "tiler": repr(vars(module.model.tiler)) if module.model.tiler else None,
+        "precision": str(module.trainer.precision),
+        "version": metadata.version("anomalib-exdd"),
+    }
