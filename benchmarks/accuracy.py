@@ -76,10 +76,11 @@ def data(options: argparse.Namespace, seed: int) -> KSDD2:
     return KSDD2(options.root, seed=seed, num_workers=options.workers, num_defects=options.num_defects)
 
 
-def engine(folder: str, *callbacks: Callback) -> Engine:
+def engine(folder: str, *callbacks: Callback, accelerator: str = "auto") -> Engine:
     """Return an engine that writes into a temporary folder."""
     return Engine(
         default_root_dir=folder,
+        accelerator=accelerator,
         callbacks=[*callbacks],
         devices=1,
         logger=False,

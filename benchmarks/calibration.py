@@ -36,6 +36,7 @@ from machine import describe, markdown_table
 
 COUNTS = (0, 1, 2, 5, 10, 25, 50, 100)
 METRICS = {"image_AUROC": "image AUROC", "image_AP": "image AP", "pixel_AP": "pixel AP"}
+NEIGHBORHOOD = 3
 METHODS = ("normal", "paper", "calibrated")
 
 
@@ -89,6 +90,7 @@ class Study:
         start = time.perf_counter()
         self._add_normal(self.builder)
         self.builder.build_negative_bank()
+        self.model.model.negative_bank.look_around(NEIGHBORHOOD)  # for `normal` and `paper`
         self.build_seconds += time.perf_counter() - start
         self.negative = self._distances(self.model.model.negative_bank)
         self.known: dict[tuple[str, str | None], dict[str, float]] = {}
@@ -130,6 +132,7 @@ class Study:
             mask_HW = self.train.mask_NHW[row]
             builder.add_defective(self.train.paths[row], blank, self.train.features_NDhw[row], mask_HW)
         builder.build_positive_bank()
+        model.positive_bank.look_around(NEIGHBORHOOD)
         start = time.perf_counter()
         builder.fill_calibration_set()
         self.model.calibrate()

@@ -290,6 +290,41 @@ def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:
     assert in_second.any()
 
 
+def test_banks_of_half_precision_score_alike(
+    trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make
+) -> None:
+    model, data = small_model(bank_precision="float16"), small_data()
+    trainer = engine()
+    trainer.fit(model=model, datamodule=data)
+    assert model.model.negative_bank.features.dtype == torch.float16
+    restored = ExDD.load_from_checkpoint(trainer.best_model_path)
+    assert restored.model.positive_bank.features.dtype == torch.float16
+    assert restored.model.negative_bank.vectors.dtype == torch.float32
+    images = torch.rand(4, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        half, again, full = (each.eval().model(images) for each in (model, restored, trained[0]))
+    assert torch.equal(half.pred_score, again.pred_score)
+    torch.testing.assert_close(half.pred_score, full.pred_score, rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(half.anomaly_map, full.anomaly_map, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("scoring", ["paper", "ratio"])
+def test_another_scoring_finds_its_neighbourhoods_in_a_calibrated_checkpoint(
+    scoring: str, trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make
+) -> None:
+    """A calibrated model keeps none, because they take long to find in large banks."""
+    assert trained[0].model.negative_bank.neighborhood.shape[1] == 1
+    loaded = ExDD.load_from_checkpoint(trained[1], scoring=scoring)
+    fitted = small_model(scoring=scoring)
+    engine().fit(model=fitted, datamodule=small_data())
+    images = torch.rand(4, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = (each.eval().model(images) for each in (loaded, fitted))
+    assert loaded.model.negative_bank.neighborhood.shape[1] == 3
+    torch.testing.assert_close(first.pred_score, second.pred_score, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first.anomaly_map, second.anomaly_map, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true"])
 def test_half_precision_keeps_the_banks_and_the_scores(
     precision: str, trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make

@@ -68,6 +68,7 @@ def assert_parity(found: dict[str, np.ndarray], model: ExDD, batch: np.ndarray) 
     ("scoring", "arguments"),
     [
         ("calibrated", {"backbone": "filter_bank"}),
+        ("calibrated", {"backbone": "filter_bank", "bank_precision": "float16"}),
         ("ratio", {"backbone": "resnet18"}),
         ("paper", {"backbone": "filter_bank"}),
         ("published", {"backbone": "resnet18"}),

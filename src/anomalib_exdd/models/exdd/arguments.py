@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from anomalib_exdd.neighbors import SearchBackend
 
+from .memory_bank import BankPrecision
 from .scoring import ScoringName
 from .training_stores import FeatureStoreName
 
@@ -43,6 +44,7 @@ def check_settings(settings: Any) -> None:
     check_choice("positive_patches", settings.positive_patches, get_args(PositivePatches))
     check_choice("scoring", settings.scoring, get_args(ScoringName))
     check_choice("image_scoring", settings.image_scoring, (*get_args(ScoringName), "auto"))
+    check_choice("bank_precision", settings.bank_precision, get_args(BankPrecision))
     check_choice("feature_store", settings.feature_store, get_args(FeatureStoreName))
     check_choice("search", settings.search, get_args(SearchBackend))
     if len(settings.image_size) != 2 or min(settings.image_size) < 32:

@@ -157,14 +157,14 @@ class BankBuilder:
     def _choose_farthest(self) -> None:
         """Fill the positive collector with the patches of defective images that are least like normal ones."""
         bank = self.model.negative_bank
-        device = bank.features.device
+        vectors, device = bank.vectors, bank.features.device
         row = {path: index for index, path in enumerate(bank.sources)}
         farthest = []
         for path in filter(self.negative.is_own, drawn(self.negative.paths)):
             features = self.negative.features_of(path).to(device)
             own = torch.full((len(features),), row[path], device=device)
             if bool((bank.source != row[path]).any()):
-                farthest.append(float(others_distances(features, own, bank.features, bank.source, 1).max()))
+                farthest.append(float(others_distances(features, own, vectors, bank.source, 1).max()))
         everywhere = sorted(distance for part in gather_objects(farthest) for distance in part)
         usual = everywhere[(len(everywhere) - 1) // 2] if everywhere else 0.0
         own_paths = [path for path in self.defective.paths if self.defective.is_own(path)]

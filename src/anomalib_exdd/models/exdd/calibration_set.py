@@ -190,7 +190,7 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         row = {path: index for index, path in enumerate(bank.sources)}
         own_I = torch.tensor([row.get(path, -1) for path in self.sources], device=self.image.device)
         distances = others_distances(
-            self.features.float(), own_I[self.image], bank.features, bank.source, max(CALIBRATED_NEIGHBORS)
+            self.features.float(), own_I[self.image], bank.vectors, bank.source, max(CALIBRATED_NEIGHBORS)
         )
         chosen = torch.stack([distances[:, k - 1] for k in CALIBRATED_NEIGHBORS], dim=1)
         return chosen.clamp_min(EPSILON).log().double().cpu()

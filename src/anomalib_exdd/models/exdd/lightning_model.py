@@ -28,6 +28,7 @@ from .bank_builder import BankBuilder
 from .calibration import Decisions
 from .checkpoints import HISTORY
 from .distributed import DistributedFit
+from .memory_bank import BankPrecision
 from .pictures import LABEL_SIZE, DecisionVisualizer, explanations_folder, panel_size
 from .scoring import ScoringName
 from .surgery import BankSurgery
@@ -80,6 +81,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "faiss", "torch", or "auto" for the fastest that is installed. All of them are
             exact and give the same scores.
+        bank_precision: How the banks are stored, "float32" or "float16": half the checkpoint, and scores that differ by
+            rounding.
         feature_store: Where the features of the training images wait until the banks are selected: "memory"; "disk", in
             half precision, from where an interrupted training goes on; "auto": on disk from 2 GiB. The same patches are
             selected in either.
@@ -121,6 +124,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
+        bank_precision: BankPrecision = "float32",
         feature_store: FeatureStoreName = "auto",
         feature_store_dir: str | Path | None = None,
         seed: int = 0,
@@ -166,6 +170,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
             num_neighbors=settings.num_neighbors,
             sigma=settings.sigma,
             search=settings.search,
+            bank_precision=settings.bank_precision,
             top_fraction=settings.top_fraction,
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
@@ -14,6 +14,8 @@ from anomalib_exdd.neighbors.index import NeighborIndex
 from anomalib_exdd.precision import Float32Buffers
 
 from .scoring import PatchDistances
+
+BankPrecision = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
     Args:
         num_neighbors: Size K of the neighbourhood that the weights of the scores look at, m* included.
         search: Backend of the search; see :func:`anomalib_exdd.neighbors.create_index`.
+        precision: How features are stored; distances are computed in float32 from either.
 
     Attributes:
-        features: Float32, shape (M, D).
+        features: Float32 or float16, shape (M, D).
         neighborhood: For every entry the K entries nearest to it in the bank, itself first, int64, shape (M, K).
         source: Int64, shape (M,); index into :attr:`sources`.
         position: Int64, shape (M, 2); row and column of the patch's centre in the pre-processed image.
@@ -53,12 +56,15 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
     source: Tensor
     position: Tensor
 
-    def __init__(self, num_neighbors: int = 3, search: SearchBackend = "auto") -> None:
+    def __init__(
+        self, num_neighbors: int = 3, search: SearchBackend = "auto", precision: BankPrecision = "float32"
+    ) -> None:
         super().__init__()
+        self._kind = torch.float16 if precision == "float16" else torch.float32
         self.num_neighbors = num_neighbors
         self.search = search
         self.sources: list[str] = []
-        self.register_buffer("features", torch.empty(0))
+        self.register_buffer("features", torch.empty(0, dtype=self._kind))
         self.register_buffer("neighborhood", torch.empty(0, dtype=torch.int64))
         self.register_buffer("source", torch.empty(0, dtype=torch.int64))
         self.register_buffer("position", torch.empty(0, dtype=torch.int64))
@@ -68,11 +74,22 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """Return the number of entries."""
         return self.features.shape[0]
 
+    @property
+    def vectors(self) -> Tensor:
+        """The features in float32, shape (M, D)."""
+        return self.features.float()
+
+    def look_around(self, num_neighbors: int) -> None:
+        """Change the size of the neighbourhoods, which training finds as the scoring needs them."""
+        self.num_neighbors = num_neighbors
+        if len(self):
+            self.neighborhood = self._neighborhoods()
+
     def fill(self, content: BankContent) -> None:
         """Replace the bank's content, on the device where the bank is."""
         device = self.features.device
         self._index = None
-        self.features = content.features.to(device, torch.float32).contiguous()
+        self.features = content.features.to(device, self._kind).contiguous()
         self.source = content.source.to(device)
         self.position = content.position.to(device)
         self.sources = list(content.sources)
@@ -86,7 +103,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         device = self.features.device
         self.fill(
             BankContent(
-                torch.cat([self.features, content.features.to(device, torch.float32)]),
+                torch.cat([self.features, content.features.to(device, self._kind)]),
                 torch.cat([self.source, content.source.to(device) + len(self.sources)]),
                 torch.cat([self.position, content.position.to(device)]),
                 [*self.sources, *content.sources],
@@ -119,7 +136,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         device = self.features.device
         self._index = None
         self.sources = []
-        self.features = torch.empty(0, device=device)
+        self.features = torch.empty(0, dtype=self._kind, device=device)
         for name in ("neighborhood", "source", "position"):
             setattr(self, name, torch.empty(0, dtype=torch.int64, device=device))
 
@@ -133,9 +150,9 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             msg = "The memory bank is empty. Train the model, or load a trained checkpoint, before predicting."
             raise ValueError(msg)
         if torch.compiler.is_compiling():
-            return dense_search(query_QD, self.features, k)
+            return dense_search(query_QD, self.vectors, k)
         if self._index is None:
-            self._index = create_index(self.features, self.search)
+            self._index = create_index(self.vectors, self.search)
         return self._index.search(query_QD, k)
 
     def distances(self, patches_BPD: Tensor, *, neighborhood: bool, num_ranked: int = 1) -> PatchDistances:
@@ -167,7 +184,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         itself = torch.arange(len(self), device=self.features.device).unsqueeze(1)
         if count == 1:
             return itself
-        found = self.nearest(self.features, count).indices
+        found = self.nearest(self.vectors, count).indices
         # Stable: entries that are not the entry itself keep their order, the entry itself moves to the front.
         order = (found != itself).to(torch.int8).argsort(dim=1, stable=True)
         found = found.gather(1, order)

@@ -34,7 +34,7 @@ class RoughRanking:
         device = model.negative_bank.features.device
         self._projection = gaussian_projection(dimension, settings.projected_dimension, settings.seed).to(device)
         self._banks = [
-            _RoughBank(self._project(bank.features[: _ROUGH_STAGES[-1][0]]), bank.source, bank.sources)
+            _RoughBank(self._project(bank.features[: _ROUGH_STAGES[-1][0]].float()), bank.source, bank.sources)
             for bank in (model.negative_bank, model.positive_bank)
         ]
 

@@ -18,7 +18,7 @@ from .anomaly_map import PublishedMap, SmoothMap
 from .calibration import Calibration
 from .calibration_set import CalibrationSet
 from .features import PatchFeatureExtractor
-from .memory_bank import MemoryBank
+from .memory_bank import BankPrecision, MemoryBank
 from .scoring import PatchDistances, ScoringRule, get_scoring
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class ExDDModel(nn.Module):
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
+        bank_precision: BankPrecision = "float32",
         top_fraction: float = 0.01,
     ) -> None:
         super().__init__()
@@ -57,8 +58,10 @@ class ExDDModel(nn.Module):
         self.feature_extractor = PatchFeatureExtractor(
             backbone, layers, pre_trained=pre_trained, weights=weights, padded=scoring != "published"
         )
-        self.negative_bank = MemoryBank(num_neighbors, search)
-        self.positive_bank = MemoryBank(num_neighbors, search)
+        if {scoring, image_scoring} == {"calibrated"}:
+            num_neighbors = 1  # it does not look at neighbourhoods, which take long to find in large banks
+        self.negative_bank = MemoryBank(num_neighbors, search, bank_precision)
+        self.positive_bank = MemoryBank(num_neighbors, search, bank_precision)
         self.calibration_set = CalibrationSet()
         self.calibration = Calibration(top_fraction)
         self.anomaly_map: SmoothMap | PublishedMap

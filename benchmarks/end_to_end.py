@@ -1,0 +1,174 @@
+"""ExDD with both banks against Anomalib's Patchcore with its one: fit, memory, throughput, latency.
+
+    python benchmarks/end_to_end.py --root DATA --weights FILE --output NAME [--ratios 0.01 0.1] [--device cuda]
+
+Both see the same images, backbone, weights, input size and coreset ratio; ExDD also learns from the defective images,
+which Patchcore leaves out. Every measurement is a process of its own, the two alternate, and ratios are taken within a
+repeat. Throughput and latency are those of the model alone (pre-processed images in, scores and maps out); fit is all
+of `Engine.fit`, loading and validation included. Peak memory is the process's, less what it held before the fit.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from machine import describe, markdown_table
+
+NAMES = ("patchcore", "exdd")
+MEASURES = {
+    "fit_seconds": ("fit, s", False),
+    "peak_bytes": ("peak memory, MB", False),
+    "images_per_second": ("images / s, batch 32", True),
+    "latency": ("latency, ms", False),
+}
+"""Measure -> its title, and whether more is better."""
+
+
+def subset(root: Path, folder: Path, normal: int, defective: int) -> Path:
+    """Link some training images and all test images into a folder of KSDD2's layout."""
+    for split, counts in (("train", (normal, defective)), ("test", (10**9, 10**9))):
+        (folder / split).mkdir(parents=True)
+        taken = [0, 0]
+        for image in sorted(path for path in (root / split).iterdir() if not path.stem.endswith("_GT")):
+            mask = image.with_name(f"{image.stem}_GT.png")
+            is_defective = mask_shows(mask)
+            if taken[is_defective] < counts[is_defective]:
+                taken[is_defective] += 1
+                for path in (image, mask):
+                    (folder / split / path.name).symlink_to(path.resolve())
+    return folder
+
+
+def mask_shows(path: Path) -> bool:
+    """Tell whether a mask shows a defect."""
+    from PIL import Image  # noqa: PLC0415
+
+    with Image.open(path) as mask:
+        return mask.convert("L").getbbox() is not None
+
+
+def measure(name: str, ratio: float, options: argparse.Namespace) -> dict[str, float]:
+    """Fit one model in this process and time it."""
+    from accuracy import engine, exdd, patchcore, without_defects  # noqa: PLC0415  the children only
+    from anomalib_exdd import KSDD2  # noqa: PLC0415
+
+    options.ratio = ratio
+    options.layers, options.num_neighbors, options.projected_dimension = ["layer2", "layer3"], 3, 128
+    data = KSDD2(options.root, num_workers=2)
+    model: Any = without_defects(patchcore(options)) if name == "patchcore" else exdd(options, 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        engine(folder, accelerator="gpu" if options.device == "cuda" else "cpu").fit(model=model, datamodule=data)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    network = model.model.eval().to(options.device)
+    batch = torch.rand(32, 3, *options.image_size, generator=torch.Generator().manual_seed(0)).to(options.device)
+    entries = len(network.memory_bank) if name == "patchcore" else len(network.negative_bank)
+    with torch.inference_mode():
+        network(batch)  # the first builds what later ones need
+        throughput = len(batch) / statistics.median(timed(network, batch, options.device) for _ in range(3))
+        latency = statistics.median(timed(network, batch[i : i + 1], options.device) for i in range(20))
+    return {
+        "entries": entries,
+        "fit_seconds": seconds,
+        "peak_bytes": peak * 1024,
+        "images_per_second": throughput,
+        "latency": latency,
+    }
+
+
+def timed(network: Any, batch: torch.Tensor, device: str) -> float:
+    """Return the seconds that a batch takes."""
+    start = time.perf_counter()
+    network(batch)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_a_process(name: str, ratio: float, root: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Measure one model in a process of its own."""
+    arguments = ["--root", root, "--weights", options.weights, "--backbone", options.backbone, "--device"]
+    arguments += [options.device, "--image-size", *options.image_size, "--child", name, "--ratios", ratio]
+    command = [sys.executable, __file__, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name:10s} ratio {ratio}: {found}", flush=True)
+    return found
+
+
+def rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Summarise the repeats of every ratio: values of both, and how many times better ExDD is."""
+    table = []
+    for ratio in dict.fromkeys(result["ratio"] for result in results):
+        repeats = [result for result in results if result["ratio"] == ratio]
+        for key, (title, more_is_better) in MEASURES.items():
+            scale = {"peak_bytes": 1e-6, "latency": 1e3}.get(key, 1.0)
+            values = {name: [scale * result[name][key] for result in repeats] for name in NAMES}
+            gains = [b / a if more_is_better else a / b for a, b in zip(*values.values(), strict=True)]
+            table.append(
+                {
+                    "bank": f"{repeats[0]['exdd']['entries']:,.0f}",
+                    "measure": title,
+                    **{name: f"{statistics.median(values[name]):.1f}" for name in NAMES},
+                    "times better": f"{statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})",
+                }
+            )
+    return table
+
+
+def main() -> None:
+    """Run the comparison and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder in KSDD2's layout")
+    parser.add_argument("--weights", type=Path, required=True, help="local weights of the backbone")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--image-size", type=int, nargs=2, default=[224, 224], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--normal", type=int, default=120, help="normal training images")
+    parser.add_argument("--defective", type=int, default=20, help="defective training images, for ExDD alone")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.01, 0.1], help="coreset ratios")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--output", type=Path, help="result file without ending")
+    parser.add_argument("--child", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child, options.ratios[0], options)))
+        return
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = subset(options.root, Path(folder) / options.root.name, options.normal, options.defective)
+        for ratio in options.ratios:
+            for repeat in range(options.repeats):
+                found = {name: in_a_process(name, ratio, root, options) for name in NAMES}
+                results.append({"ratio": ratio, "repeat": repeat, **found})
+    settings = {
+        "data": f"{options.root.name}, {options.normal} normal and {options.defective} defective training images",
+        "backbone": options.backbone,
+        "image size": str(list(options.image_size)),
+        "device": options.device,
+    }
+    machine = describe()
+    facts = "\n".join(f"- {name}: {value}" for name, value in {**machine, **settings}.items())
+    page = f"# ExDD with both banks against Anomalib's Patchcore\n\n{markdown_table(rows(results))}\n\n{facts}\n"
+    print(page)
+    if options.output is not None:
+        content = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=2)
+        options.output.with_suffix(".json").write_text(content + "\n")
+        options.output.with_suffix(".md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
