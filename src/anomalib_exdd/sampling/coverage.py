@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 20  # distances held at once: 4 MiB, so that a block stays in the cache
+_ROWS = 1 << 16  # points copied at once
 SHRINK = 0.9
 """Factor by which the threshold falls when no point is beyond it any more."""
 
@@ -34,7 +35,7 @@ class Coverage:
 
     def __init__(self, points_ND: Tensor, count: int) -> None:
         self.points_ND = points_ND
-        self.norm_N = torch.cat([block.square().sum(dim=1) for block in points_ND.split(1 << 16)])
+        self.norm_N = torch.cat([block.square().sum(dim=1) for block in points_ND.split(_ROWS)])
         self.nearest_N = torch.full_like(self.norm_N, torch.inf)
         self.seen_N = torch.zeros(len(points_ND), dtype=torch.int32, device=points_ND.device)
         self.centres_KD = points_ND.new_empty(count, points_ND.shape[1])
@@ -73,11 +74,11 @@ class Coverage:
         rows_N = behind_N.nonzero().flatten()
         missed_N = self.seen_N[rows_N]
         for seen in missed_N.unique().tolist():
-            rows = rows_N[missed_N == seen]
-            nearest = self.nearest_N[rows]
-            _lower(nearest, self.points_ND[rows], self.norm_N[rows], self.centres_KD[seen : self.num_centres])
-            self.nearest_N[rows] = nearest
-            self.seen_N[rows] = self.num_centres
+            for rows in rows_N[missed_N == seen].split(_ROWS):
+                nearest = self.nearest_N[rows]
+                _lower(nearest, self.points_ND[rows], self.norm_N[rows], self.centres_KD[seen : self.num_centres])
+                self.nearest_N[rows] = nearest
+                self.seen_N[rows] = self.num_centres
         self._activate()
 
     def settle(self) -> None:
@@ -94,6 +95,7 @@ class Coverage:
 
     def _activate(self) -> None:
         """Take a contiguous copy of the points that are not parked."""
+        self._active_AD = self.points_ND  # lets the copy before go first
         self._rows_A = (self.nearest_N >= self.threshold).nonzero().flatten()
         if len(self._rows_A) == len(self.points_ND):
             self._active_AD, self._norm_A = self.points_ND, self.norm_N

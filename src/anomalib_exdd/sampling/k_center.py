@@ -169,7 +169,8 @@ class _Selection:
     def _descend(self) -> None:
         """Lower the threshold to a little below the farthest point's distance, or what is known of it."""
         self.coverage.settle()
-        (largest,) = self._gather(self.coverage.nearest_N.amax(dim=0, keepdim=True))
+        nearest_N = self.coverage.nearest_N  # may be empty where other processes have points
+        (largest,) = self._gather(nearest_N.amax(dim=0, keepdim=True) if len(nearest_N) else nearest_N.new_zeros(1))
         threshold = float(largest.max()) * SHRINK**2
         self.coverage.lower_threshold(threshold if threshold > _NOTHING else 0.0)
 
