@@ -1,4 +1,4 @@
-"""Exact nearest-neighbour search in a memory bank: one small interface, a torch and a FAISS implementation."""
+"""Nearest-neighbour search in a memory bank: one small interface; torch and FAISS exactly, torch approximately too."""
 
 from .exact import Neighbors, dense_search
 from .factory import SearchBackend, create_index

@@ -18,7 +18,9 @@ from torch import Tensor
 EXTRA_CANDIDATES = 3
 """Candidates fetched beyond k. More make the fall-back rarer and the re-ranking dearer; 3 keep it under 1 in 10^4."""
 
-_BLOCK_ELEMENTS = 1 << 22  # floats held at once by the direct differences: 16 MiB
+_BLOCK_ELEMENTS = 1 << 22  # distances held at once by a search by direct differences: 16 MiB
+_CPU_DIFFERENCES = 1 << 18  # differences held at once on a CPU: 1 MiB, so that they stay in its cache
+_ACCELERATOR_DIFFERENCES = 1 << 26  # 256 MiB elsewhere: few and large launches
 
 
 class Neighbors(NamedTuple):
@@ -46,12 +48,35 @@ def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Ten
     """
     if torch.compiler.is_compiling():  # a traced graph has no data-dependent loop
         return torch.linalg.vector_norm(query_QD.unsqueeze(1) - bank_MD[index_QC], dim=-1)
-    rows = max(1, _BLOCK_ELEMENTS // max(1, index_QC.shape[1] * query_QD.shape[1]))
-    blocks = [
-        torch.linalg.vector_norm(query.unsqueeze(1) - bank_MD[index], dim=-1)
-        for query, index in zip(query_QD.split(rows), index_QC.split(rows), strict=True)
-    ]
-    return torch.cat(blocks) if blocks else query_QD.new_empty(index_QC.shape)
+    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
+    rows = max(1, elements // max(1, index_QC.shape[1] * query_QD.shape[1]))
+    blocks = [query_QD.new_empty(0, index_QC.shape[1])]
+    for query, index in zip(query_QD.split(rows), index_QC.split(rows), strict=True):
+        # One selected copy, changed in place: indexing and a second copy take three times as long.
+        difference = bank_MD.index_select(0, index.flatten()).unflatten(0, index.shape)
+        blocks.append(torch.linalg.vector_norm(difference.sub_(query.unsqueeze(1)), dim=-1))
+    return torch.cat(blocks)
+
+
+def pair_distances(query_QD: Tensor, bank_MD: Tensor, row_N: Tensor, index_N: Tensor) -> Tensor:
+    """Compute distances of pairs of a query and a bank entry, to the bit those of :func:`direct_distances`.
+
+    Args:
+        query_QD: Queries, float32, shape (Q, D).
+        bank_MD: Bank, float32, shape (M, D).
+        row_N: Query of every pair, int64, shape (N,).
+        index_N: Bank entry of every pair, int64, shape (N,).
+
+    Returns:
+        Euclidean distances, float32, shape (N,).
+    """
+    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
+    pairs = max(1, elements // query_QD.shape[1])
+    blocks = [query_QD.new_empty(0)]
+    for row, index in zip(row_N.split(pairs), index_N.split(pairs), strict=True):
+        difference = bank_MD.index_select(0, index).sub_(query_QD.index_select(0, row))
+        blocks.append(torch.linalg.vector_norm(difference, dim=-1))
+    return torch.cat(blocks)
 
 
 def rerank(query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int) -> Neighbors:
@@ -59,6 +84,24 @@ def rerank(query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int) -> N
     distance_QC = direct_distances(query_QD, bank_MD, candidate_QC)
     distance_QK, column_QK = distance_QC.topk(k, dim=1, largest=False, sorted=True)
     return Neighbors(distance_QK, candidate_QC.gather(1, column_QK))
+
+
+def expansion_error(query_norm_Q: Tensor, largest_bank_norm: float, dimension: int) -> Tensor:
+    """Bound the rounding error of expanded squared distances.
+
+    It is modelled as ``2 sqrt(D) eps (|q| + max|m|)^2``: the usual probabilistic bound of a float32 dot product (Higham
+    & Mary, SIAM J. Sci. Comput. 41(5), 2019), doubled.
+
+    Args:
+        query_norm_Q: Norms of the (centred) queries, float32, shape (Q,).
+        largest_bank_norm: Largest norm of a (centred) bank entry.
+        dimension: Feature dimension D.
+
+    Returns:
+        Bounds of shape (Q,).
+    """
+    scale_Q = (query_norm_Q + largest_bank_norm).square()
+    return 2 * math.sqrt(dimension) * torch.finfo(torch.float32).eps * scale_Q
 
 
 def certified(
@@ -70,9 +113,6 @@ def certified(
 ) -> Tensor:
     """Tell for which queries no entry outside the candidates can be nearer than the k-th one found.
 
-    The rounding error of an expanded squared distance is modelled as ``2 sqrt(D) eps (|q| + max|m|)^2``: the usual
-    probabilistic bound of a float32 dot product (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019), doubled.
-
     Args:
         found: Re-ranked neighbours of the Q queries.
         last_squared_Q: Expanded squared distance of the farthest candidate, float32, shape (Q,).
@@ -83,8 +123,7 @@ def certified(
     Returns:
         Boolean tensor of shape (Q,).
     """
-    scale_Q = (query_norm_Q + largest_bank_norm).square()
-    error_Q = 2 * math.sqrt(dimension) * torch.finfo(torch.float32).eps * scale_Q
+    error_Q = expansion_error(query_norm_Q, largest_bank_norm, dimension)
     return found.distances[:, -1].square() <= last_squared_Q - error_Q
 
 

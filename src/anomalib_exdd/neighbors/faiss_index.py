@@ -19,23 +19,24 @@ class FaissIndex(NeighborIndex):
         ValueError: If the bank lies on a device that this FAISS cannot search.
     """
 
-    def __init__(self, bank_MD: Tensor) -> None:
+    def build(self, centred_MD: Tensor) -> None:
+        """See :meth:`NeighborIndex.build`."""
         faiss = load_faiss()
-        super().__init__(bank_MD)
-        index = faiss.IndexFlatL2(bank_MD.shape[1])
-        if bank_MD.device.type == "cuda":
+        device = centred_MD.device
+        index = faiss.IndexFlatL2(centred_MD.shape[1])
+        if device.type == "cuda":
             if not gpu_search_available():
                 msg = (
                     "Argument `search` is 'faiss', but the installed FAISS has no GPU support and the model is on "
-                    f"{bank_MD.device}. Install the extra `gpu` instead of `cpu`, or use search 'auto' or 'torch'."
+                    f"{device}. Install the extra `gpu` instead of `cpu`, or use search 'auto' or 'torch'."
                 )
                 raise ValueError(msg)
             self._resources = faiss.StandardGpuResources()
-            index = faiss.index_cpu_to_gpu(self._resources, bank_MD.device.index or 0, index)
-        elif bank_MD.device.type != "cpu":
-            msg = f"FAISS searches on the CPU or CUDA, but the model is on {bank_MD.device}. Use search 'torch'."
+            index = faiss.index_cpu_to_gpu(self._resources, device.index or 0, index)
+        elif device.type != "cpu":
+            msg = f"FAISS searches on the CPU or CUDA, but the model is on {device}. Use search 'torch'."
             raise ValueError(msg)
-        index.add(self.centred_MD.contiguous())
+        index.add(centred_MD.contiguous())
         self._index = index
 
     def candidates(self, query_QD: Tensor, count: int) -> Neighbors:

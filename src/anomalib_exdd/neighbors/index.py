@@ -1,6 +1,7 @@
 """The interface of a search index, and the steps that all of them share."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,10 +9,11 @@ from torch import Tensor
 from anomalib_exdd.precision import full_float32
 
 from .exact import EXTRA_CANDIDATES, Neighbors, brute_force, certified, rerank
+from .principal import one_thread
 
 
 class NeighborIndex(ABC):
-    """Exact k-nearest-neighbour search in one bank.
+    """K-nearest-neighbour search in one bank, exact unless a subclass says otherwise.
 
     A subclass proposes candidates from the bank *centred on its mean*, which makes norms, and with them the rounding
     errors of expanded distances, small. This class computes the true distances and makes sure that nothing was missed,
@@ -19,13 +21,34 @@ class NeighborIndex(ABC):
 
     Args:
         bank_MD: Bank, float32, shape (M, D), M >= 1. It is referenced, not copied.
+
+    Attributes:
+        exact: Whether the neighbours found are the nearest ones, and not only nearly always.
     """
+
+    exact: ClassVar[bool] = True
 
     def __init__(self, bank_MD: Tensor) -> None:
         self.bank_MD = bank_MD
-        self.centre_D = bank_MD.mean(dim=0)
-        self.centred_MD = bank_MD - self.centre_D
-        self.largest_norm = float(torch.linalg.vector_norm(self.centred_MD, dim=1).max())
+        with one_thread():
+            self.centre_D = bank_MD.mean(dim=0)
+        centred_MD = bank_MD - self.centre_D
+        self.largest_norm = float(torch.linalg.vector_norm(centred_MD, dim=1).max())
+        with full_float32(bank_MD.device):
+            self.build(centred_MD)
+
+    @property
+    def description(self) -> str:
+        """How the bank is searched, for the log."""
+        return f"exact, in all {self.bank_MD.shape[1]} dimensions"
+
+    @abstractmethod
+    def build(self, centred_MD: Tensor) -> None:
+        """Prepare what proposing candidates needs.
+
+        Args:
+            centred_MD: Bank less its mean, float32, shape (M, D), contiguous; not kept but by the subclass.
+        """
 
     @abstractmethod
     def candidates(self, query_QD: Tensor, count: int) -> Neighbors:
@@ -38,6 +61,27 @@ class NeighborIndex(ABC):
         Returns:
             Entries by ascending *expanded squared* distance, both of shape (Q, C); the order need not be exact.
         """
+
+    def settle(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
+        """Find neighbours and tell whether they are certain.
+
+        Args:
+            query_QD: Queries, float32, shape (Q, D).
+            k: Number of neighbours.
+
+        Returns:
+            Neighbours, and for which queries they are to be returned, boolean, shape (Q,): those for which no other
+            entry can be nearer. Only an index that is not :attr:`exact` may be content with less.
+        """
+        bank_size, dimension = self.bank_MD.shape
+        count = min(k + EXTRA_CANDIDATES, bank_size)
+        centred_QD = query_QD - self.centre_D
+        proposed = self.candidates(centred_QD, count)
+        found = rerank(query_QD, self.bank_MD, proposed.indices, k)
+        if count == bank_size:
+            return found, torch.ones_like(found.indices[:, 0], dtype=torch.bool)
+        norm_Q = torch.linalg.vector_norm(centred_QD, dim=1)
+        return found, certified(found, proposed.distances[:, -1], norm_Q, self.largest_norm, dimension)
 
     def search(self, query_QD: Tensor, k: int) -> Neighbors:
         """Find the k nearest bank entries of every query.
@@ -60,18 +104,12 @@ class NeighborIndex(ABC):
             msg = f"Queries have to be of shape (Q, {dimension}), but got {tuple(query_QD.shape)}."
             raise ValueError(msg)
         query_QD = query_QD.float()
-        count = min(k + EXTRA_CANDIDATES, bank_size)
-        with full_float32(query_QD.device):
-            centred_QD = query_QD - self.centre_D
-            proposed = self.candidates(centred_QD, count)
-            found = rerank(query_QD, self.bank_MD, proposed.indices, k)
-            if count == bank_size:
-                return found
-            norm_Q = torch.linalg.vector_norm(centred_QD, dim=1)
-            doubtful_Q = ~certified(found, proposed.distances[:, -1], norm_Q, self.largest_norm, dimension)
-            if doubtful_Q.any():
-                exact = brute_force(query_QD[doubtful_Q], self.bank_MD, k)
-                found.indices[doubtful_Q] = exact.indices
+        with torch.no_grad(), full_float32(query_QD.device):
+            found, sure_Q = self.settle(query_QD, k)
+            doubtful_Q = (~sure_Q).nonzero().squeeze(1)
+            if len(doubtful_Q):
+                doubtful_QD = query_QD[doubtful_Q]
+                index_QK = brute_force(doubtful_QD, self.bank_MD, k).indices
                 # The same arithmetic as for every other query, so that a score cannot depend on who found it.
-                found.distances[doubtful_Q] = rerank(query_QD[doubtful_Q], self.bank_MD, exact.indices, k).distances
+                found.distances[doubtful_Q], found.indices[doubtful_Q] = rerank(doubtful_QD, self.bank_MD, index_QK, k)
         return found

@@ -1,30 +1,44 @@
 """Exact search in plain torch, on any device."""
 
-import torch
 from torch import Tensor
 
+from .bounds import BoundedSearch
 from .exact import Neighbors
 from .index import NeighborIndex
-
-_BLOCK_ELEMENTS = 1 << 22  # distances held at once: 16 MiB, so that a block stays near the cache
+from .table import Table
 
 
 class TorchIndex(NeighborIndex):
-    """Brute force by blocks of queries: one matrix product and one top-k each."""
+    """Lower bounds where they save work, and products over all dimensions for what they do not settle."""
 
-    def __init__(self, bank_MD: Tensor) -> None:
-        super().__init__(bank_MD)
-        self.half_norm_M = self.centred_MD.square().sum(dim=1) / 2
+    def build(self, centred_MD: Tensor) -> None:
+        """See :meth:`NeighborIndex.build`."""
+        self.bounds = BoundedSearch.of(self.bank_MD, self.centre_D, centred_MD)
+        self.table = Table(centred_MD) if self.bounds is None else None
+
+    @property
+    def description(self) -> str:
+        """See :attr:`NeighborIndex.description`."""
+        if self.bounds is None:
+            return super().description
+        return f"exact, by bounds from {self.bounds.axes_DP.shape[1]} of {self.bank_MD.shape[1]} dimensions"
+
+    def settle(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
+        """See :meth:`NeighborIndex.settle`."""
+        if self.bounds is None or len(query_QD) == 0:
+            return super().settle(query_QD, k)
+        return self.settle_open(query_QD, k, *self.bounds.search(query_QD, k))
+
+    def settle_open(self, query_QD: Tensor, k: int, found: Neighbors, settled_Q: Tensor) -> tuple[Neighbors, Tensor]:
+        """Search in all dimensions for the queries that are not settled; results are written into the arguments."""
+        open_Q = (~settled_Q).nonzero().squeeze(1)
+        if len(open_Q):
+            rest, settled_Q[open_Q] = NeighborIndex.settle(self, query_QD[open_Q], k)
+            found.distances[open_Q], found.indices[open_Q] = rest
+        return found, settled_Q
 
     def candidates(self, query_QD: Tensor, count: int) -> Neighbors:
         """See :meth:`NeighborIndex.candidates`."""
-        rows = max(1, _BLOCK_ELEMENTS // len(self.half_norm_M))
-        squared, indices = [], []
-        for query in query_QD.split(rows):
-            half = torch.addmm(self.half_norm_M, query, self.centred_MD.T, alpha=-1)
-            nearest = half.topk(count, dim=1, largest=False, sorted=True)
-            squared.append(2 * nearest.values + query.square().sum(dim=1, keepdim=True))
-            indices.append(nearest.indices)
-        if not indices:
-            return Neighbors(query_QD.new_empty(0, count), query_QD.new_empty(0, count, dtype=torch.int64))
-        return Neighbors(torch.cat(squared), torch.cat(indices))
+        if self.table is None:  # as large as the bank, and seldom needed
+            self.table = Table(self.bank_MD - self.centre_D)
+        return self.table.nearest(query_QD, count)

@@ -79,8 +79,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
             defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
-        search: Nearest-neighbour search: "faiss", "torch", or "auto" for the fastest that is installed. All of them are
-            exact and give the same scores.
+        search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
+            "approximate": in banks of 50,000 entries and more, nearly always the nearest entry, and faster.
         bank_precision: How the banks are stored, "float32" or "float16": half the checkpoint, and scores that differ by
             rounding.
         feature_store: Where the features of the training images wait until the banks are selected: "memory"; "disk", in

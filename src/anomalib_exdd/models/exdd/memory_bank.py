@@ -184,7 +184,8 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         itself = torch.arange(len(self), device=self.features.device).unsqueeze(1)
         if count == 1:
             return itself
-        found = self.nearest(self.vectors, count).indices
+        # Exact whatever the search: what is stored in a checkpoint should not depend on how it was found.
+        found = create_index(self.vectors, "torch").search(self.vectors, count).indices
         # Stable: entries that are not the entry itself keep their order, the entry itself moves to the front.
         order = (found != itself).to(torch.int8).argsort(dim=1, stable=True)
         found = found.gather(1, order)
