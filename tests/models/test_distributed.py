@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 
 from anomalib_exdd import ExDD
 from anomalib_exdd.data.sample import generate_sample
@@ -77,13 +78,12 @@ def test_results_are_in_one_folder(trained_by: dict[int, tuple[Path, str]]) -> N
     assert [path.name for path in trained_by[2][0].parent.iterdir() if not path.is_symlink()] == ["v0"]
 
 
-def test_a_strategy_that_splits_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class FSDPStrategy: ...
-
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
+def test_a_strategy_that_splits_the_model_is_refused(kind: type[Strategy], monkeypatch: pytest.MonkeyPatch) -> None:
     class Trainer:
-        strategy = FSDPStrategy()
+        strategy = kind.__new__(kind)  # without what it takes to run one
 
     model = ExDD(backbone="filter_bank")
     monkeypatch.setattr(type(model), "trainer", property(lambda self: Trainer()))
-    with pytest.raises(ValueError, match=r"strategy FSDPStrategy.*--trainer\.strategy ddp"):
+    with pytest.raises(ValueError, match=rf"strategy {kind.__name__}.*--trainer\.strategy ddp"):
         model.setup("fit")

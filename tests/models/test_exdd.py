@@ -290,10 +290,12 @@ def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:
     assert in_second.any()
 
 
+@pytest.mark.parametrize("scoring", ["calibrated", "paper"])
 def test_banks_of_half_precision_score_alike(
-    trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make
+    scoring: str, trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make
 ) -> None:
-    model, data = small_model(bank_precision="float16"), small_data()
+    model, data = small_model(bank_precision="float16", scoring=scoring), small_data()
+    whole = ExDD.load_from_checkpoint(trained[1], scoring=scoring)
     trainer = engine()
     trainer.fit(model=model, datamodule=data)
     assert model.model.negative_bank.features.dtype == torch.float16
@@ -302,7 +304,8 @@ def test_banks_of_half_precision_score_alike(
     assert restored.model.negative_bank.vectors.dtype == torch.float32
     images = torch.rand(4, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        half, again, full = (each.eval().model(images) for each in (model, restored, trained[0]))
+        half, again, full = (each.eval().model(images) for each in (model, restored, whole))
+    assert half.pred_score.dtype == half.anomaly_map.dtype == torch.float32
     assert torch.equal(half.pred_score, again.pred_score)
     torch.testing.assert_close(half.pred_score, full.pred_score, rtol=0.02, atol=1e-3)
     torch.testing.assert_close(half.anomaly_map, full.anomaly_map, rtol=0.02, atol=1e-3)

@@ -145,3 +145,13 @@ def test_torch_index_can_be_copied() -> None:
     index = create_index(torch.randn(9, 3), "torch")
     query = torch.randn(4, 3)
     assert torch.equal(copy.deepcopy(index).search(query, 2).distances, index.search(query, 2).distances)
+
+
+def test_distances_to_a_bank_of_half_precision_are_computed_in_full() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, bank = torch.randn(9, 40, generator=generator), torch.randn(30, 40, generator=generator).half()
+    index = torch.randint(30, (9, 4), generator=generator)
+    found = direct_distances(query, bank, index)
+    expected = torch.linalg.vector_norm(query.double().unsqueeze(1) - bank.double()[index], dim=-1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)

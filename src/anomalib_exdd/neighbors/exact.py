@@ -40,7 +40,7 @@ def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Ten
 
     Args:
         query_QD: Queries, float32, shape (Q, D).
-        bank_MD: Bank, float32, shape (M, D).
+        bank_MD: Bank, float32 or float16, shape (M, D).
         index_QC: Rows of the bank for every query, integer, shape (Q, C).
 
     Returns:
@@ -53,7 +53,7 @@ def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Ten
     blocks = [query_QD.new_empty(0, index_QC.shape[1])]
     for query, index in zip(query_QD.split(rows), index_QC.split(rows), strict=True):
         # One selected copy, changed in place: indexing and a second copy take three times as long.
-        difference = bank_MD.index_select(0, index.flatten()).unflatten(0, index.shape)
+        difference = bank_MD.index_select(0, index.flatten()).float().unflatten(0, index.shape)
         blocks.append(torch.linalg.vector_norm(difference.sub_(query.unsqueeze(1)), dim=-1))
     return torch.cat(blocks)
 

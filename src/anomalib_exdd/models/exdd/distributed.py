@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -31,13 +31,15 @@ class DistributedFit(nn.Module):
             ValueError: If the strategy would give a process parts of the model only.
         """
         strategy = self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        # DeepSpeed is derived from DDP, and splits the model all the same.
+        whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+        if not whole:
             msg = (
                 f"ExDD cannot work with the strategy {type(strategy).__name__}: every process needs the whole model "
                 "and both banks. Use `--trainer.devices 1`, or `--trainer.strategy ddp` for several devices or "
                 "machines."
             )
-            raise ValueError(msg)  # noqa: TRY004  the strategy is the value of an argument
+            raise ValueError(msg)
         if self.trainer.world_size == 1:
             return
         if not self.trainer.is_global_zero:  # what holds for all of them is said once
