@@ -150,6 +150,15 @@ def test_the_map_shows_probabilities_or_the_scores_themselves(name: str) -> None
         torch.testing.assert_close(shown, patch_scores, rtol=0, atol=0)
 
 
+def test_smoothed_probabilities_are_returned_as_log_odds() -> None:
+    smoothed = torch.tensor([0.0, 1e-4, 0.02, 0.5, 0.9, 1.0])
+    found = get_scoring("calibrated", COEFFICIENTS).smoothed_values(smoothed)
+    assert torch.isfinite(found).all()
+    assert (found.diff() > 0).all()
+    torch.testing.assert_close(found[1:5].sigmoid(), smoothed[1:5])
+    assert torch.equal(get_scoring("normal").smoothed_values(smoothed), smoothed)
+
+
 @pytest.mark.parametrize("name", ["normal", "paper", "published", "ratio"])
 def test_banks_smaller_than_the_neighbourhood(name: str) -> None:
     """One entry has no neighbourhood: weights are 1, so that the distances alone decide and nothing is lost."""

@@ -130,9 +130,9 @@ def explain_image(
 
 
 def _heat_map(model: ExDDModel, anomaly_map_HW: Tensor) -> Tensor:
-    """Scale a map of scores to 0..1; a map of probabilities is on the same scale for all images already."""
+    """Scale a map of scores to 0..1; a map of log-odds is on the same scale for all images already."""
     if model.scoring == "calibrated":
-        return anomaly_map_HW
+        return torch.sigmoid(anomaly_map_HW)
     low, high = anomaly_map_HW.aminmax()
     return (anomaly_map_HW - low) / (high - low).clamp_min(1e-12)
 

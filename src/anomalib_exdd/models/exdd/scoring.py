@@ -83,6 +83,7 @@ class ScoringRule:
         image_neighborhood: Whether ``image`` needs it.
         num_ranked: How many of the entries nearest to a patch are looked at (:attr:`PatchDistances.ranked`).
         map_values: Turns patch scores into the values of the map, before it is smoothed; keeps their order.
+        smoothed_values: Turns the values of the smoothed map into those that are returned; keeps their order.
     """
 
     patch: Callable[[PatchDistances, PatchDistances | None], Tensor]
@@ -92,6 +93,7 @@ class ScoringRule:
     image_neighborhood: bool
     num_ranked: int = 1
     map_values: Callable[[Tensor], Tensor] = _as_they_are
+    smoothed_values: Callable[[Tensor], Tensor] = _as_they_are
 
 
 def log_evidence(log_negative: Tensor, log_positive: Tensor | None, reference: Tensor) -> Tensor:
@@ -142,6 +144,16 @@ def calibrated_image(negative: PatchDistances, positive: PatchDistances | None, 
 def probability(score: Tensor, coefficients: Coefficients) -> Tensor:
     """Return how likely an image is defective whose highest patches score so, on average."""
     return torch.sigmoid(coefficients.slope * score + coefficients.offset)
+
+
+def log_odds(probabilities: Tensor) -> Tensor:
+    """Return the log-odds of probabilities, which are kept :data:`EPSILON` away from 0 and 1.
+
+    Anomalib's normalisation clips what is more than half the range below the threshold. On the scale of probabilities,
+    where thresholds are high and most pixels near 0, that would be most of the map.
+    """
+    inside = probabilities.clamp(EPSILON, 1 - EPSILON)
+    return inside.log() - (1 - inside).log()
 
 
 def paper_negative_weight(distances: PatchDistances) -> Tensor:
@@ -255,6 +267,7 @@ def get_scoring(name: str, coefficients: Coefficients | None = None) -> ScoringR
             image_neighborhood=False,
             num_ranked=max(CALIBRATED_NEIGHBORS),
             map_values=partial(probability, coefficients=coefficients),
+            smoothed_values=log_odds,
         )
     if name not in _RULES:
         msg = f"A scoring rule has to be one of {get_args(ScoringName)}, but got {name!r}."

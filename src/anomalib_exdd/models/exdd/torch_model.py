@@ -120,7 +120,8 @@ class ExDDModel(nn.Module):
 
     def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int]) -> Tensor:
         """Turn patch scores into maps of the images' size, float32, shape (B, 1, H, W)."""
-        return self.anomaly_map(self.rules()[0].map_values(scores_Bhw).unsqueeze(1), image_size)
+        rule = self.rules()[0]
+        return rule.smoothed_values(self.anomaly_map(rule.map_values(scores_Bhw).unsqueeze(1), image_size))
 
     def rules(self) -> tuple[ScoringRule, ScoringRule]:
         """Return the rules of patches and of images: without a positive bank ``normal`` or ``calibrated``."""
