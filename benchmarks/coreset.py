@@ -21,21 +21,8 @@ from anomalib.models.components.sampling import KCenterGreedy
 from torch import Tensor
 
 from anomalib_exdd.sampling import greedy_k_center
+from features import made_up
 from machine import describe, markdown_table
-
-
-def made_up(count: int, dimension: int, device: str) -> Tensor:
-    """Draw points of 200 clusters, each spread in 12 directions, with a little noise in all of them."""
-    generator = torch.Generator().manual_seed(count)
-    centres = torch.randn(200, dimension, generator=generator)
-    directions = torch.randn(200, 12, dimension, generator=generator) / 4
-    found = torch.empty(count, dimension)
-    for start in range(0, count, 1 << 16):
-        cluster = torch.randint(200, (min(1 << 16, count - start),), generator=generator)
-        along = torch.randn(len(cluster), 12, generator=generator)
-        points = centres[cluster] + torch.einsum("nk,nkd->nd", along, directions[cluster])
-        found[start : start + len(cluster)] = points + 0.1 * torch.randn(len(cluster), dimension, generator=generator)
-    return found.to(device)
 
 
 def anomalibs(points_ND: Tensor, count: int, first: int) -> list[int]:

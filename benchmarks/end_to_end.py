@@ -4,8 +4,8 @@
 
 Both see the same images, backbone, weights, input size and coreset ratio; ExDD also learns from the defective images,
 which Patchcore leaves out. Every measurement is a process of its own, the two alternate, and ratios are taken within a
-repeat. Throughput and latency are those of the model alone (pre-processed images in, scores and maps out); fit is all
-of `Engine.fit`, loading and validation included. Peak memory is the process's, less what it held before the fit.
+repeat. Throughput and latency are those of the model alone (pre-processed test images in, scores and maps out); fit is
+all of `Engine.fit`, loading and validation included. Peak memory is the process's, less what it held before the fit.
 """
 
 import argparse
@@ -24,10 +24,11 @@ import torch
 from machine import describe, markdown_table
 
 NAMES = ("patchcore", "exdd")
+BATCH = 32
 MEASURES = {
     "fit_seconds": ("fit, s", False),
     "peak_bytes": ("peak memory, MB", False),
-    "images_per_second": ("images / s, batch 32", True),
+    "images_per_second": (f"images / s, batch {BATCH}", True),
     "latency": ("latency, ms", False),
 }
 """Measure -> its title, and whether more is better."""
@@ -72,12 +73,14 @@ def measure(name: str, ratio: float, options: argparse.Namespace) -> dict[str, f
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     network = model.model.eval().to(options.device)
-    batch = torch.rand(32, 3, *options.image_size, generator=torch.Generator().manual_seed(0)).to(options.device)
+    tests = [data.test_data[index] for index in range(0, len(data.test_data), max(1, len(data.test_data) // BATCH))]
+    images = data.test_data.collate_fn(tests[:BATCH]).image.to(options.device)
+    batch = model.pre_processor.to(options.device)(images)
     entries = len(network.memory_bank) if name == "patchcore" else len(network.negative_bank)
     with torch.inference_mode():
         network(batch)  # the first builds what later ones need
-        throughput = len(batch) / statistics.median(timed(network, batch, options.device) for _ in range(3))
-        latency = statistics.median(timed(network, batch[i : i + 1], options.device) for i in range(20))
+        throughput = len(batch) / statistics.median(timed(network, batch, options.device) for _ in range(5))
+        latency = statistics.median(timed(network, batch[i : i + 1], options.device) for i in range(len(batch)))
     return {
         "entries": entries,
         "fit_seconds": seconds,

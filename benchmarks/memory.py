@@ -19,22 +19,21 @@ from tqdm import tqdm
 from anomalib_exdd import ExDD
 from anomalib_exdd.models.exdd.bank_builder import BankBuilder
 from anomalib_exdd.models.exdd.training_stores import TrainingStores
+from features import Clusters
 from machine import describe, markdown_table
 
-CLUSTERS, DIRECTIONS = 200, 12
+CLUSTERS = 200
 
 
 class Images:
-    """Draws the features of images."""
+    """Draws the features of images; defects have a cluster of their own."""
 
     def __init__(self, grid: tuple[int, int], dimension: int) -> None:
-        generator = torch.Generator().manual_seed(0)
         self.grid = grid
-        self.centres = torch.randn(CLUSTERS + 1, dimension, generator=generator)
-        self.directions = torch.randn(CLUSTERS + 1, DIRECTIONS, dimension, generator=generator) / 4
+        self.clusters = Clusters(CLUSTERS + 1, dimension, torch.Generator().manual_seed(0))
 
     def draw(self, number: int, *, defect: bool) -> tuple[Tensor, Tensor]:
-        """Return an image's features (D, h, w) and its mask; a defect has a cluster of its own."""
+        """Return an image's features (D, h, w) and its mask (h, w)."""
         generator = torch.Generator().manual_seed(number)
         rows, columns = self.grid
         cluster = torch.randint(CLUSTERS, (rows, columns), generator=generator)
@@ -42,13 +41,7 @@ class Images:
         if defect:
             mask[rows // 3 : rows // 3 + 8, columns // 3 : columns // 3 + 6] = 1
             cluster[mask.bool()] = CLUSTERS
-        flat = cluster.flatten()
-        along = torch.randn(len(flat), DIRECTIONS, generator=generator)
-        features = self.centres[flat]
-        for which in flat.unique().tolist():
-            of_it = flat == which
-            features[of_it] += along[of_it] @ self.directions[which]
-        features += 0.1 * torch.randn(features.shape, generator=generator)
+        features = self.clusters.draw(cluster.flatten(), generator)
         return features.T.reshape(-1, rows, columns), mask
 
 

@@ -42,21 +42,12 @@ from anomalib_exdd.neighbors.faiss_loader import faiss_available, load_faiss
 from anomalib_exdd.neighbors.index import NeighborIndex
 from anomalib_exdd.neighbors.torch_index import TorchIndex
 from anomalib_exdd.precision import full_float32
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 from calibration import Images
+from features import Source, patches, real, resnet_like, side_by_side
 from machine import describe, markdown_table
 
 BACKENDS = ("torch", "faiss", "approximate")
-LARGEST_CORESET = 10_000  # larger banks are drawn at random: selecting them takes longer than measuring
 POOL = 150_000  # training patches that real banks are selected from
-
-
-class Data(NamedTuple):
-    """Where features of one dimension come from."""
-
-    name: str
-    draw: Callable[[int, int], tuple[Tensor, Tensor]]  # bank size and number of queries -> bank, queries
-    largest: float = float("inf")  # bank
 
 
 class Clock:
@@ -74,51 +65,6 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return self.read() - start
-
-
-def synthetic(dimension: int) -> Data:
-    """Draw features like those of a ResNet: see the head of this file."""
-
-    def draw(size: int, queries: int) -> tuple[Tensor, Tensor]:
-        rng = torch.Generator().manual_seed(dimension)
-        rotation_DD = torch.linalg.qr(torch.randn(dimension, dimension, generator=rng)).Q
-        mixing_DD = rotation_DD / torch.arange(19.0, 19 + dimension).unsqueeze(1)
-        centre_CD = 0.6**0.5 * torch.randn(1000, dimension, generator=rng)  # share of the variance between clusters
-        cluster = torch.randint(0, 1000, (size + queries,), generator=rng)
-        feature = 0.4**0.5 * torch.randn(size + queries, dimension, generator=rng) + centre_CD[cluster]
-        feature = feature @ mixing_DD + 0.39 / dimension**0.5
-        return feature[:size].clone(), feature[size:].clone()
-
-    return Data("synthetic", draw)
-
-
-def real(bank_ND: Tensor, query_ND: Tensor, name: str) -> Data:
-    """Select banks from training patches, as ExDD does where that is quick, and draw queries from test patches."""
-
-    def draw(size: int, queries: int) -> tuple[Tensor, Tensor]:
-        rng = torch.Generator().manual_seed(size)
-        chosen = torch.randperm(len(bank_ND), generator=rng)[:size]
-        if size < len(bank_ND) and size <= LARGEST_CORESET:
-            chosen = greedy_k_center(bank_ND @ gaussian_projection(bank_ND.shape[1], 128, seed=0), size)
-        asked = torch.randperm(len(query_ND), generator=rng)[:queries]
-        return bank_ND[chosen], query_ND[asked]
-
-    return Data(name, draw, len(bank_ND))
-
-
-def side_by_side(features_NDhw: Tensor) -> Tensor:
-    """Put the features of 2 x 2 neighbouring patches side by side."""
-    height, width = (length - 1 for length in features_NDhw.shape[-2:])
-    corners = [features_NDhw[..., top:, left:][..., :height, :width] for top in (0, 1) for left in (0, 1)]
-    return torch.cat(corners, dim=1)
-
-
-def patches(features_NDhw: Tensor, most: int) -> Tensor:
-    """Flatten features to patches, and draw some of them at random if there are more."""
-    grid = features_NDhw.shape[-2] * features_NDhw.shape[-1]
-    rng = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(features_NDhw) * grid, generator=rng)[:most].sort().values
-    return features_NDhw[rows // grid, :, rows % grid // features_NDhw.shape[-1], rows % features_NDhw.shape[-1]]
 
 
 def oracle(query_QD: Tensor, bank_MD: Tensor, k: int) -> Tensor:
@@ -198,7 +144,9 @@ def entrants(bank_MD: Tensor, clock: Clock) -> list[Entrant]:
     return found
 
 
-def measure(data: Data, dimension: int, size: int, options: argparse.Namespace, peak: tuple[float, float]) -> list[Any]:
+def measure(
+    data: Source, dimension: int, size: int, options: argparse.Namespace, peak: tuple[float, float]
+) -> list[Any]:
     """Measure all searches in one bank."""
     device = torch.device(options.device)
     bank_MD, query_QD = (part.to(device) for part in data.draw(size, options.queries))
@@ -293,9 +241,9 @@ def scores(model: ExDD, bank_MD: Tensor, test: Images, options: argparse.Namespa
     return table
 
 
-def gather(options: argparse.Namespace) -> tuple[dict[int, list[Data]], list[dict[str, str]]]:
+def gather(options: argparse.Namespace) -> tuple[dict[int, list[Source]], list[dict[str, str]]]:
     """List the features to measure with, by dimension, and compare scores if there are images."""
-    sources = {dimension: [synthetic(dimension)] for dimension in options.dimensions}
+    sources = {dimension: [resnet_like(dimension)] for dimension in options.dimensions}
     scored: list[dict[str, str]] = []
     if options.features:
         given = torch.load(options.features, weights_only=True)
@@ -326,7 +274,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", default=[384, 1536])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 92_000], help="bank sizes")
     parser.add_argument("--queries", type=int, default=2212)
-    parser.add_argument("--neighbors", type=int, nargs="+", default=[1, 3], help="numbers of neighbours k")
+    parser.add_argument("--neighbors", type=int, nargs="+", default=[1, 5], help="numbers of neighbours k")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="processor threads; PyTorch's default otherwise")

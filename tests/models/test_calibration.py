@@ -53,6 +53,7 @@ def made_up(normal: int, defective: int, *, seed: int = 0, shift: float = 1.0) -
         torch.from_numpy(typical).flatten(),
         torch.arange(images) >= normal,
         torch.full((images,), PATCHES),
+        torch.zeros(images, dtype=torch.bool),
     )
 
 
@@ -152,6 +153,7 @@ def test_the_fit_is_deterministic_and_blind_to_the_order_of_images() -> None:
         patches.typical[rows],
         patches.defective[order],
         patches.patches,
+        patches.synthetic,
     )
     first, again, other = fitted(patches), fitted(patches), fitted(shuffled)
     assert torch.equal(first.weights, again.weights)
@@ -162,19 +164,19 @@ def test_the_fit_is_deterministic_and_blind_to_the_order_of_images() -> None:
 class TestProbability:
     def test_it_is_monotone_and_never_certain_after_few_images(self) -> None:
         scores = np.array([0.0, 1, 2, 3, 10, 11])
-        slope, offset = fit_probability(scores, np.array([False] * 4 + [True] * 2), 1 / 3)
+        slope, offset = fit_probability(scores, np.array([False] * 4 + [True] * 2), 1 / 3, np.ones(6))
         assert slope > 0
         probability = expit(slope * scores + offset)
         assert probability.min() > 0.05
         assert probability.max() < 0.95
 
     def test_scores_that_tell_nothing_keep_their_order(self) -> None:
-        slope, _ = fit_probability(np.array([3.0, 2, 1, 0]), np.array([False, False, True, True]), 0.5)
+        slope, _ = fit_probability(np.array([3.0, 2, 1, 0]), np.array([False, False, True, True]), 0.5, np.ones(4))
         assert slope > 0
 
     def test_a_rarer_defect_is_less_probable(self) -> None:
         scores, defective = np.r_[np.zeros(50), np.ones(50)] + np.linspace(0, 1, 100), np.arange(100) >= 50
-        rare, common = (fit_probability(scores, defective, rate) for rate in (0.01, 0.5))
+        rare, common = (fit_probability(scores, defective, rate, np.ones(100)) for rate in (0.01, 0.5))
         assert rare[0] == pytest.approx(common[0])
         assert common[1] - rare[1] == pytest.approx(math.log(99))
 
@@ -182,7 +184,7 @@ class TestProbability:
         rng = np.random.default_rng(0)
         scores = np.r_[rng.normal(0, 1, 2000), rng.normal(2, 1, 500)]
         defective = np.arange(2500) >= 2000
-        slope, offset = fit_probability(scores, defective, 0.2)
+        slope, offset = fit_probability(scores, defective, 0.2, np.ones(2500))
         probability = expit(slope * scores + offset)
         for low, high in ((0.1, 0.3), (0.3, 0.6), (0.6, 0.9)):
             inside = (probability > low) & (probability < high)
@@ -239,19 +241,20 @@ class TestDecisions:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(1, 6), st.integers(0, 10_000))
-def test_others_distances_leave_the_own_image_out(entries: int, sources: int, k: int, seed: int) -> None:
+def test_others_distances_leave_sources_out(entries: int, sources: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     source = np.r_[np.arange(sources), rng.integers(sources, size=entries)]
     bank = rng.normal(size=(len(source), 5)).astype(np.float32)
-    own = np.repeat(rng.permutation(np.arange(-1, sources)), 3)
-    query = np.concatenate([bank[rng.integers(len(bank), size=2)], rng.normal(size=(len(own) - 2, 5))]).astype(
-        np.float32
-    )
+    left_out = [sorted(rng.choice(sources, rng.integers(sources), replace=False).tolist()) for _ in range(4)]
+    image = np.repeat(rng.permutation(4), 3)
+    query = np.concatenate([bank[rng.integers(len(bank), size=2)], rng.normal(size=(len(image) - 2, 5))])
+    query = query.astype(np.float32)
     found = others_distances(
-        torch.from_numpy(query), torch.from_numpy(own), torch.from_numpy(bank), torch.from_numpy(source), k
+        torch.from_numpy(query), torch.from_numpy(image), left_out, torch.from_numpy(bank), torch.from_numpy(source), k
     )
-    for row, (patch, owner) in enumerate(zip(query, own, strict=True)):
-        expected = sorted(math.dist(patch, entry) for entry, s in zip(bank, source, strict=True) if s != owner)[:k]
+    for row, (patch, number) in enumerate(zip(query, image, strict=True)):
+        others = [entry for entry, s in zip(bank, source, strict=True) if s not in left_out[number]]
+        expected = sorted(math.dist(patch, entry) for entry in others)[:k]
         expected += expected[-1:] * (k - len(expected))
         np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-5, atol=1e-6)
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from anomalib_exdd.processes import gather_objects, rank
 
 from .calibration_set import CalibrationImage, drawn, others_distances
+from .kinship import Origins
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
 from .rough_ranking import RoughRanking
@@ -49,6 +50,7 @@ class BankBuilder:
             PatchCollector(dimension, seed, None if stores is None else stores.opener(kind))
             for kind in ("normal", "defect", "defective")
         )
+        self.origins: Origins = {}
 
     @property
     def num_images(self) -> int:
@@ -69,6 +71,8 @@ class BankBuilder:
         """
         images_BCHW = cast("Tensor", batch.image)
         names = batch.image_path or [f"image {self.num_images + index}" for index in range(len(images_BCHW))]
+        origins = getattr(batch, "origins", None) or [[] for _ in names]
+        self.origins |= {name: paths for name, paths in zip(names, origins, strict=True) if paths}
         new = [index for index, name in enumerate(names) if not self.has(name)]
         if not new:
             return
@@ -77,7 +81,7 @@ class BankBuilder:
             name, image_CHW = names[index], images_BCHW[index]
             if batch.gt_label is None or not bool(batch.gt_label[index]):
                 self.add_normal(name, image_CHW, features_Dhw)
-            elif self.settings.positive_patches == "farthest":
+            elif self.settings.positive_patches == "farthest" and name not in self.origins:
                 self.add_defective(name, image_CHW, features_Dhw, None)
             else:
                 self.add_defective(name, image_CHW, features_Dhw, mask_of(batch, index, name))
@@ -93,12 +97,12 @@ class BankBuilder:
             path: Path of the image.
             image_CHW: Pre-processed image, float, shape (C, H, W).
             features_Dhw: Its features, float32, shape (D, h, w).
-            mask_HW: Its mask, non-zero on defects, shape (H, W); not needed with ``positive_patches: farthest``.
+            mask_HW: Its mask, non-zero on defects, shape (H, W); None with ``positive_patches: farthest``.
         """
         positions = _centres(image_CHW, features_Dhw)
         features_PD = features_Dhw.flatten(1).T
         self.defective.add(path, features_PD, positions)
-        if self.settings.positive_patches == "farthest" or mask_HW is None:
+        if mask_HW is None:
             return  # chosen when the negative bank is there
         if self.settings.positive_patches == "crop":
             self.positive.add(path, *self._crop_patches(image_CHW, mask_HW))
@@ -124,6 +128,7 @@ class BankBuilder:
         """
         self.negative.share()
         self.defective.share()
+        self.origins = {path: paths for part in gather_objects(self.origins) for path, paths in part.items()}
         if self.negative.num_images == 0:
             msg = "ExDD needs normal training images for its negative bank, but the training data has none."
             raise ValueError(msg)
@@ -146,13 +151,21 @@ class BankBuilder:
         self.model.negative_bank.fill(self.negative.select(ratio, minimum, "Negative bank", state))
 
     def build_positive_bank(self) -> None:
-        """Fill the positive bank with a coreset of the defect patches; weak labels need the negative bank before."""
+        """Fill the positive bank with a coreset of the defect patches; weak labels need the negative bank before.
+
+        Real and synthetic defects have a coreset each: however many synthetic ones there are, they do not crowd the
+        real ones out.
+        """
         if self.settings.positive_patches == "farthest":
             self._choose_farthest()
         self.positive.share()
-        if self.positive.num_images:
-            ratio, minimum = self.settings.positive_ratio, self.settings.positive_minimum
-            self.model.positive_bank.fill(self.positive.select(ratio, minimum, "Positive bank"))
+        bank = self.model.positive_bank
+        ratio, minimum = self.settings.positive_ratio, self.settings.positive_minimum
+        for title, synthetic in (("Positive bank", False), ("Positive bank, synthetic", True)):
+            paths = [path for path in self.positive.paths if (path in self.origins) == synthetic]
+            if paths:
+                bank.add(self.positive.select(ratio, minimum, title, paths=paths))
+        bank.origins = {path: self.origins[path] for path in bank.sources if path in self.origins}
 
     def _choose_farthest(self) -> None:
         """Fill the positive collector with the patches of defective images that are least like normal ones."""
@@ -162,12 +175,14 @@ class BankBuilder:
         farthest = []
         for path in filter(self.negative.is_own, drawn(self.negative.paths)):
             features = self.negative.features_of(path).to(device)
-            own = torch.full((len(features),), row[path], device=device)
+            own = torch.zeros(len(features), dtype=torch.int64, device=device)
             if bool((bank.source != row[path]).any()):
-                farthest.append(float(others_distances(features, own, vectors, bank.source, 1).max()))
+                distances = others_distances(features, own, [[row[path]]], vectors, bank.source, 1)
+                farthest.append(float(distances.max()))
         everywhere = sorted(distance for part in gather_objects(farthest) for distance in part)
         usual = everywhere[(len(everywhere) - 1) // 2] if everywhere else 0.0
-        own_paths = [path for path in self.defective.paths if self.defective.is_own(path)]
+        real = [path for path in self.defective.paths if path not in self.origins]
+        own_paths = [path for path in real if self.defective.is_own(path)]
         for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
             features = self.defective.features_of(path)
             distance_P = bank.nearest(features.to(device)).distances[:, 0]
@@ -180,7 +195,9 @@ class BankBuilder:
         ranking = RoughRanking(self.model, self.settings)
         self.model.calibration_set.clear()
         images = [(path, self.negative) for path in drawn(self.negative.paths)]
-        images += [(path, self.defective) for path in drawn(self.defective.paths)]
+        for synthetic in (False, True):
+            paths = [path for path in self.defective.paths if (path in self.origins) == synthetic]
+            images += [(path, self.defective) for path in drawn(paths)]
         kept = {}
         own = [(path, collector) for path, collector in images if collector.is_own(path)]
         for path, collector in tqdm(own, "Calibration", delay=_PROGRESS_DELAY, disable=rank() > 0):

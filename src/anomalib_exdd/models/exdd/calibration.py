@@ -83,6 +83,7 @@ class ImagePatches(NamedTuple):
         typical: Whether the patch was drawn at random from a normal image, instead of for its high score, shape (C,).
         defective: Whether each image is, boolean, shape (I,).
         patches: Number of patches of each whole image, shape (I,).
+        synthetic: Whether each image is, boolean, shape (I,).
     """
 
     log_negative: Tensor
@@ -91,6 +92,7 @@ class ImagePatches(NamedTuple):
     typical: Tensor
     defective: Tensor
     patches: Tensor
+    synthetic: Tensor
 
 
 class Calibration(DynamicBufferMixin, Float32Buffers):
@@ -100,7 +102,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         top_fraction: Share of an image's patches that make its score.
 
     Attributes:
-        training_probability: Probabilities of the training images that it was fitted on, shape (I,).
+        training_probability: Probabilities of the real training images that it was fitted on, shape (I,).
         training_defective: Their labels, boolean, shape (I,).
     """
 
@@ -133,12 +135,14 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         """What :func:`.scoring.calibrated_patch` needs."""
         return Coefficients(self.weights, self.bias, self.reference, self.slope, self.offset, self.top_fraction)
 
-    def fit(self, patches: ImagePatches, defect_rate: float) -> None:
+    def fit(self, patches: ImagePatches, defect_rate: float, synthetic_weight: float = 0.0) -> None:
         """Learn everything from the training images.
 
         Args:
             patches: Their candidate patches.
             defect_rate: Share of defective images among those to come, in (0, 1), for the probability.
+            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1. Thresholds for decisions
+                come from the real ones alone.
         """
         reference = torch.zeros(2, dtype=torch.float64)
         if patches.log_positive is not None:
@@ -148,20 +152,21 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         spread = max(float(evidence_CE[typical, 0].std()), 1e-6)
         centre_E = evidence_CE[typical].mean(axis=0)
         groups = _Groups(patches, self.top_fraction)
-        defective_I = patches.defective.numpy()
-        weights_E, bias = fit_weights((evidence_CE - centre_E) / spread, groups, defective_I)
+        defective_I, real_I = patches.defective.numpy(), ~patches.synthetic.numpy()
+        count_I = np.where(real_I, 1.0, synthetic_weight)
+        weights_E, bias = fit_weights((evidence_CE - centre_E) / spread, groups, defective_I, count_I)
         weights_E = weights_E / spread
         bias -= float(centre_E @ weights_E)
         score_I = groups.top_means(evidence_CE, weights_E) @ weights_E + bias
-        slope, offset = fit_probability(score_I, defective_I, defect_rate)
+        slope, offset = fit_probability(score_I, defective_I, defect_rate, count_I)
         device = self.weights.device
         self.weights = torch.zeros(4, device=device)
         self.weights[: len(weights_E)] = torch.from_numpy(weights_E).to(self.weights)
         self.reference = reference.to(self.weights)
         for name, value in (("bias", bias), ("slope", slope), ("offset", offset)):
             setattr(self, name, torch.tensor(value, dtype=torch.float32, device=device))
-        self.training_probability = torch.from_numpy(expit(slope * score_I + offset)).to(self.weights)
-        self.training_defective = patches.defective.to(device)
+        self.training_probability = torch.from_numpy(expit(slope * score_I[real_I] + offset)).to(self.weights)
+        self.training_defective = torch.from_numpy(defective_I[real_I]).to(device)
 
     def decisions(self, false_reject_rate: float, false_accept_rate: float) -> Decisions:
         """Set the two thresholds from the training images; see :func:`decision_thresholds`."""
@@ -197,13 +202,16 @@ class _Groups:
         return means
 
 
-def fit_weights(evidence_CE: Floats, groups: _Groups, defective_I: NDArray[np.bool_]) -> tuple[Floats, float]:
+def fit_weights(
+    evidence_CE: Floats, groups: _Groups, defective_I: NDArray[np.bool_], count_I: Floats
+) -> tuple[Floats, float]:
     """Find the weights of the evidence that tell defective images from normal ones.
 
     Args:
         evidence_CE: Evidence of all patches, in units of its spread.
         groups: Which patches belong to which image.
         defective_I: Labels.
+        count_I: How much each image counts, 1 for a real one.
 
     Returns:
         Weights, shape (E,), and bias; without defective images the prior's weights and a bias of 0.
@@ -211,11 +219,11 @@ def fit_weights(evidence_CE: Floats, groups: _Groups, defective_I: NDArray[np.bo
     pieces = evidence_CE.shape[1]
     prior = np.zeros(pieces)
     prior[0] = PRIOR_WEIGHT
-    defects = int(defective_I.sum())
+    defects, normals = float(count_I[defective_I].sum()), float(count_I[~defective_I].sum())
     if defects == 0:
         return prior, 0.0
-    # Every defective image counts once, and the normal ones as much as them all together.
-    weight_I = np.where(defective_I, 1.0, defects / max(1, len(defective_I) - defects))
+    # The normal images count as much as the defective ones all together.
+    weight_I = np.where(defective_I, count_I, count_I * defects / max(1.0, normals))
     found = np.append(prior, 0.0)
     for _ in range(_MAX_ROUNDS):
         means_IE = groups.top_means(evidence_CE, found[:-1])
@@ -229,7 +237,9 @@ def fit_weights(evidence_CE: Floats, groups: _Groups, defective_I: NDArray[np.bo
     return found[:-1], float(found[-1])
 
 
-def fit_probability(score_I: Floats, defective_I: NDArray[np.bool_], defect_rate: float) -> tuple[float, float]:
+def fit_probability(
+    score_I: Floats, defective_I: NDArray[np.bool_], defect_rate: float, count_I: Floats
+) -> tuple[float, float]:
     """Map image scores to log-odds of being defective, by Platt's method.
 
     Targets are smoothed by one image of each kind (Platt, 1999; Lin, Lin & Weng, Machine Learning 68, 2007), so that
@@ -239,7 +249,7 @@ def fit_probability(score_I: Floats, defective_I: NDArray[np.bool_], defect_rate
     Returns:
         Slope (> 0) and offset.
     """
-    defects, normals = int(defective_I.sum()), int((~defective_I).sum())
+    defects, normals = float(count_I[defective_I].sum()), float(count_I[~defective_I].sum())
     if defects < 2:
         low, middle, high = np.quantile(score_I[~defective_I], [0.25, 0.5, 0.75])
         deviation = max((high - low) / 1.349, 1e-3)
@@ -247,7 +257,7 @@ def fit_probability(score_I: Floats, defective_I: NDArray[np.bool_], defect_rate
     target_I = np.where(defective_I, (defects + 1) / (defects + 2), 1 / (normals + 2))
     deviation = max(float(score_I.std()), 1e-6)
     slope, offset = _logistic(
-        score_I[:, None] / deviation, target_I, np.ones(len(score_I)), np.zeros(1), np.zeros(1), least=_LEAST_SLOPE
+        score_I[:, None] / deviation, target_I, count_I, np.zeros(1), np.zeros(1), least=_LEAST_SLOPE
     )
     shift = math.log(defect_rate / (1 - defect_rate)) - math.log(defects / normals)
     return float(slope) / deviation, float(offset) + shift

@@ -19,6 +19,7 @@ from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, rerank
 from anomalib_exdd.precision import Float32Buffers, full_float32
 
 from .calibration import ImagePatches
+from .kinship import Kinship, Origins
 from .memory_bank import MemoryBank
 from .scoring import CALIBRATED_NEIGHBORS, EPSILON
 
@@ -171,26 +172,35 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         )
 
     def measure(self, negative: MemoryBank, positive: MemoryBank) -> ImagePatches | None:
-        """Measure the patches' log-distances to both banks, their own images' entries left out.
+        """Measure the patches' log-distances to both banks, without entries that share content with their image.
 
         Returns:
             The distances; None if the negative bank comes from a single image, so that nothing would be left of it.
         """
-        log_negative = self._log_distances(negative)
+        log_negative = self._log_distances(negative, positive.origins)
         if log_negative is None:
             return None
-        log_positive = self._log_distances(positive)
+        log_positive = self._log_distances(positive, positive.origins)
         return ImagePatches(
-            log_negative, log_positive, self.image.cpu(), self.typical.cpu(), self.defective.cpu(), self.patches.cpu()
+            log_negative,
+            log_positive,
+            self.image.cpu(),
+            self.typical.cpu(),
+            self.defective.cpu(),
+            self.patches.cpu(),
+            torch.tensor([path in positive.origins for path in self.sources], dtype=torch.bool),
         )
 
-    def _log_distances(self, bank: MemoryBank) -> Tensor | None:
-        if len(bank.source.unique()) < 2:
+    def _log_distances(self, bank: MemoryBank, origins: Origins) -> Tensor | None:
+        """Return log-distances, shape (C, 2); None if for some image no entry of others is there to compare with."""
+        entries = bank.source.bincount(minlength=len(bank.sources)).tolist()
+        kinship = Kinship(bank.sources, origins)
+        left_out = [kinship.rows(path) for path in self.sources]
+        most = max((sum(entries[row] for row in rows) for rows in left_out), default=0)
+        if most == len(bank) or sum(count > 0 for count in entries) < 2:
             return None
-        row = {path: index for index, path in enumerate(bank.sources)}
-        own_I = torch.tensor([row.get(path, -1) for path in self.sources], device=self.image.device)
         distances = others_distances(
-            self.features.float(), own_I[self.image], bank.vectors, bank.source, max(CALIBRATED_NEIGHBORS)
+            self.features.float(), self.image, left_out, bank.vectors, bank.source, max(CALIBRATED_NEIGHBORS)
         )
         chosen = torch.stack([distances[:, k - 1] for k in CALIBRATED_NEIGHBORS], dim=1)
         return chosen.clamp_min(EPSILON).log().double().cpu()
@@ -204,12 +214,15 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         self.sources = list(state["sources"])
 
 
-def others_distances(query_CD: Tensor, own_C: Tensor, bank_MD: Tensor, source_M: Tensor, k: int) -> Tensor:
-    """Find the distances to the k nearest entries that do not come from a query's own image.
+def others_distances(
+    query_CD: Tensor, image_C: Tensor, left_out: Sequence[Sequence[int]], bank_MD: Tensor, source_M: Tensor, k: int
+) -> Tensor:
+    """Find the distances to the k nearest entries of images other than a query's own.
 
     Args:
         query_CD: Queries, float32, shape (C, D), those of an image next to each other.
-        own_C: Source of each query in the bank's numbering, -1 for an image that has no entry, shape (C,).
+        image_C: Image of each query, int64, shape (C,).
+        left_out: For every image, the sources whose entries it is not compared with; some entry has to be left.
         bank_MD: Bank, float32, shape (M, D).
         source_M: Source of each entry, shape (M,).
         k: Number of neighbours.
@@ -223,15 +236,23 @@ def others_distances(query_CD: Tensor, own_C: Tensor, bank_MD: Tensor, source_M:
         centre_D = bank_MD.mean(dim=0)
         centred_MD = bank_MD - centre_D
         norm_M = centred_MD.square().sum(dim=1)
-        owners, counts = own_C.unique_consecutive(return_counts=True)
-        for own, query in zip(owners.tolist(), query_CD.split(counts.tolist()), strict=True):
-            own_M = source_M == own
+        images, counts = image_C.unique_consecutive(return_counts=True)
+        for image, query in zip(images.tolist(), query_CD.split(counts.tolist()), strict=True):
+            own_M = entries_of(left_out[image], source_M)
             others = len(own_M) - int(own_M.sum())
             expanded = (norm_M - 2 * (query - centre_D) @ centred_MD.T).masked_fill_(own_M, torch.inf)
             candidates = expanded.topk(min(k + EXTRA_CANDIDATES, others), dim=1, largest=False).indices
             distances = rerank(query, bank_MD, candidates, min(k, others)).distances
             found.append(torch.cat([distances, distances[:, -1:].expand(-1, k - distances.shape[1])], dim=1))
     return torch.cat(found)
+
+
+def entries_of(sources: Sequence[int], source_M: Tensor) -> Tensor:
+    """Tell which entries come from one of some sources, boolean, shape (M,)."""
+    own_M = torch.zeros_like(source_M, dtype=torch.bool)
+    for source in sources:
+        own_M |= source_M == source
+    return own_M
 
 
 def high_patches(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:

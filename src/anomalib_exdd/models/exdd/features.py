@@ -135,6 +135,9 @@ class PatchFeatureExtractor(nn.Module):
             self.load_weights()
         parameter = next(self.backbone.parameters(), images_BCHW)
         images_BCHW = images_BCHW.to(parameter.dtype)
+        if not torch.compiler.is_compiling():
+            # Convolutions are faster with the channels last, and patches are rows of such features without a copy.
+            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         maps = list(self.backbone(images_BCHW).values())
         grid = maps[0].shape[-2:]
         if self.padded:

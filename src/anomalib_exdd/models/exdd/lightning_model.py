@@ -75,6 +75,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         false_accept_rate: Share of defective images that may be accepted. It sets the threshold ``accept``; images
             between the two are for review.
         defect_rate: Share of defective images among those to come, for the probability; null: the training images'.
+        synthetic_weight: How much a synthetic defect (data module ``SyntheticDefects``) counts as evidence for the
+            calibration, 0 to 1; a real one counts 1. Its patches are in the positive bank at any weight.
         explain: With ``predict``, explain so many of the highest patches of every image: their nearest normal and
             defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
@@ -120,6 +122,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         false_reject_rate: float = 0.01,
         false_accept_rate: float = 0.05,
         defect_rate: float | None = None,
+        synthetic_weight: float = 0.1,
         explain: int = 0,
         num_neighbors: int = 3,
         sigma: float | None = None,
@@ -266,15 +269,16 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
 
     def calibrate(self) -> None:
         """Fit the calibrated score to the banks as they are, and say what came of it."""
-        positives, negatives = len(self.model.positive_bank.sources), len(self.model.negative_bank.sources)
-        if positives == 0:
+        bank = self.model.positive_bank
+        positives, negatives = len(bank.sources) - len(bank.origins), len(self.model.negative_bank.sources)
+        if not bank.sources:
             logger.warning(
                 "There are no defective training images: ExDD works with the negative bank alone, by the distance to "
                 "normal patches. Scores order images by how unusual they are; a probability takes defective images."
             )
         # Rule of succession: few images never say that there are no defects.
         rate = self.settings.defect_rate or (positives + 1) / (positives + negatives + 2)
-        if not self.model.calibrate(rate):
+        if not self.model.calibrate(rate, self.settings.synthetic_weight):
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
             return
         logger.info("%s", self.decisions)

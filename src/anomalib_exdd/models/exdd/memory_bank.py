@@ -13,6 +13,7 @@ from anomalib_exdd.neighbors.exact import direct_distances
 from anomalib_exdd.neighbors.index import NeighborIndex
 from anomalib_exdd.precision import Float32Buffers
 
+from .kinship import Origins
 from .scoring import PatchDistances
 
 BankPrecision = Literal["float32", "float16"]
@@ -49,6 +50,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         source: Int64, shape (M,); index into :attr:`sources`.
         position: Int64, shape (M, 2); row and column of the patch's centre in the pre-processed image.
         sources: Paths of the source images.
+        origins: What those of them that are synthetic were made from.
     """
 
     features: Tensor
@@ -64,6 +66,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         self.num_neighbors = num_neighbors
         self.search = search
         self.sources: list[str] = []
+        self.origins: Origins = {}
         self.register_buffer("features", torch.empty(0, dtype=self._kind))
         self.register_buffer("neighborhood", torch.empty(0, dtype=torch.int64))
         self.register_buffer("source", torch.empty(0, dtype=torch.int64))
@@ -122,6 +125,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         stays = self.source != row
         dropped = len(self) - int(stays.sum())
         sources = [path for path in self.sources if path != source]
+        self.origins.pop(source, None)
         if not bool(stays.any()):
             self.clear()
             self.sources = sources
@@ -135,7 +139,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """Empty the bank."""
         device = self.features.device
         self._index = None
-        self.sources = []
+        self.sources, self.origins = [], {}
         self.features = torch.empty(0, dtype=self._kind, device=device)
         for name in ("neighborhood", "source", "position"):
             setattr(self, name, torch.empty(0, dtype=torch.int64, device=device))
@@ -199,11 +203,12 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is saved beside the buffers."""
-        return {"sources": self.sources}
+        return {"sources": self.sources, "origins": self.origins}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what was saved beside the buffers."""
         self.sources = list(state["sources"])
+        self.origins = dict(state.get("origins", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -3,7 +3,7 @@
 Shape suffixes: N patches of all images, P patches of one, D features, S dimensions of the projection, M chosen patches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -102,7 +102,14 @@ class PatchCollector:
         """Return the centres of the patches of an image of this process, int64, shape (P, 2)."""
         return self._store.positions(image_path)
 
-    def select(self, ratio: float, minimum: int, description: str, state: Path | None = None) -> BankContent:
+    def select(
+        self,
+        ratio: float,
+        minimum: int,
+        description: str,
+        state: Path | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> BankContent:
         """Select a coreset of all patches by greedy k-center on their projections.
 
         Images are taken in the order of their paths, so that the coreset depends on neither the order nor the batches
@@ -113,6 +120,7 @@ class PatchCollector:
             minimum: Patches to keep at least (all, if there are fewer).
             description: Label of the progress bar.
             state: File to resume an interrupted selection from; see :func:`.greedy_k_center`.
+            paths: Images to select from, sorted; all by default.
 
         Returns:
             The selected patches in their full dimension.
@@ -121,14 +129,14 @@ class PatchCollector:
             ValueError: If no patch was collected.
         """
         self.share()
-        paths = self.paths
+        paths = self.paths if paths is None else list(paths)
         if not paths:
             msg = "No patch was collected, so that no memory bank can be built."
             raise ValueError(msg)
         lengths = torch.tensor([self._lengths[path] for path in paths])
         starts = lengths.cumsum(0) - lengths
         points_NS, shard = self._projections(paths, lengths, starts)
-        count = max(minimum, round(ratio * self.num_patches))
+        count = max(minimum, round(ratio * int(lengths.sum())))
         shown = description if rank() == 0 else None
         chosen_M = greedy_k_center(
             points_NS, count, seed=self.seed, description=shown, overwrite=True, shard=shard, state=state

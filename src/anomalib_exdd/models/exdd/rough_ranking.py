@@ -11,7 +11,9 @@ from torch import Tensor
 from anomalib_exdd.precision import full_float32
 from anomalib_exdd.sampling import gaussian_projection
 
-from .calibration_set import CalibrationImage, high_patches
+from .calibration_set import CalibrationImage, entries_of, high_patches
+from .kinship import Kinship, Origins
+from .memory_bank import MemoryBank
 from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel
 
@@ -21,7 +23,7 @@ how many times as many patches are kept as make an image's score."""
 
 
 class RoughRanking:
-    """Ranks the patches of images by their distances in the coreset's projection, without those of the same image.
+    """Ranks the patches of images by their distances in the coreset's projection, to entries of other images.
 
     Args:
         model: Model with filled banks.
@@ -34,7 +36,7 @@ class RoughRanking:
         device = model.negative_bank.features.device
         self._projection = gaussian_projection(dimension, settings.projected_dimension, settings.seed).to(device)
         self._banks = [
-            _RoughBank(self._project(bank.features[: _ROUGH_STAGES[-1][0]].float()), bank.source, bank.sources)
+            _RoughBank(self._project(bank.features[: _ROUGH_STAGES[-1][0]].float()), bank, model.positive_bank.origins)
             for bank in (model.negative_bank, model.positive_bank)
         ]
 
@@ -61,15 +63,15 @@ class RoughRanking:
 class _RoughBank:
     """The first entries of a bank, projected; measured by expanded distances, without a second look at the winners."""
 
-    def __init__(self, entries_MS: Tensor, source: Tensor, sources: list[str]) -> None:
+    def __init__(self, entries_MS: Tensor, bank: MemoryBank, origins: Origins) -> None:
         self.entries_MS = entries_MS
-        self.source_M = source[: len(entries_MS)]
-        self.row = {path: index for index, path in enumerate(sources)}
+        self.source_M = bank.source[: len(entries_MS)]
+        self.kinship = Kinship(bank.sources, origins)
         self.norm_M = entries_MS.square().sum(dim=-1)
 
     def log_distances(self, path: str, query_PS: Tensor, entries: int) -> Tensor | None:
         """Return every patch's log-distance to the first entries of other images; None if there are no such."""
-        own_M = self.source_M[:entries] == self.row.get(path, -1)
+        own_M = entries_of(self.kinship.rows(path), self.source_M[:entries])
         if bool(own_M.all()):
             return None
         norm_M = self.norm_M[:entries].masked_fill(own_M, torch.inf)

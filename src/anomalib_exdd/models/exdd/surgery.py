@@ -121,7 +121,9 @@ class BankSurgery:
         return len(rows)
 
     def forget(self, source: str) -> int:
-        """Drop everything that came from an image: its entries in both banks, and its part in the calibration.
+        """Drop everything that came from an image: entries in both banks, and its part in the calibration.
+
+        Synthetic defects that were made from it go with it.
 
         Args:
             source: Path of the image, or its file name if no other image has the same.
@@ -138,8 +140,11 @@ class BankSurgery:
         if path in negative.sources and bool((negative.source == negative.sources.index(path)).all()):
             msg = f"{path} is the only image in the negative bank: without it, nothing would be left to compare with."
             raise ValueError(msg)
-        dropped = sum(bank.remove(path) for bank in self._banks().values())
-        self.model.calibration_set.remove(path)
+        made_of_it = [name for name, paths in self.model.positive_bank.origins.items() if path in paths]
+        dropped = 0
+        for each in (path, *made_of_it):
+            dropped += sum(bank.remove(each) for bank in self._banks().values())
+            self.model.calibration_set.remove(each)
         self._finish("forget", path, dropped)
         return dropped
 

@@ -143,11 +143,12 @@ class ExDDModel(nn.Module):
         around = any(rule.needs_positive and rule.image_neighborhood for rule in rules)
         return negative, self.positive_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
 
-    def calibrate(self, defect_rate: float) -> bool:
+    def calibrate(self, defect_rate: float, synthetic_weight: float = 0.0) -> bool:
         """Fit the calibrated score to the calibration set and the banks as they are.
 
         Args:
             defect_rate: Share of defective images among those to come, in (0, 1).
+            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1.
 
         Returns:
             Whether it could be fitted: that takes normal images besides the one whose patches are measured.
@@ -155,5 +156,5 @@ class ExDDModel(nn.Module):
         patches = self.calibration_set.measure(self.negative_bank, self.positive_bank)
         if patches is None:
             return False
-        self.calibration.fit(patches, defect_rate)
+        self.calibration.fit(patches, defect_rate, synthetic_weight)
         return True
