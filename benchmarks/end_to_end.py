@@ -60,13 +60,19 @@ def mask_shows(path: Path) -> bool:
 def measure(name: str, ratio: float, options: argparse.Namespace) -> dict[str, float]:
     """Fit one model in this process and time it."""
     from accuracy import engine, exdd, patchcore, without_defects  # noqa: PLC0415  the children only
-    from anomalib_exdd import KSDD2  # noqa: PLC0415
+    from anomalib_exdd import KSDD2, ExDD  # noqa: PLC0415
+    from anomalib_exdd.models.exdd.bank_builder import BankBuilder  # noqa: PLC0415
 
     options.ratio = ratio
     options.layers, options.num_neighbors, options.projected_dimension = ["layer2", "layer3"], 3, 128
     data = KSDD2(options.root, num_workers=2)
-    model: Any = without_defects(patchcore(options)) if name == "patchcore" else exdd(options, 0)
+    model: Any = (
+        without_defects(patchcore(options))
+        if name == "patchcore"
+        else exdd(options, 0, pre_trained=bool(options.weights))
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    calibration = Stopwatch(BankBuilder, "fill_calibration_set"), Stopwatch(ExDD, "calibrate")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         engine(folder, accelerator="gpu" if options.device == "cuda" else "cpu").fit(model=model, datamodule=data)
@@ -84,10 +90,27 @@ def measure(name: str, ratio: float, options: argparse.Namespace) -> dict[str, f
     return {
         "entries": entries,
         "fit_seconds": seconds,
+        "calibration_seconds": sum(each.seconds for each in calibration),
         "peak_bytes": peak * 1024,
         "images_per_second": throughput,
         "latency": latency,
     }
+
+
+class Stopwatch:
+    """Adds up the seconds that calls of a method take."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.seconds = 0.0
+        method = getattr(owner, name)
+
+        def measured(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = method(*arguments)
+            self.seconds += time.perf_counter() - start
+            return result
+
+        setattr(owner, name, measured)
 
 
 def timed(network: Any, batch: torch.Tensor, device: str) -> float:
@@ -101,8 +124,9 @@ def timed(network: Any, batch: torch.Tensor, device: str) -> float:
 
 def in_a_process(name: str, ratio: float, root: Path, options: argparse.Namespace) -> dict[str, float]:
     """Measure one model in a process of its own."""
-    arguments = ["--root", root, "--weights", options.weights, "--backbone", options.backbone, "--device"]
-    arguments += [options.device, "--image-size", *options.image_size, "--child", name, "--ratios", ratio]
+    arguments = ["--root", root, "--backbone", options.backbone, "--device", options.device]
+    arguments += [] if options.weights is None else ["--weights", options.weights]
+    arguments += ["--image-size", *options.image_size, "--child", name, "--ratios", ratio]
     command = [sys.executable, __file__, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -115,7 +139,7 @@ def in_a_process(name: str, ratio: float, root: Path, options: argparse.Namespac
 def rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Summarise the repeats of every ratio: values of both, and how many times better ExDD is."""
     table = []
-    for ratio in dict.fromkeys(result["ratio"] for result in results):
+    for ratio in dict.fromkeys(result["ratio"] for result in results if all(name in result for name in NAMES)):
         repeats = [result for result in results if result["ratio"] == ratio]
         for key, (title, more_is_better) in MEASURES.items():
             scale = {"peak_bytes": 1e-6, "latency": 1e3}.get(key, 1.0)
@@ -132,17 +156,28 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     return table
 
 
+def calibration_share(results: list[dict[str, float]]) -> str:
+    """State which share of the fit's time calibration takes."""
+    shares = [100 * result["calibration_seconds"] / result["fit_seconds"] for result in results]
+    return f"{statistics.median(shares):.1f} % of its fit ({min(shares):.1f} to {max(shares):.1f})"
+
+
 def main() -> None:
     """Run the comparison and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder in KSDD2's layout")
-    parser.add_argument("--weights", type=Path, required=True, help="local weights of the backbone")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="local weights of the backbone; without, and with `--methods exdd`: a random network",
+    )
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--image-size", type=int, nargs=2, default=[224, 224], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--normal", type=int, default=120, help="normal training images")
     parser.add_argument("--defective", type=int, default=20, help="defective training images, for ExDD alone")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.01, 0.1], help="coreset ratios")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, help="result file without ending")
     parser.add_argument("--child", choices=NAMES, help=argparse.SUPPRESS)
@@ -155,13 +190,14 @@ def main() -> None:
         root = subset(options.root, Path(folder) / options.root.name, options.normal, options.defective)
         for ratio in options.ratios:
             for repeat in range(options.repeats):
-                found = {name: in_a_process(name, ratio, root, options) for name in NAMES}
+                found = {name: in_a_process(name, ratio, root, options) for name in options.methods}
                 results.append({"ratio": ratio, "repeat": repeat, **found})
     settings = {
         "data": f"{options.root.name}, {options.normal} normal and {options.defective} defective training images",
         "backbone": options.backbone,
         "image size": str(list(options.image_size)),
         "device": options.device,
+        "ExDD's calibration": calibration_share([result["exdd"] for result in results]),
     }
     machine = describe()
     facts = "\n".join(f"- {name}: {value}" for name, value in {**machine, **settings}.items())

@@ -15,7 +15,7 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, rerank
+from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, direct_distances
 from anomalib_exdd.precision import Float32Buffers, full_float32
 
 from .calibration import ImagePatches
@@ -27,6 +27,7 @@ MAX_IMAGES = 200
 """Calibration images of each kind, at most: their number bounds the time and the checkpoint, not the accuracy."""
 TYPICAL_PATCHES = 8
 """Patches drawn from every normal image, whatever their score."""
+_BLOCK_ROWS = 512  # queries compared with a bank at a time
 
 
 class KeptPatches(NamedTuple):
@@ -236,13 +237,19 @@ def others_distances(
         centre_D = bank_MD.mean(dim=0)
         centred_MD = bank_MD - centre_D
         norm_M = centred_MD.square().sum(dim=1)
-        images, counts = image_C.unique_consecutive(return_counts=True)
-        for image, query in zip(images.tolist(), query_CD.split(counts.tolist()), strict=True):
-            own_M = entries_of(left_out[image], source_M)
-            others = len(own_M) - int(own_M.sum())
-            expanded = (norm_M - 2 * (query - centre_D) @ centred_MD.T).masked_fill_(own_M, torch.inf)
-            candidates = expanded.topk(min(k + EXTRA_CANDIDATES, others), dim=1, largest=False).indices
-            distances = rerank(query, bank_MD, candidates, min(k, others)).distances
+        for query, image in zip(query_CD.split(_BLOCK_ROWS), image_C.split(_BLOCK_ROWS), strict=True):
+            images, place = image.unique(return_inverse=True)
+            own_IM = torch.stack([entries_of(left_out[number], source_M) for number in images.tolist()])
+            expanded = torch.addmm(norm_M, query - centre_D, centred_MD.T, alpha=-2).masked_fill_(
+                own_IM[place], torch.inf
+            )
+            nearest = expanded.topk(min(k + EXTRA_CANDIDATES, len(bank_MD)), dim=1, largest=False)
+            distances = direct_distances(query, bank_MD, nearest.indices).masked_fill_(
+                nearest.values.isinf(), torch.inf
+            )
+            distances = distances.sort(dim=1).values[:, :k]
+            last = distances.isfinite().sum(dim=1, keepdim=True) - 1
+            distances = torch.where(distances.isfinite(), distances, distances.gather(1, last))
             found.append(torch.cat([distances, distances[:, -1:].expand(-1, k - distances.shape[1])], dim=1))
     return torch.cat(found)
 

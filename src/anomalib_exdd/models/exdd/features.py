@@ -16,6 +16,7 @@ from .filter_bank import FilterBank
 FILTER_BANK = "filter_bank"
 """Name of the backbone that needs no weights."""
 
+_CPU_IMAGES = 4  # that a processor works on at a time
 _INITIAL_SEED = 0  # of a backbone without weights: the same random network for everybody
 
 
@@ -135,9 +136,16 @@ class PatchFeatureExtractor(nn.Module):
             self.load_weights()
         parameter = next(self.backbone.parameters(), images_BCHW)
         images_BCHW = images_BCHW.to(parameter.dtype)
-        if not torch.compiler.is_compiling():
-            # Convolutions are faster with the channels last, and patches are rows of such features without a copy.
-            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        if torch.compiler.is_compiling():
+            return self._extract(images_BCHW)
+        # Convolutions are faster with the channels last, and patches are rows of such features without a copy.
+        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        if images_BCHW.device.type != "cpu":
+            return self._extract(images_BCHW)
+        # What the layers hold for a few images stays near a processor's cache, and memory is bounded.
+        return torch.cat([self._extract(images) for images in images_BCHW.split(_CPU_IMAGES)])
+
+    def _extract(self, images_BCHW: Tensor) -> Tensor:
         maps = list(self.backbone(images_BCHW).values())
         grid = maps[0].shape[-2:]
         if self.padded:

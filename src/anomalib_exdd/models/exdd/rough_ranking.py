@@ -1,6 +1,6 @@
 """Finds the patches of training images that may be among their highest, cheaply, for the calibration.
 
-Shape suffixes: N patches, P patches of an image, D features, S dimensions of the projection, M bank entries.
+Shape suffixes: N patches, P patches of an image, D features, S numbers of a short vector, M bank entries.
 """
 
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomalib_exdd.neighbors.principal import principal_axes
 from anomalib_exdd.precision import full_float32
 from anomalib_exdd.sampling import gaussian_projection
 
@@ -17,13 +18,14 @@ from .memory_bank import MemoryBank
 from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel
 
-_ROUGH_STAGES = ((512, 8), (4096, 2))
-"""The rough ranking's stages: entries of each bank to compare with (greedy selection puts a coarse coreset first), and
-how many times as many patches are kept as make an image's score."""
+_STAGES = ((512, 24), (4096, 2))
+"""Entries of each bank to compare with (greedy selection puts a coarse coreset first), and how many times as many
+patches are kept as make an image's score."""
+_LARGEST_REST = 0.2  # share of the variance that short vectors keep as one number only
 
 
 class RoughRanking:
-    """Ranks the patches of images by their distances in the coreset's projection, to entries of other images.
+    """Ranks the patches of images by their distances in few dimensions, to entries of other images.
 
     Args:
         model: Model with filled banks.
@@ -32,11 +34,15 @@ class RoughRanking:
 
     def __init__(self, model: ExDDModel, settings: Any) -> None:
         self.top_fraction = settings.top_fraction
-        dimension = model.negative_bank.features.shape[1]
-        device = model.negative_bank.features.device
-        self._projection = gaussian_projection(dimension, settings.projected_dimension, settings.seed).to(device)
+        vectors_MD = model.negative_bank.vectors
+        self._centre_D = vectors_MD.mean(dim=0)
+        axes_DS = principal_axes(vectors_MD - self._centre_D, _LARGEST_REST)
+        self._keeps_rest = axes_DS is not None
+        if axes_DS is None:  # features that vary in all directions alike
+            axes_DS = gaussian_projection(vectors_MD.shape[1], settings.projected_dimension, settings.seed)
+        self._axes_DS = axes_DS.to(vectors_MD)
         self._banks = [
-            _RoughBank(self._project(bank.features[: _ROUGH_STAGES[-1][0]].float()), bank, model.positive_bank.origins)
+            _RoughBank(self._short(bank.features[: _STAGES[-1][0]].float()), bank, model.positive_bank.origins)
             for bank in (model.negative_bank, model.positive_bank)
         ]
 
@@ -46,22 +52,30 @@ class RoughRanking:
         Returns:
             Rows of the image's patches, int64, on the CPU.
         """
-        query_PS = self._project(image.features.to(self._projection.device))
+        query_PS = self._short(image.features.to(self._axes_DS.device))
         rows = torch.arange(len(query_PS), device=query_PS.device)
         wanted = top_count(len(query_PS), self.top_fraction)
-        for entries, spare in _ROUGH_STAGES:
+        for entries, spare in _STAGES:
             negative, positive = (bank.log_distances(image.path, query_PS[rows], entries) for bank in self._banks)
             if negative is not None:  # else a single normal image: no distance can be measured without it
                 rows = rows[high_patches(negative, positive, spare * wanted)]
         return rows.cpu()
 
-    def _project(self, features_ND: Tensor) -> Tensor:
+    def _short(self, features_ND: Tensor) -> Tensor:
+        """Return the coordinates on the axes, and the norm of what is left, float32, shape (N, S)."""
+        if len(features_ND) == 0:
+            return features_ND
         with full_float32(features_ND.device):
-            return features_ND @ self._projection if len(features_ND) else features_ND
+            centred_ND = features_ND - self._centre_D
+            head_NS = centred_ND @ self._axes_DS
+            if not self._keeps_rest:
+                return head_NS
+            squared_N1, head_squared_N1 = (part.square().sum(dim=1, keepdim=True) for part in (centred_ND, head_NS))
+            return torch.cat([head_NS, (squared_N1 - head_squared_N1).clamp_min(0).sqrt()], dim=1)
 
 
 class _RoughBank:
-    """The first entries of a bank, projected; measured by expanded distances, without a second look at the winners."""
+    """The first entries of a bank, shortened; measured by expanded distances, without a second look at the winners."""
 
     def __init__(self, entries_MS: Tensor, bank: MemoryBank, origins: Origins) -> None:
         self.entries_MS = entries_MS
