@@ -3,16 +3,20 @@
     python benchmarks/calibration.py --root DATA --weights FILE --output NAME [--figure FILE]
 
 Features are extracted once and the negative bank is built once; every draw of defective training images then builds its
-own positive bank and calibration. Three tables, all on the test images:
+own positive bank and calibration. Three tables, on the test images:
 
 - `defects`: with N defective training images, five draws each, beside `normal` and `paper` from the same banks;
 - `unseen`: all defective training images but those of one class, tested on that class (`sources.csv` names them);
 - `weak`: the same draws without masks (`positive_patches: farthest`).
 
+With `--split validation` a part of the training images takes the place of the test images: that is where a choice may
+be made.
+
 Results are written as they come; the same command goes on where it was interrupted.
 """
 
 import argparse
+import copy
 import csv
 import json
 import statistics
@@ -38,6 +42,7 @@ COUNTS = (0, 1, 2, 5, 10, 25, 50, 100)
 METRICS = {"image_AUROC": "image AUROC", "image_AP": "image AP", "pixel_AP": "pixel AP"}
 NEIGHBORHOOD = 3
 METHODS = ("normal", "paper", "calibrated")
+HELD_OUT = 0.3  # share of the training images that choices are made on
 
 
 class Images:
@@ -62,6 +67,25 @@ class Images:
         self.label_N = torch.cat(labels)[order]
         self.classes = [classes.get(f"{split}/{Path(path).stem}", "") for path in self.paths]
 
+    def subset(self, rows: list[int]) -> "Images":
+        """Return some of the images."""
+        found = copy.copy(self)
+        found.paths, found.classes = [self.paths[row] for row in rows], [self.classes[row] for row in rows]
+        found.features_NDhw, found.mask_NHW = self.features_NDhw[rows], self.mask_NHW[rows]
+        found.label_N = self.label_N[rows]
+        return found
+
+    def held_out(self, share: float) -> tuple["Images", "Images"]:
+        """Split the images: those left, and a share of each kind, drawn by name."""
+        held: list[int] = []
+        for defective in (False, True):
+            rows = self.rows(defective=defective)
+            names = [Path(self.paths[row]).name for row in rows]
+            chosen = draw(names, round(share * len(rows)), seed=0, purpose="validation of a study")
+            held += [rows[index] for index in chosen]
+        left = sorted(set(range(len(self.paths))) - set(held))
+        return self.subset(left), self.subset(sorted(held))
+
     def rows(self, *, defective: bool) -> list[int]:
         """Return the rows of the normal or of the defective images."""
         return [row for row, label in enumerate(self.label_N.tolist()) if label == defective]
@@ -84,7 +108,10 @@ class Study:
         start = time.perf_counter()
         self.train = Images(self.model, data, "train", classes)
         self.build_seconds = time.perf_counter() - start
-        self.test = Images(self.model, data, "test", classes)
+        if options.split == "validation":
+            self.train, self.test = self.train.held_out(HELD_OUT)
+        else:
+            self.test = Images(self.model, data, "test", classes)
         self.size = size
         self.builder = self._builder("mask")
         start = time.perf_counter()
@@ -267,11 +294,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of resnet18")
     parser.add_argument("--image-size", type=int, nargs=2, default=[224, 224])
     parser.add_argument("--ratio", type=float, default=0.01, help="coreset ratio of normal patches")
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--output", type=Path, required=True, help="result file without ending")
     parser.add_argument("--figure", type=Path, help="picture of the first table")
     options = parser.parse_args()
     file = options.output.with_suffix(".json")
     settings = {"data": options.root.name, "image_size": options.image_size, "ratio": options.ratio}
+    if options.split != "test":
+        settings["split"] = options.split
     results: list[dict[str, Any]] = []
     if file.is_file():
         content = json.loads(file.read_text())
@@ -301,10 +331,10 @@ def main() -> None:
         f"{100 * statistics.mean(full) / study.build_seconds:.1f} % of it",
     }
     facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings, **times}.items())
-    page = f"# The calibrated score on {settings['data']}, test images\n\n{tables(results)}\n\n{facts}\n"
+    page = f"# The calibrated score on {settings['data']}, {options.split} images\n\n{tables(results)}\n\n{facts}\n"
     options.output.with_suffix(".md").write_text(page)
     short = options.output.with_name(f"{options.output.name}_summary")
-    title = f"# The calibrated score on {settings['data']}, test images, means of the draws"
+    title = f"# The calibrated score on {settings['data']}, {options.split} images, means of the draws"
     short.with_suffix(".md").write_text(f"{title}\n\n{markdown_table(summary(results))}\n\n{facts}\n")
     content = {"machine": describe(), "settings": settings, "times": times, "summary": summary(results)}
     short.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

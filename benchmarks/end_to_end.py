@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument(
         "--weights",
         type=Path,
-        help="local weights of the backbone; without, and with `--methods exdd`: a random network",
+        help="local weights; without, and with `--methods exdd`: random",
     )
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--image-size", type=int, nargs=2, default=[224, 224], metavar=("HEIGHT", "WIDTH"))

@@ -1,5 +1,6 @@
 """Backbones, their weights and what is done to their features."""
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -157,3 +158,35 @@ def test_filter_bank_needs_no_weights() -> None:
     extractor = PatchFeatureExtractor("filter_bank", LAYERS, pre_trained=True)
     assert extractor.weights_ready
     assert extractor(IMAGES).shape == (2, 38, 12, 8)
+
+
+def test_folded_batch_norms_change_nothing_but_rounding() -> None:
+    extractor = PatchFeatureExtractor("resnet18", ["layer2", "layer3"], pre_trained=False)
+    generator = torch.Generator().manual_seed(0)
+    for module in extractor.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after a training
+            module.running_mean = torch.randn(module.num_features, generator=generator) / 10
+            module.running_var = 0.5 + torch.rand(module.num_features, generator=generator)
+    images = torch.randn(5, 3, 64, 96, generator=generator)
+    found = extractor(images)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor._inference_network().modules())
+    plain = [
+        torch.nn.functional.avg_pool2d(each, 3, stride=1, padding=1) for each in extractor.backbone(images).values()
+    ]
+    plain[1] = torch.nn.functional.interpolate(plain[1], size=plain[0].shape[-2:], mode="bilinear")
+    torch.testing.assert_close(found, torch.cat(plain, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_changed_backbone_is_folded_anew() -> None:
+    first, second = (PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=False) for _ in range(2))
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(0.01)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = first(images)
+    first.load_state_dict(second.state_dict())
+    assert not torch.equal(first(images), before)
+    torch.testing.assert_close(first(images), second(images))
+    assert first.double()(images.double()).dtype == torch.float64
+    assert copy.deepcopy(first)._folded == ()
+    assert not any("folded" in name for name in first.state_dict())

@@ -1,6 +1,8 @@
 """Patch features of a frozen backbone (paper, section 3.2.1)."""
 
-from collections.abc import Sequence
+import copy
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import torch
 from anomalib.models.components import TimmFeatureExtractor
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F  # noqa: N812
 
 from .filter_bank import FilterBank
+
+logger = logging.getLogger(__name__)
 
 FILTER_BANK = "filter_bank"
 """Name of the backbone that needs no weights."""
@@ -57,6 +62,7 @@ class PatchFeatureExtractor(nn.Module):
         self.padded = padded
         self.weights_ready = backbone == FILTER_BANK or (weights is None and not pre_trained)
         self.backbone: nn.Module
+        self._folded: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule with a state of its own
         if backbone == FILTER_BANK:
             self.backbone = FilterBank()
             return
@@ -85,6 +91,7 @@ class PatchFeatureExtractor(nn.Module):
         network: Any = self.backbone.feature_extractor
         network.load_state_dict(loaded)
         self.weights_ready = True
+        self._folded = ()
 
     def _from_timm(self, options: dict[str, Any]) -> dict[str, Tensor]:
         try:
@@ -146,7 +153,8 @@ class PatchFeatureExtractor(nn.Module):
         return torch.cat([self._extract(images) for images in images_BCHW.split(_CPU_IMAGES)])
 
     def _extract(self, images_BCHW: Tensor) -> Tensor:
-        maps = list(self.backbone(images_BCHW).values())
+        network = self.backbone if torch.compiler.is_compiling() else self._inference_network()
+        maps = list(network(images_BCHW).values())
         grid = maps[0].shape[-2:]
         if self.padded:
             pooled = [F.avg_pool2d(features, 3, stride=1, padding=1) for features in maps]
@@ -156,9 +164,35 @@ class PatchFeatureExtractor(nn.Module):
             resized = [adaptive_average(F.avg_pool2d(features, 3, stride=1), grid) for features in maps]
         return torch.cat(resized, dim=1)
 
+    def _inference_network(self) -> nn.Module:
+        """Return the backbone with its batch norms folded into the convolutions, where it can be traced.
+
+        The results are the same but for rounding, and a pass over every map is saved.
+        """
+        if not self._folded:
+            self._folded = (self.backbone,)
+            if isinstance(self.backbone, TimmFeatureExtractor) and not self.backbone._uses_intermediates:  # noqa: SLF001
+                try:
+                    folded = copy.deepcopy(self.backbone).eval()
+                    folded.feature_extractor = fuse(folded.feature_extractor)
+                    self._folded = (folded,)
+                except Exception as error:  # noqa: BLE001  a network that cannot be traced works as it is
+                    logger.debug("%s is not folded: %s", self.backbone_name, error)
+        return self._folded[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PatchFeatureExtractor":
+        self._folded = ()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self.weights_ready = True
+        self._folded = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the folded network out: it is made again where it is needed."""
+        return {**self.__dict__, "_folded": ()}
 
 
 def adaptive_average(features_BChw: Tensor, grid: Sequence[int]) -> Tensor:
