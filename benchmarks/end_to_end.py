@@ -6,6 +6,7 @@ Both see the same images, backbone, weights, input size and coreset ratio; ExDD 
 which Patchcore leaves out. Every measurement is a process of its own, the two alternate, and ratios are taken within a
 repeat. Throughput and latency are those of the model alone (pre-processed test images in, scores and maps out); fit is
 all of `Engine.fit`, loading and validation included. Peak memory is the process's, less what it held before the fit.
+The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -139,27 +140,25 @@ def in_a_process(name: str, ratio: float, root: Path, options: argparse.Namespac
 def rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Summarise the repeats of every ratio: values of both, and how many times better ExDD is."""
     table = []
-    for ratio in dict.fromkeys(result["ratio"] for result in results if all(name in result for name in NAMES)):
+    for ratio in dict.fromkeys(result["ratio"] for result in results):
         repeats = [result for result in results if result["ratio"] == ratio]
+        names = [name for name in NAMES if name in repeats[0]]
         for key, (title, more_is_better) in MEASURES.items():
             scale = {"peak_bytes": 1e-6, "latency": 1e3}.get(key, 1.0)
-            values = {name: [scale * result[name][key] for result in repeats] for name in NAMES}
-            gains = [b / a if more_is_better else a / b for a, b in zip(*values.values(), strict=True)]
-            table.append(
-                {
-                    "bank": f"{repeats[0]['exdd']['entries']:,.0f}",
-                    "measure": title,
-                    **{name: f"{statistics.median(values[name]):.1f}" for name in NAMES},
-                    "times better": f"{statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})",
-                }
-            )
+            values = {name: [scale * result[name][key] for result in repeats] for name in names}
+            row = {"bank": f"{repeats[0]['exdd']['entries']:,.0f}", "measure": title}
+            row |= {name: f"{statistics.median(values[name]):.1f}" for name in names}
+            if len(names) > 1:
+                gains = [b / a if more_is_better else a / b for a, b in zip(*values.values(), strict=True)]
+                row["times better"] = f"{statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})"
+            table.append(row)
     return table
 
 
 def calibration_share(results: list[dict[str, float]]) -> str:
     """State which share of the fit's time calibration takes."""
     shares = [100 * result["calibration_seconds"] / result["fit_seconds"] for result in results]
-    return f"{statistics.median(shares):.1f} % of its fit ({min(shares):.1f} to {max(shares):.1f})"
+    return f"{statistics.median(shares):.1f} % of ExDD's fit ({min(shares):.1f} to {max(shares):.1f})"
 
 
 def main() -> None:
@@ -185,28 +184,49 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.child, options.ratios[0], options)))
         return
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        root = subset(options.root, Path(folder) / options.root.name, options.normal, options.defective)
-        for ratio in options.ratios:
-            for repeat in range(options.repeats):
-                found = {name: in_a_process(name, ratio, root, options) for name in options.methods}
-                results.append({"ratio": ratio, "repeat": repeat, **found})
     settings = {
         "data": f"{options.root.name}, {options.normal} normal and {options.defective} defective training images",
         "backbone": options.backbone,
         "image size": str(list(options.image_size)),
         "device": options.device,
-        "ExDD's calibration": calibration_share([result["exdd"] for result in results]),
     }
+    results = known(options.output, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        root = subset(options.root, Path(folder) / options.root.name, options.normal, options.defective)
+        for ratio in options.ratios:
+            for repeat in range(options.repeats):
+                if any((result["ratio"], result["repeat"]) == (ratio, repeat) for result in results):
+                    continue
+                found = {name: in_a_process(name, ratio, root, options) for name in options.methods}
+                results.append({"ratio": ratio, "repeat": repeat, **found})
+                if options.output is not None:
+                    write(options.output, settings, results)
+    print(markdown_table(rows(results)))
+
+
+def known(output: Path | None, settings: dict[str, str]) -> list[dict[str, Any]]:
+    """Read the results of an interrupted run with the same settings."""
+    if output is None or not output.with_suffix(".json").is_file():
+        return []
+    content = json.loads(output.with_suffix(".json").read_text())
+    if content["settings"] != settings:
+        msg = f"{output}.json has results of other settings. Give another --output, or remove the file."
+        raise SystemExit(msg)
+    found: list[dict[str, Any]] = content["results"]
+    return found
+
+
+def write(output: Path, settings: dict[str, str], results: list[dict[str, Any]]) -> None:
+    """Write the results so far."""
     machine = describe()
-    facts = "\n".join(f"- {name}: {value}" for name, value in {**machine, **settings}.items())
+    share = calibration_share([result["exdd"] for result in results])
+    facts = "\n".join(f"- {name}: {value}" for name, value in {**machine, **settings, "calibration": share}.items())
     page = f"# ExDD with both banks against Anomalib's Patchcore\n\n{markdown_table(rows(results))}\n\n{facts}\n"
-    print(page)
-    if options.output is not None:
-        content = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=2)
-        options.output.with_suffix(".json").write_text(content + "\n")
-        options.output.with_suffix(".md").write_text(page)
+    content = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=2)
+    for suffix, text in ((".json", content + "\n"), (".md", page)):
+        partial = output.with_suffix(f"{suffix}.partial")
+        partial.write_text(text)
+        partial.replace(output.with_suffix(suffix))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ ONLY_IN = {
 UNKNOWN_TO = {
     "neighbors": {"anomalib", "lightning", "timm", "torchvision"},
     "sampling": {"anomalib", "lightning", "timm", "torchvision"},
-    "synthesis": {"anomalib", "lightning", "timm"},
+    "synthesis": {"lightning", "timm"},  # anomalib has the Perlin noise
     "data": {"timm"},
     "reporting": {"anomalib", "lightning", "timm"},
 }

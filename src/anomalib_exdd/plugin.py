@@ -20,12 +20,14 @@ DATAMODULES = {
     "DefectFolder": "anomalib_exdd.data.defect_folder",
     "KSDD2": "anomalib_exdd.data.ksdd2",
     "SurfaceSample": "anomalib_exdd.data.surface_sample",
+    "SyntheticDefects": "anomalib_exdd.data.synthetic_defects",
 }
 # Subcommand -> the file its class is defined in, and the class.
 SUBCOMMANDS = {
     "info": ("anomalib_exdd.pipelines.banks", "Info"),
     "teach": ("anomalib_exdd.pipelines.banks", "Teach"),
     "forget": ("anomalib_exdd.pipelines.banks", "Forget"),
+    "synthesize": ("anomalib_exdd.pipelines.synthesize", "Synthesize"),
 }
 
 

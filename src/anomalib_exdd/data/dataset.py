@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from anomalib import TaskType
-from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
+from anomalib.data import AnomalibDataset
 from anomalib.data.utils import LabelName
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as transforms
 
+from .items import DefectBatch, DefectItem
 from .masks import DefectMask
 from .reading import check_same_size, read_image, read_mask
 
@@ -25,7 +26,9 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
 
     Args:
         samples: Table with the columns ``image_path``, ``mask_path`` (empty where there is none), ``label_index``
-            (0 normal, 1 defective) and ``split``. ``attrs["task"]`` overrides the task found from the masks.
+            (0 normal, 1 defective) and ``split``. ``attrs["task"]`` overrides the task found from the masks: a
+            defective image without one then has an all-zero mask. Rows of synthetic images have a column ``origins``,
+            see :func:`with_origins`; a column ``is_synthetic`` (bool) is made from it.
         name: Name of the data set.
         augmentations: Transforms applied to image and mask together.
     """
@@ -35,7 +38,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         self._name = name
         samples = samples.copy()
         samples.attrs["task"] = samples.attrs.get("task", task_of(samples))
-        self.samples = samples
+        self.samples = with_origins(samples)
 
     @property
     def name(self) -> str:
@@ -48,15 +51,15 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         # Concatenating a table with masks and one without drops pandas' attrs; the samples still know.
         return TaskType(self.samples.attrs.get("task", task_of(self.samples)))
 
-    def __getitem__(self, index: int) -> ImageItem:
+    def __getitem__(self, index: int) -> DefectItem:
         """Read one image, its mask and its label, and apply the augmentations to image and mask together.
 
         Args:
             index: Row of ``samples``.
 
         Returns:
-            Item with the image ``[3, H, W]`` (float32, 0..1), the mask ``[H, W]`` (bool; only for segmentation) and
-            the label.
+            Item with the image ``[3, H, W]`` (float32, 0..1), the mask ``[H, W]`` (bool; only for segmentation), the
+            label and, if it is synthetic, what it was made from.
 
         Raises:
             ValueError: If the image or the mask cannot be decoded, or if they differ in size.
@@ -70,21 +73,23 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
                 image, mask = self.augmentations(image, mask)
         elif self.augmentations:
             image = self.augmentations(image)
-        return ImageItem(
+        item = DefectItem(
             image=image,
             gt_mask=mask,  # validated into a plain Mask of booleans
             gt_label=torch.tensor(int(sample.label_index)),
             image_path=str(sample.image_path),
             mask_path=str(sample.mask_path),
         )
+        item.origins = list(getattr(sample, "origins", ()))
+        return item
 
     @property
-    def collate_fn(self) -> Callable[[list[ImageItem]], ImageBatch]:
+    def collate_fn(self) -> Callable[[list[DefectItem]], DefectBatch]:
         """Collate items to a batch; images of different sizes are resized to the one with the longest edge."""
         return collate
 
 
-def collate(items: list[ImageItem]) -> ImageBatch:
+def collate(items: list[DefectItem]) -> DefectBatch:
     """Collate items to a batch, without losing a defect where sizes differ.
 
     Anomalib resizes items of different sizes to that with the longest edge, and masks by the nearest pixel. Usually the
@@ -103,7 +108,7 @@ def collate(items: list[ImageItem]) -> ImageBatch:
             item.image = transforms.resize(item.image, size)
             if item.gt_mask is not None:
                 item.gt_mask = transforms.resize(DefectMask(item.gt_mask), size)
-    return cast("ImageBatch", ImageBatch.collate(items))
+    return DefectBatch.collate(items)
 
 
 def task_of(samples: DataFrame) -> str:
@@ -119,8 +124,26 @@ def task_of(samples: DataFrame) -> str:
     return str(TaskType.SEGMENTATION.value if (defective["mask_path"] != "").all() else TaskType.CLASSIFICATION.value)
 
 
+def with_origins(samples: DataFrame) -> DataFrame:
+    """Complete a table by what its rows were made from.
+
+    Args:
+        samples: Table of samples. Its column ``origins``, if it has one, holds for each row the paths of the images
+            that a synthetic image was made from (at least one), and nothing for a real image.
+
+    Returns:
+        Copy of the table with the columns ``origins`` (tuples; empty ones where the table has none) and
+        ``is_synthetic`` (bool).
+    """
+    samples = samples.copy()
+    if "origins" not in samples:
+        samples["origins"] = [()] * len(samples)
+    samples["is_synthetic"] = samples["origins"].map(bool).astype(bool)
+    return samples
+
+
 def _read_sample_mask(sample: Any, image: torch.Tensor) -> DefectMask:
-    if sample.label_index == LabelName.NORMAL:
+    if sample.label_index == LabelName.NORMAL or not sample.mask_path:
         return DefectMask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
     mask = read_mask(sample.mask_path)
     check_same_size(sample.image_path, image.shape[-2:], sample.mask_path, mask.shape)

@@ -92,9 +92,18 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
             1 defective) and ``split`` (``train`` or ``test``).
         """
 
+    def split_samples(self) -> dict[Split, DataFrame]:
+        """Read the files and decide what each image is for.
+
+        Returns:
+            Table of the training, of the validation and of the test images, with the columns of :meth:`read_samples`
+            and the task in ``attrs["task"]``.
+        """
+        return self._split(self.read_samples())
+
     def _setup(self, _stage: str | None = None) -> None:
         if self._tables is None:  # files are read and images drawn once, not for every stage
-            self._tables = self._split(self.read_samples())
+            self._tables = self.split_samples()
             self._log_counts(self._tables)
         self.train_data = DefectDataset(self._tables[Split.TRAIN], self.name)
         self.val_data = DefectDataset(self._tables[Split.VAL], self.name)
