@@ -14,29 +14,10 @@ from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.surgery import summary
 
-
-class _Verb:
-    """A subcommand as Anomalib's registry wants it: a class with a parser and a method that runs."""
-
-    @staticmethod
-    def get_parser() -> ArgumentParser:
-        """Return the parser of the subcommand's arguments."""
-        raise NotImplementedError
-
-    def run(self, config: Namespace) -> None:
-        """Run the subcommand, and end with one line where its input is wrong."""
-        try:
-            self.call(config)
-        except (ValueError, FileNotFoundError) as error:
-            msg = f"Error: {error}"
-            raise SystemExit(msg) from error
-
-    def call(self, config: Namespace) -> None:
-        """Do the work."""
-        raise NotImplementedError
+from .verb import Verb
 
 
-class Info(_Verb):
+class Info(Verb):
     """Show what is in the memory banks of an ExDD checkpoint."""
 
     @staticmethod
@@ -73,7 +54,7 @@ class Info(_Verb):
             print("{date}  {action} {source}: {entries} entries".format(**change))
 
 
-class Teach(_Verb):
+class Teach(Verb):
     """Add a newly found defect to the positive bank of an ExDD checkpoint, without training again."""
 
     @staticmethod
@@ -112,7 +93,7 @@ class Teach(_Verb):
         print(f"Changed model: {written.resolve()}")
 
 
-class Forget(_Verb):
+class Forget(Verb):
     """Drop everything that an ExDD checkpoint's banks took from an image, without training again."""
 
     @staticmethod
@@ -133,7 +114,7 @@ class Forget(_Verb):
         print(f"Changed model: {written.resolve()}")
 
 
-def _parser(verb: type[_Verb]) -> ArgumentParser:
+def _parser(verb: type[Verb]) -> ArgumentParser:
     parser = ArgumentParser(description=verb.__doc__)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint that `anomalib train` wrote.")
     return parser

@@ -1,0 +1,1 @@
+"""Figures and pages made from results; knows no model and no data module."""

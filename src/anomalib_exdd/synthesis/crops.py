@@ -1,0 +1,197 @@
+"""What a diffusion model gets to see: a window around the mask, resized to the size that it works at.
+
+Windows have the shape of the working size, so that nothing is distorted. Where they reach over the border, the image is
+reflected. Sizes are (height, width).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .synthesizer import Mask, Pixels
+
+LATENT_CELL = 8  # pixels of a side that one number of the latent image stands for
+GRANULE = 64  # U-Nets halve latents three times; and images of nearly the same size come to share a batch
+
+Size = tuple[int, int]
+Array = TypeVar("Array", bound=NDArray[Any])
+
+
+class Window(NamedTuple):
+    """A rectangle of an image, which may reach over its borders. In pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def working_size(shape: Size, setting: int | Size | None) -> Size:
+    """Return the size at which an image is worked on.
+
+    Args:
+        shape: Size of the image.
+        setting: None for the size of the image, rounded up to multiples of 64; a number for about the area of a square
+            of that side in the proportions of the image, in multiples of 64 (In&Out's buckets); or the size itself.
+
+    Returns:
+        Height and width.
+    """
+    if isinstance(setting, tuple):
+        return setting
+    if setting is None:
+        return _granules(shape[0], math.ceil), _granules(shape[1], math.ceil)
+    stretch = math.sqrt(shape[0] / shape[1])
+    return _granules(setting * stretch, round), _granules(setting / stretch, round)
+
+
+def check_working_size(setting: int | Size | None) -> None:
+    """Refuse a working size that no latent image has.
+
+    Raises:
+        ValueError: If a side is not a positive multiple of 8.
+    """
+    sides = setting if isinstance(setting, tuple) else () if setting is None else (setting,)
+    if any(side < LATENT_CELL or side % LATENT_CELL for side in sides) or len(sides) > 2:
+        msg = (
+            f"Argument `working_size` has to be a multiple of {LATENT_CELL}, or two of them (height, width), but got "
+            f"{setting}. Use {[max(LATENT_CELL, round(side / LATENT_CELL) * LATENT_CELL) for side in sides]}."
+        )
+        raise ValueError(msg)
+
+
+def window_around(mask: Mask, padding: int, size: Size) -> Window:
+    """Return the smallest window in the proportions of `size` that holds the mask and its surroundings.
+
+    Args:
+        mask: Where the defect is to be, `[H, W]`, not empty.
+        padding: Pixels of surroundings on each side, as far as the image reaches.
+        size: Working size.
+
+    Returns:
+        The window. It lies within the image where that is large enough, and is centred over it where it is not.
+    """
+    (top, bottom), (left, right) = (
+        (max(int(filled[0]) - padding, 0), min(int(filled[-1]) + 1 + padding, length))
+        for filled, length in zip(
+            (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))), mask.shape, strict=True
+        )
+    )
+    height, width = bottom - top, right - left
+    if width * size[0] > height * size[1]:
+        height = round(width * size[0] / size[1])
+    else:
+        width = round(height * size[1] / size[0])
+    return Window(
+        _slide(top - (height - (bottom - top)) // 2, height, mask.shape[0]),
+        _slide(left - (width - (right - left)) // 2, width, mask.shape[1]),
+        height,
+        width,
+    )
+
+
+def cut(image: Pixels, window: Window, size: Size) -> Pixels:
+    """Cut a window out of an image, reflected over its borders, and resize it.
+
+    Args:
+        image: `[H, W, 3]`, uint8.
+        window: What to cut out.
+        size: Size of the result.
+
+    Returns:
+        `[*size, 3]`, uint8.
+    """
+    return _resized(_rectangle(image, window, mode="reflect"), size)
+
+
+def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Mask:
+    """Cut a window out of a mask and resize it, so that no part of it gets lost.
+
+    Models see a mask at one eighth of its size, sampled at single pixels: of a thin scratch nearly nothing would be
+    left.
+
+    Args:
+        mask: `[H, W]`, bool.
+        window: What to cut out.
+        size: Size of the result.
+        whole_cells: Grow the result to whole cells of the latent image. Otherwise it is resized as diffusers does,
+            and grown only if the model would see nothing.
+
+    Returns:
+        `size`, bool.
+    """
+    grey = Image.fromarray(_rectangle(mask, window, mode="constant").astype(np.uint8) * 255)
+    if not whole_cells:
+        resized = np.asarray(grey.resize(size[::-1], Image.Resampling.LANCZOS)) >= 128
+        if resized[::LATENT_CELL, ::LATENT_CELL].any():
+            return np.asarray(resized)
+    resized = np.asarray(grey.resize(size[::-1], Image.Resampling.BOX)) > 0
+    rows, columns = size[0] // LATENT_CELL, size[1] // LATENT_CELL
+    cells = resized.reshape(rows, LATENT_CELL, columns, LATENT_CELL).any(axis=(1, 3))
+    return cells.repeat(LATENT_CELL, axis=0).repeat(LATENT_CELL, axis=1)
+
+
+def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixels:
+    """Put what was drawn in a window back into the image: inside the mask, and nowhere else.
+
+    Args:
+        image: The image the window was cut from, `[H, W, 3]`, uint8.
+        drawn: The window with a defect, at the working size, `[h, w, 3]`, uint8.
+        window: Its place.
+        mask: Where the image may change, `[H, W]`.
+
+    Returns:
+        `[H, W, 3]`, uint8; bit for bit the image outside the mask.
+    """
+    drawn = _resized(drawn, (window.height, window.width))
+    top, left = max(window.top, 0), max(window.left, 0)
+    bottom = min(window.top + window.height, image.shape[0])
+    right = min(window.left + window.width, image.shape[1])
+    result = image.copy()
+    inside = mask[top:bottom, left:right]
+    seen = drawn[top - window.top : bottom - window.top, left - window.left : right - window.left]
+    result[top:bottom, left:right][inside] = seen[inside]
+    return result
+
+
+def stretch(image: Pixels, size: Size) -> Pixels:
+    """Resize an image whatever its proportions, as DIAG's code does (Pillow's bicubic filter)."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def stretch_mask(mask: Mask, size: Size) -> Mask:
+    """Resize a mask likewise: at least half covered counts, and anything at all where that leaves nothing."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    covered: Mask = np.asarray(grey.resize(size[::-1], Image.Resampling.BICUBIC)) >= 128
+    return covered if covered.any() else np.asarray(grey.resize(size[::-1], Image.Resampling.BOX)) > 0
+
+
+def _rectangle(array: Array, window: Window, mode: Literal["reflect", "constant"]) -> Array:
+    """Return what is in the window; beyond the border a reflection (`reflect`) or nothing (`constant`)."""
+    height, width = array.shape[:2]
+    before = max(-window.top, 0), max(-window.left, 0)
+    after = max(window.top + window.height - height, 0), max(window.left + window.width - width, 0)
+    if any((*before, *after)):
+        sides = [(before[0], after[0]), (before[1], after[1]), *([(0, 0)] * (array.ndim - 2))]
+        array = cast("Array", np.pad(array, sides, mode=mode))
+    top, left = window.top + before[0], window.left + before[1]
+    return cast("Array", array[top : top + window.height, left : left + window.width])
+
+
+def _resized(image: Pixels, size: Size) -> Pixels:
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def _slide(start: int, length: int, limit: int) -> int:
+    """Move a stretch into 0..limit, or centre it over that where it is longer."""
+    return -((length - limit) // 2) if length > limit else min(max(start, 0), limit - length)
+
+
+def _granules(side: float, rounded: Callable[[float], int]) -> int:
+    return GRANULE * max(1, rounded(side / GRANULE))

@@ -1,0 +1,142 @@
+"""Made-up shapes of defects, for parts of which no real defect has been seen yet."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from .synthesizer import Mask
+
+AREAS = (0.001, 0.03)  # least and greatest share of the part that a shape is drawn to cover
+LEAST_AREA = 12  # pixels that a shape covers at least, where the part has as many
+TRIES = 20
+
+Points = NDArray[np.float64]
+Canvas = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class DrawnShape:
+    """A made-up shape.
+
+    Attributes:
+        mask: `[H, W]`, bool; never empty.
+        kind: What it looks like: "scratch", "spots", "blob" or "mark".
+    """
+
+    mask: Mask
+    kind: str
+
+
+def draw_shape(part: Mask, rng: Generator) -> DrawnShape:
+    """Draw the outline of a defect somewhere on the part.
+
+    Scratches are one to four pixels wide and long; spots are a few small ellipses; a blob has a smooth outline, a mark
+    a frayed one. They cover .1 to 3 % of the part, small ones as likely as large ones on a logarithmic scale: half of
+    the defects of KSDD2 lie between .5 and 5 %.
+
+    Args:
+        part: Where it may lie, `[H, W]`, bool, not empty.
+        rng: Decides everything.
+    """
+    places = np.flatnonzero(part)
+    least = min(LEAST_AREA, len(places))
+    for _ in range(TRIES):
+        kind, draw = KINDS[rng.integers(len(KINDS))]
+        centre = _random_place(places, part.shape, rng)
+        canvas: Canvas = np.zeros(part.shape, dtype=np.uint8)
+        draw(canvas, centre, max(least, len(places) * _log_uniform(rng, *AREAS)), rng)
+        mask = np.asarray((canvas > 0) & part)
+        if np.count_nonzero(mask) >= least:
+            return DrawnShape(mask, kind)
+    # The part is a few pixels, or a thin line: a dot on it.
+    canvas = np.zeros(part.shape, dtype=np.uint8)
+    column, row = _random_place(places, part.shape, rng)
+    cv2.circle(canvas, (int(column), int(row)), 2, 1, cv2.FILLED)
+    return DrawnShape(np.asarray((canvas > 0) & part), "spots")
+
+
+def _random_place(places: NDArray[np.intp], shape: tuple[int, ...], rng: Generator) -> Points:
+    """A pixel of the part, as (column, row)."""
+    row, column = divmod(int(places[rng.integers(len(places))]), shape[1])
+    return np.array([column, row], dtype=np.float64)
+
+
+def _log_uniform(rng: Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _corners(points: Points) -> list[NDArray[np.int32]]:
+    return [np.rint(points).astype(np.int32)]
+
+
+def _scratch(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
+    """A line that bends a little, thinner at its ends."""
+    width = _log_uniform(rng, 1, 4)
+    length = min(area / width, 0.7 * float(np.hypot(*canvas.shape)))
+    steps = max(3, round(length / 6))
+    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.5 / np.sqrt(steps), steps))
+    path = np.cumsum(length / steps * np.c_[np.cos(heading), np.sin(heading)], axis=0)
+    path += centre - path.mean(axis=0)
+    thickness = np.rint(width * np.sqrt(np.sin(np.pi * np.linspace(0.1, 0.9, steps - 1))))
+    for i in range(steps - 1):
+        cv2.polylines(canvas, _corners(path[i : i + 2]), isClosed=False, color=1, thickness=max(1, int(thickness[i])))
+
+
+def _spots(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
+    """A few ellipses beside each other."""
+    count = 1 + int(rng.poisson(2))
+    radius = np.sqrt(area / (np.pi * count))
+    for _ in range(count):
+        position = centre + rng.normal(0, 2.5 * radius, 2) * (count > 1)
+        stretch = rng.uniform(1, 1.6)
+        radii = radius * rng.uniform(0.6, 1.3) * np.array([stretch, 1 / stretch])
+        _fill_outline(canvas, position, radii, np.ones(32), rng)
+
+
+def _blob(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
+    """One region with a smooth, irregular outline."""
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    waves = [rng.normal(0, 0.25 / k) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in range(1, 6)]
+    stretch = rng.uniform(1, 1.8)
+    radii = np.sqrt(area / np.pi) * np.array([stretch, 1 / stretch])
+    _fill_outline(canvas, centre, radii, np.exp(np.sum(waves, axis=0)), rng)
+
+
+def _fill_outline(canvas: Canvas, centre: Points, radii: Points, outline: Points, rng: Generator) -> None:
+    """Fill an ellipse, turned at random, whose outline is multiplied by some factors, one for each direction."""
+    angles = np.linspace(0, 2 * np.pi, len(outline), endpoint=False)
+    turn = rng.uniform(0, np.pi)
+    axes = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    edge = centre + (outline[:, None] * radii * np.c_[np.cos(angles), np.sin(angles)]) @ axes
+    cv2.fillPoly(canvas, _corners(edge), 1)
+
+
+def _mark(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
+    """A frayed patch, longer than wide: an ellipse whose edge is broken by clouds of two sizes."""
+    stretch = _log_uniform(rng, 1, 3)
+    half = np.sqrt(2 * area / np.pi * np.array([stretch, 1 / stretch]))[:: int(rng.choice((-1, 1)))]
+    left, top = np.maximum(np.floor(centre - half), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(centre + half) + 1, canvas.shape[::-1]).astype(int)
+    rows, columns = np.mgrid[top:bottom, left:right]
+    reach = ((columns - centre[0]) / half[0]) ** 2 + ((rows - centre[1]) / half[1]) ** 2
+    size = max(1.0, np.sqrt(area) / 12)
+    clouds = 0.35 * _clouds(rng, reach.shape, 2 * size) + 0.2 * _clouds(rng, reach.shape, size)
+    canvas[top:bottom, left:right] = (0.5 - reach + clouds * (1 - reach) > 0) & (reach < 1)
+
+
+def _clouds(rng: Generator, shape: tuple[int, ...], size: float) -> NDArray[np.float64]:
+    """Smooth noise of unit variance."""
+    field = cv2.GaussianBlur(rng.standard_normal(shape), (0, 0), size)
+    return np.asarray(field / (field.std() + 1e-6))
+
+
+KINDS: tuple[tuple[str, Callable[[Canvas, Points, float, Generator], None]], ...] = (
+    ("scratch", _scratch),
+    ("spots", _spots),
+    ("blob", _blob),
+    ("mark", _mark),
+)

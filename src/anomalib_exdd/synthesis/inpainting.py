@@ -1,0 +1,320 @@
+"""Defects drawn by a diffusion model that fills in what a mask hides, following words."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from .crops import (
+    Size,
+    Window,
+    check_working_size,
+    cut,
+    cut_mask,
+    paste_back,
+    stretch,
+    stretch_mask,
+    window_around,
+    working_size,
+)
+from .diffusion_pipeline import ModelSource, find_model, load_inpainting
+from .synthesizer import Mask, Pixels, Request, Synthesis, Synthesizer, check
+
+logger = logging.getLogger(__name__)
+
+_NATIVE_PADDING, _STRETCH_PADDING = 32, 2
+_STRETCH_SIZE = 1024
+_FEW_STEP_SCHEDULERS = {"LCMScheduler", "TCDScheduler"}
+_FEW_STEP_GUIDANCE = 2.0
+_FEW_STEPS = 8
+
+
+class _Task(NamedTuple):
+    """A request as the model gets it."""
+
+    frame: Pixels  # what is pasted into: the image, or the image stretched
+    frame_mask: Mask
+    window: Window
+    image: Pixels  # the window at the working size
+    mask: Mask
+    prompt: str
+    seed: int
+
+
+class InpaintingSynthesizer(Synthesizer):
+    """Hides the place of the defect and lets a diffusion model fill it in, following a prompt.
+
+    Any pipeline serves that diffusers' `AutoPipelineForInpainting` loads, from a folder or from the Hugging Face hub;
+    Stable Diffusion (XL) is tested. An image depends on its request and these settings alone: its noise is drawn on
+    the CPU from its own seed.
+
+    Args:
+        model: Folder that `save_pretrained` has written, or name on the hub.
+        revision: Branch, tag or commit on the hub.
+        prompts: The defects in words; requests without a prompt take them in turn.
+        negative_prompt: What is not to be drawn. Empty for models without one.
+        num_inference_steps: Steps from noise to image.
+        guidance_scale: How closely the words are followed. Models for few steps want 1.
+        strength: Share of the steps that is taken; the rest of the way, the noise keeps a trace of what was there.
+        crop_padding: Pixels of surroundings that the model sees around the mask. If None, 32, or 2 for `stretch` as
+            published, which leaves it nearly blind.
+        resolution: `native` draws in a window in the proportions of the working size and leaves every pixel outside the
+            mask as it is. `stretch` is how DIAG did it: the whole image is stretched to a square and back, which blurs
+            all of it a little.
+        working_size: Size at which the model draws. `native`: that of the image by default; a number for a size of
+            about that area in its proportions, in multiples of 64, such as 1024 for Stable Diffusion XL, which is best
+            at what it was trained on; or height and width. `stretch`: 1024 by 1024 by default.
+        batched: Draw the images of a call together, which is faster on a GPU. The sums of a batch are rounded
+            differently, so that an image depends a little on how many are drawn beside it: by a grey level here and
+            there in full precision, by more in half precision. Without, images are equal to the bit whatever the
+            batches, and so is a run that was interrupted.
+        half_precision: Compute in half precision, on CUDA devices only. `auto` does so there.
+        offload: Keep only the part of the model that computes right now on the GPU: slower, for small GPUs.
+    """
+
+    def __init__(
+        self,
+        model: str = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        revision: str | None = None,
+        prompts: Sequence[str] = ("a surface with a scratch",),
+        negative_prompt: str = "",
+        num_inference_steps: int = 30,
+        guidance_scale: float = 7.5,
+        strength: float = 0.99,
+        crop_padding: int | None = None,
+        resolution: Literal["native", "stretch"] = "native",
+        working_size: int | tuple[int, int] | None = None,
+        batched: bool = False,
+        half_precision: bool | Literal["auto"] = "auto",
+        offload: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_numbers(num_inference_steps, guidance_scale, strength, crop_padding)
+        check_working_size(working_size)
+        if isinstance(prompts, str) or not all(prompt.strip() for prompt in prompts):
+            msg = f"Argument `prompts` has to be a list of descriptions, none of them empty, but got {prompts!r}."
+            raise ValueError(msg)
+        if resolution not in {"native", "stretch"}:
+            msg = f"Argument `resolution` has to be 'native' or 'stretch', but got '{resolution}'."
+            raise ValueError(msg)
+        if negative_prompt and guidance_scale <= 1:
+            msg = (
+                f"Argument `negative_prompt` has no effect with a guidance_scale of {guidance_scale}. Set it to '', or "
+                "raise `guidance_scale` above 1."
+            )
+            raise ValueError(msg)
+        self.model, self.revision = model, revision
+        self.prompts, self.negative_prompt = tuple(prompts), negative_prompt
+        self.num_inference_steps, self.guidance_scale, self.strength = num_inference_steps, guidance_scale, strength
+        self.resolution, self.working_size = resolution, working_size
+        default_padding = _NATIVE_PADDING if resolution == "native" else _STRETCH_PADDING
+        self.crop_padding = default_padding if crop_padding is None else crop_padding
+        self.batched, self.half_precision, self.offload = batched, half_precision, offload
+        self._pipeline: Any = None
+        self._loaded: dict[str, Any] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the images depend on besides the requests, as plain values."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "prompts": list(self.prompts),
+            "negative_prompt": self.negative_prompt,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "strength": self.strength,
+            "crop_padding": self.crop_padding,
+            "resolution": self.resolution,
+            "working_size": list(self.working_size) if isinstance(self.working_size, tuple) else self.working_size,
+            "batched": self.batched,
+            "half_precision": self.half_precision,
+        }
+
+    def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
+        """Draw a defect into each image.
+
+        Args:
+            requests: What is wanted. Those of the same working size are drawn together where `batched` says so.
+
+        Returns:
+            One result for each; its details name prompt, model, revision, working size, window and steps.
+
+        Raises:
+            ValueError: If a request is not usable, or the settings do not go with the model.
+            RuntimeError: If the extra is not installed, or the model's numbers overflow.
+            ConnectionError: If the model is neither here nor reachable.
+        """
+        for request in requests:
+            check(request)
+        if not requests:
+            return []
+        if self._pipeline is None:
+            self._pipeline = self._load()
+        groups: dict[Any, list[int]] = defaultdict(list)
+        tasks = [self._task(request) for request in requests]
+        for position, task in enumerate(tasks):
+            groups[task.mask.shape if self.batched else position].append(position)
+        results: dict[int, Synthesis] = {}
+        for positions in groups.values():
+            drawn = self._draw([tasks[position] for position in positions])
+            for position, window in zip(positions, drawn, strict=True):
+                results[position] = self._finish(requests[position], tasks[position], window)
+        return [results[position] for position in range(len(requests))]
+
+    def _load(self) -> Any:
+        """Load the pipeline and make sure that the settings go with it."""
+        source = find_model(self.model, self.revision)
+        dtype = self._dtype(source)
+        pipeline = load_inpainting(self.model, self.revision, dtype, self.device, self.offload)
+        self._check_fit(pipeline)
+        self._loaded = {"model": source.name, "revision": source.revision, "dtype": str(dtype).removeprefix("torch.")}
+        return pipeline
+
+    def _dtype(self, source: ModelSource) -> torch.dtype:
+        """Return the precision of the weights: float16 as Stable Diffusion is published, bfloat16 for its successors.
+
+        Their transformers overflow in float16.
+        """
+        on_gpu = torch.device(self.device).type == "cuda"
+        if not (on_gpu if self.half_precision == "auto" else self.half_precision):
+            return torch.float32
+        has_unet = source.class_name.startswith("StableDiffusion") and not source.class_name.startswith(
+            "StableDiffusion3"
+        )
+        return torch.float16 if has_unet else torch.bfloat16
+
+    def _task(self, request: Request) -> _Task:
+        size, frame, mask = self._size_for(request.mask.shape), request.image, request.mask
+        if self.resolution == "stretch":
+            frame, mask = stretch(frame, size), stretch_mask(mask, size)
+        window = window_around(mask, self.crop_padding, size)
+        return _Task(
+            frame,
+            mask,
+            window,
+            cut(frame, window, size),
+            cut_mask(mask, window, size, whole_cells=self.resolution == "native"),
+            request.prompt or self._own_prompt(request.index),
+            request.seed,
+        )
+
+    def _size_for(self, shape: tuple[int, ...]) -> Size:
+        if self.resolution == "native":
+            return working_size((shape[0], shape[1]), self.working_size)
+        side = _STRETCH_SIZE if self.working_size is None else self.working_size
+        return side if isinstance(side, tuple) else (side, side)
+
+    def _own_prompt(self, index: int) -> str:
+        if not self.prompts:
+            msg = "A request has no prompt, and `prompts` is empty. Describe the defect in either of them."
+            raise ValueError(msg)
+        return self.prompts[index % len(self.prompts)]
+
+    def _draw(self, tasks: Sequence[_Task]) -> list[Pixels]:
+        """Let the model fill in windows of one size."""
+        images = np.stack([task.image for task in tasks]).transpose(0, 3, 1, 2)
+        masks = np.stack([task.mask for task in tasks])[:, None]
+        parameters = signature(self._pipeline.__call__).parameters
+        arguments = {
+            "prompt": [task.prompt for task in tasks],
+            "image": torch.from_numpy(images.astype(np.float32) / 255),
+            "mask_image": torch.from_numpy(masks.astype(np.float32)),  # 0 and 1 are right for tensors, not for pictures
+            "height": images.shape[2],
+            "width": images.shape[3],
+            "num_inference_steps": self.num_inference_steps,
+            "strength": self.strength,
+            # On the CPU, so that GPUs and CPUs, single images and batches start from the same noise.
+            "generator": [torch.Generator("cpu").manual_seed(task.seed) for task in tasks],
+            "output_type": "np",
+        }
+        # Flux and Qwen call classifier-free guidance differently, and ignore the negative prompt without it.
+        arguments["true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"] = self.guidance_scale
+        if self.negative_prompt:
+            arguments["negative_prompt"] = [self.negative_prompt] * len(tasks)
+        drawn = self._pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
+        if not np.isfinite(drawn).all():
+            msg = (
+                f"The pipeline `{self.model}` returned numbers that are not finite: it overflows in "
+                f"{self._loaded['dtype']}. Set `half_precision` to false, or use a model whose numbers fit."
+            )
+            raise RuntimeError(msg)
+        return list((np.asarray(drawn) * 255).round().astype(np.uint8))
+
+    def _finish(self, request: Request, task: _Task, drawn: Pixels) -> Synthesis:
+        result = paste_back(task.frame, drawn, task.window, task.frame_mask)
+        if self.resolution == "stretch":
+            result = stretch(result, request.mask.shape)
+        details = {
+            "prompt": task.prompt,
+            **self._loaded,
+            "working_size": list(task.mask.shape),
+            "window": list(task.window),
+            "denoising_steps": int(self.num_inference_steps * self.strength),
+        }
+        return Synthesis(result, request.mask, details)
+
+    def _check_fit(self, pipeline: Any) -> None:
+        """Refuse settings that the model would silently ignore or cannot stand.
+
+        Raises:
+            ValueError: If there are any.
+        """
+        kind, parameters = type(pipeline).__name__, signature(pipeline.__call__).parameters
+        needed = {"prompt", "image", "mask_image", "generator"} | ({"strength"} if self.strength < 1 else set())
+        if missing := sorted(needed - set(parameters)):
+            fix = (
+                "Set `strength` to 1." if missing == ["strength"] else "Choose a Stable Diffusion inpainting pipeline."
+            )
+            msg = f"The pipeline `{self.model}` is a {kind}, which takes no {', '.join(missing)}. {fix}"
+            raise ValueError(msg)
+        unet = getattr(pipeline, "unet", None)
+        embeds_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
+        if self.negative_prompt and (embeds_guidance or "negative_prompt" not in parameters):
+            msg = (
+                f"The pipeline `{self.model}` ({kind}) would ignore the negative prompt, because it was distilled with "
+                "its guidance or has none. Set `negative_prompt` to ''."
+            )
+            raise ValueError(msg)
+        few_steps = type(pipeline.scheduler).__name__ in _FEW_STEP_SCHEDULERS and not embeds_guidance
+        if few_steps and self.guidance_scale > _FEW_STEP_GUIDANCE:
+            msg = (
+                f"The pipeline `{self.model}` was made for few steps (it has a {type(pipeline.scheduler).__name__}), "
+                f"and a guidance_scale of {self.guidance_scale} would burn its images. Set `guidance_scale` to 1, "
+                "`negative_prompt` to '' and `num_inference_steps` to about 6."
+            )
+            raise ValueError(msg)
+        if self.num_inference_steps <= _FEW_STEPS and self.guidance_scale > _FEW_STEP_GUIDANCE:
+            logger.warning(
+                "%d steps with a guidance_scale of %s rarely make a clear image: models for few steps want a guidance "
+                "of about 1, all others 20 steps and more.",
+                self.num_inference_steps,
+                self.guidance_scale,
+            )
+
+
+def _check_numbers(steps: int, guidance: float, strength: float, padding: int | None) -> None:
+    """Refuse settings with which nothing would be drawn.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+    if not 0 < strength <= 1:
+        msg = f"Argument `strength` has to lie above 0 and at most at 1, but got {strength}."
+        raise ValueError(msg)
+    if int(steps * strength) < 1:
+        msg = (
+            f"Arguments `num_inference_steps` {steps} and `strength` {strength} leave no step, because their product "
+            f"is rounded down. Use at least {int(1 / strength) + 1} steps, or a strength of 1."
+        )
+        raise ValueError(msg)
+    if guidance < 0:
+        msg = f"Argument `guidance_scale` has to be 0 or more, but got {guidance}."
+        raise ValueError(msg)
+    if padding is not None and padding < 0:
+        msg = f"Argument `crop_padding` has to be 0 or more, but got {padding}."
+        raise ValueError(msg)

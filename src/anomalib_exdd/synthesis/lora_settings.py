@@ -1,0 +1,84 @@
+"""The settings of a LoRA's training, with In&Out's recipe as the preset (arXiv 2406.00501)."""
+
+import math
+from dataclasses import dataclass
+
+ZERO_SHOT_NORMALS, PRIOR_NORMALS = 50, 200  # how many normal images In&Out learns from
+FEW_DEFECTS = 50  # In&Out has 5 or all 246; its weight for few would be too strong for many
+ZERO_WEIGHT, FEW_WEIGHT, FULL_WEIGHT = 0.60, 0.95, 0.80
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Everything that a LoRA depends on besides the base model and the images.
+
+    Attributes:
+        instance_prompt: The surface in words: its first one is best a rare one, which gets its meaning here.
+        defect_prompts: The surface with a defect in words. Images of defects are learned under one of them each time.
+        class_prompt: What kind of thing the surface is.
+        rank: Rank of the changes to linear layers.
+        alpha: Their scale; they count `alpha / rank`.
+        conv_rank: Rank of the changes to convolutions; 0 for none.
+        conv_alpha: Their scale.
+        learning_rate: Greatest step of AdamW.
+        max_steps: Number of steps.
+        batch_size: Images per step, half of which are normal ones that hold the class in place.
+        min_snr: Limit of the signal-to-noise ratio in the weights of the noise levels (arXiv 2303.09556).
+        prior_weight: Weight of those normal images; 0 for none.
+        restarts: How often the learning rate falls along a cosine from its greatest value to zero.
+        clip_skip: Layer of the text encoder that is read, counted from the end. SDXL always reads the second.
+        working_size: Size at which the model learns and draws; see `working_size`.
+        crop_padding: Pixels of surroundings around a defect at least; at most twice as many.
+        seed: Seed of everything that is random.
+    """
+
+    instance_prompt: str
+    defect_prompts: tuple[str, ...]
+    class_prompt: str = "background"
+    rank: int = 32
+    alpha: float = 16
+    conv_rank: int = 4
+    conv_alpha: float = 1
+    learning_rate: float = 1e-5
+    max_steps: int = 1000
+    batch_size: int = 12
+    min_snr: float = 5.0
+    prior_weight: float = 1.0
+    restarts: int = 3
+    clip_skip: int = 2
+    working_size: int | tuple[int, int] | None = 512
+    crop_padding: int = 32
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no training.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        at_least = {"rank": 1, "conv_rank": 0, "max_steps": 1, "batch_size": 1, "restarts": 1, "clip_skip": 1}
+        at_least |= {"prior_weight": 0, "seed": 0, "crop_padding": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                msg = f"Argument `{name}` has to be at least {least}, but got {getattr(self, name)}."
+                raise ValueError(msg)
+        for name in ("alpha", "conv_alpha", "learning_rate", "min_snr"):
+            if getattr(self, name) <= 0:
+                msg = f"Argument `{name}` has to be greater than 0, but got {getattr(self, name)}."
+                raise ValueError(msg)
+        for name in ("instance_prompt", "class_prompt"):
+            if not getattr(self, name):
+                msg = f"Argument `{name}` is empty. Describe the surface, such as 'skt background'."
+                raise ValueError(msg)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0: cosines that fall from the greatest value to zero."""
+        progress = step / self.max_steps * self.restarts % 1.0
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def published_weight(defects: int) -> float:
+    """Return how strongly a LoRA is to count when drawing, by the number of defects it was trained on."""
+    if defects == 0:
+        return ZERO_WEIGHT
+    return FEW_WEIGHT if defects <= FEW_DEFECTS else FULL_WEIGHT

@@ -1,0 +1,198 @@
+"""Regions of Perlin noise filled with something else, as in DRAEM (arXiv 2108.07610) and MemSeg (arXiv 2205.00908).
+
+No real defect and no network is needed. In&Out (arXiv 2406.00501) makes one half of its images this way.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, UnidentifiedImageError
+
+from .drawn_shapes import LEAST_AREA, draw_shape
+from .foreground import foreground
+from .synthesizer import Mask, Pixels, Request, Synthesis, Synthesizer, check
+
+if TYPE_CHECKING:
+    from anomalib.data.utils.generators import PerlinAnomalyGenerator
+
+ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+CELLS = 8  # the image's own texture is cut into as many rows and columns, and shuffled
+THRESHOLD = 0.5  # of the noise, which reaches from -1 to 1
+LARGEST_SCALE = 5  # noise has 2**0 to 2**5 waves along each axis
+TRIES = 10
+
+
+class PerlinSynthesizer(Synthesizer):
+    """Fill regions of Perlin noise with texture: another image, or the image itself, cut up and shuffled.
+
+    Noise, its rotation and the distortion of the texture's colors are those of Anomalib's ``PerlinAnomalyGenerator``.
+    The request's mask is ignored: the regions are drawn here, within the part. They are the mask that is returned.
+
+    Args:
+        textures: Folder of images to fill half of the regions with, such as the Describable Textures Dataset; folders
+            in it are searched too. Default: all regions are filled with the image itself.
+        opacity: Least and greatest share of the texture in the result, the rest is the image underneath.
+        max_area: Regions cover at most this share of the part. Perlin noise alone now and then takes half of it;
+            1.0 leaves it alone.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        textures: str | Path | None = None,
+        opacity: tuple[float, float] = (0.15, 1.0),
+        max_area: float = 0.2,
+    ) -> None:
+        low, high = opacity
+        if not 0 < low <= high <= 1:
+            msg = f"Argument `opacity` has to be two ascending numbers above 0 and up to 1, but got {tuple(opacity)}."
+            raise ValueError(msg)
+        if not 0 < max_area <= 1:
+            msg = f"Argument `max_area` has to be above 0 and at most 1, but got {max_area}."
+            raise ValueError(msg)
+        self.textures = None if textures is None else Path(textures)
+        self.opacity = (float(low), float(high))
+        self.max_area = max_area
+        self._files: list[Path] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        textures = None if self.textures is None else self.textures.as_posix()
+        return {"textures": textures, "opacity": list(self.opacity), "max_area": self.max_area}
+
+    def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
+        """Draw regions into each image; see `Synthesizer.synthesize`.
+
+        Raises:
+            ValueError: If an image is not usable, or if the folder of textures is missing, empty or broken.
+        """
+        return [self._synthesize(request) for request in requests]
+
+    def _synthesize(self, request: Request) -> Synthesis:
+        check(request)
+        image, rng = request.image, np.random.default_rng(request.seed)
+        files = self._texture_files()
+        with _torch_seed(request.seed):
+            generator = _anomalib_generator()
+            region, origin = self._region(foreground(image), generator, rng)
+            file = files[rng.integers(len(files))] if files and rng.random() < 0.5 else None
+            texture = _shuffled(image, rng) if file is None else _read_texture(file, image.shape[:2])
+            texture = _distorted(texture, generator)
+        opacity = float(rng.uniform(*self.opacity))
+        blend = np.rint((1 - opacity) * image + opacity * texture.astype(np.float64)).astype(np.uint8)
+        name = None if file is None or self.textures is None else file.relative_to(self.textures).as_posix()
+        details = {"region": origin, "texture": name or "the image itself, shuffled", "opacity": round(opacity, 3)}
+        return Synthesis(np.where(region[..., None], blend, image), region, details)
+
+    def _region(self, part: Mask, generator: "PerlinAnomalyGenerator", rng: Generator) -> tuple[Mask, str]:
+        """Regions on the part, never empty, and where they come from."""
+        largest = self.max_area * np.count_nonzero(part)
+        for _ in range(TRIES):
+            region = _some_pieces(_perlin_region(part, generator, rng), largest, rng)
+            if region.any():
+                return region, "Perlin noise"
+        shape = draw_shape(part, rng)
+        return shape.mask, f"drawn {shape.kind}, as Perlin noise found no region"
+
+    def _texture_files(self) -> list[Path]:
+        if self.textures is None:
+            return []
+        if self._files is None:
+            self._files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
+            if not self._files:
+                msg = (
+                    f"No image was found in the folder of textures `{self.textures}`. Give a folder with "
+                    f"{', '.join(sorted(ENDINGS))} files in argument `textures`, or leave it out."
+                )
+                raise ValueError(msg)
+        return self._files
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A connected piece of a region."""
+
+    label: int
+    area: int
+
+
+def _perlin_region(part: Mask, generator: "PerlinAnomalyGenerator", rng: Generator) -> Mask:
+    """Where noise of a random scale, turned at random, is above a threshold, on the part."""
+    from anomalib.data.utils.generators import generate_perlin_noise  # noqa: PLC0415  takes seconds, not always needed
+
+    height, width = part.shape
+    # Anomalib fills up to a power of two, which cannot have more waves than pixels.
+    longest = [int(np.log2(max(size, 1))) for size in (height, width)]
+    scale = [2 ** int(rng.integers(min(LARGEST_SCALE, most) + 1)) for most in longest]
+    noise = generate_perlin_noise(height, width, scale=(scale[0], scale[1]), device=torch.device("cpu"))
+    turned = generator.perlin_rotation_transform(noise.unsqueeze(0)).squeeze(0).numpy()
+    return np.asarray((turned > THRESHOLD) & part)
+
+
+def _some_pieces(region: Mask, largest: float, rng: Generator) -> Mask:
+    """Drop specks, and pieces drawn at random until the rest covers no more than the largest area, in pixels."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
+    pieces = [_Piece(label, int(stats[label, cv2.CC_STAT_AREA])) for label in range(1, count)]
+    keep, area = np.zeros(count, dtype=np.bool_), 0
+    for number in rng.permutation(len(pieces)):
+        piece = pieces[number]
+        if piece.area >= LEAST_AREA and area + piece.area <= largest:
+            keep[piece.label] = True
+            area += piece.area
+    return np.asarray(keep[labels])
+
+
+def _shuffled(image: Pixels, rng: Generator) -> Pixels:
+    """The image cut into a grid of equal cells, put together in random order; the edge is filled by mirroring."""
+    height, width = image.shape[:2]
+    rows, columns = min(CELLS, height), min(CELLS, width)
+    down, across = -(-height // rows), -(-width // columns)
+    padding = (0, rows * down - height, 0, columns * across - width)
+    whole = np.asarray(cv2.copyMakeBorder(image, *padding, cv2.BORDER_REFLECT))
+    cells = whole.reshape(rows, down, columns, across, 3).swapaxes(1, 2).reshape(-1, down, across, 3)
+    order = rng.permutation(len(cells))
+    mixed = cells[order].reshape(rows, columns, down, across, 3).swapaxes(1, 2).reshape(whole.shape)
+    return np.ascontiguousarray(mixed[:height, :width])
+
+
+def _read_texture(path: Path, shape: tuple[int, ...]) -> Pixels:
+    """A texture image stretched to some height and width, `[H, W, 3]`, uint8."""
+    try:
+        with Image.open(path) as file:
+            pixels = np.asarray(file.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        msg = f"The texture `{path}` cannot be decoded ({error}). Take it out of the folder, or replace it."
+        raise ValueError(msg) from error
+    return np.asarray(cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _distorted(texture: Pixels, generator: "PerlinAnomalyGenerator") -> Pixels:
+    """Three of Anomalib's distortions of color, sharpness or position."""
+    tensor = torch.from_numpy(np.ascontiguousarray(texture)).permute(2, 0, 1).float() / 255
+    pixels = generator.augmenters(tensor).clamp(0, 1) * 255
+    return pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def _anomalib_generator() -> "PerlinAnomalyGenerator":
+    """Anomalib's generator. It draws a number already when it is made: it is made anew for each image."""
+    from anomalib.data.utils.generators import PerlinAnomalyGenerator  # noqa: PLC0415  takes seconds, not always needed
+
+    return PerlinAnomalyGenerator()
+
+
+@contextmanager
+def _torch_seed(seed: int) -> Iterator[None]:
+    """Let a seed decide what Anomalib's and torchvision's transforms draw, and put torch's random state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would reach all devices
+        yield

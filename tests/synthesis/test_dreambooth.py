@@ -1,0 +1,396 @@
+"""A LoRA is trained, kept, resumed and used again; what draws is what was trained."""
+
+import json
+import logging
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from made_up_defects import textured, with_defect
+from safetensors.torch import load_file
+from tiny_pipeline import tiny_pipeline, wanted
+
+from anomalib_exdd.synthesis import Defect, dreambooth
+from anomalib_exdd.synthesis.diffusion_pipeline import load_inpainting
+from anomalib_exdd.synthesis.dreambooth import DreamBoothSynthesizer
+from anomalib_exdd.synthesis.inpainting import InpaintingSynthesizer
+from anomalib_exdd.synthesis.lora_examples import Examples, random_mask
+from anomalib_exdd.synthesis.lora_settings import LoraSettings, published_weight
+from anomalib_exdd.synthesis.lora_training import _generator, _loss, _Words, noise_level_weight, train_lora
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+SETTINGS = LoraSettings("skt background", ("cracked skt background", "scratched skt background"), working_size=64)
+DEFECTS = [with_defect(number, 64, 64) for number in range(2)]
+NORMALS = [textured(number, 64, 64) for number in range(3)]
+
+
+def tiny(lora: Path, **arguments: Any) -> DreamBoothSynthesizer:
+    small = {"max_steps": 4, "batch_size": 2, "working_size": 64, "num_inference_steps": 2, "learning_rate": 1e-2}
+    return DreamBoothSynthesizer(str(lora), **{"model": str(tiny_pipeline()), **small, **arguments})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a LoRA that was trained in one go."""
+    folder = tmp_path_factory.mktemp("trained") / "lora"
+    tiny(folder).prepare(DEFECTS, NORMALS)
+    return folder
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a training starts."""
+
+    def fail(*_: Any) -> None:
+        msg = "A training has started."
+        raise AssertionError(msg)
+
+    monkeypatch.setattr(dreambooth, "train_lora", fail)
+
+
+# Training
+
+
+def test_the_preset_is_the_published_one() -> None:
+    settings = DreamBoothSynthesizer("lora").settings
+    published = {
+        "instance_prompt": "skt background",
+        "class_prompt": "background",
+        "prompts": ["cracked skt background", "scratched skt background"],
+        "rank": 32,
+        "alpha": 16,
+        "conv_rank": 4,
+        "conv_alpha": 1,
+        "learning_rate": 1e-5,
+        "batch_size": 12,
+        "min_snr": 5.0,
+        "prior_weight": 1.0,
+        "restarts": 3,
+        "clip_skip": 2,
+        "working_size": 512,
+        "seed": 1234,
+    }
+    assert {name: settings[name] for name in published} == published
+    assert [published_weight(count) for count in (0, 5, 246)] == [0.60, 0.95, 0.80]
+    assert json.loads(json.dumps(settings)) == settings
+
+
+def test_a_finished_lora_has_weights_a_card_and_a_record(trained: Path) -> None:
+    assert sorted(path.name for path in trained.iterdir()) == ["README.md", "lora.json", WEIGHTS]
+    names = set(load_file(trained / WEIGHTS))
+    for part in ("attn2.to_q.lora_B", "ff.net.0.proj.lora_A", "resnets.0.conv1.lora_A", "downsamplers.0.conv.lora_B"):
+        assert any(part in name for name in names), part
+    assert not any("text_encoder" in name or "vae" in name for name in names)
+    card = (trained / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\n")
+    for line in ("- images of defects: 2", "- normal images: 3", "| rank | 32 |", "| learning_rate | 0.01 |"):
+        assert f"\n{line}\n" in card
+    assert "license of the base model `pipeline` applies" in card
+    record = json.loads((trained / "lora.json").read_text())
+    assert record["counts"] == {"defects": 2, "normals": 3}
+    assert record["base_model"] == "pipeline"  # the folder's path stays on this machine
+    assert str(tiny_pipeline()) not in card + json.dumps(record)
+
+
+def test_an_interrupted_training_ends_like_an_unbroken_one(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, plain = tmp_path / "lora", Examples.__getitem__
+
+    def stop_in_the_last_step(examples: Examples, position: int) -> Any:
+        if position == 7:
+            raise KeyboardInterrupt
+        return plain(examples, position)
+
+    monkeypatch.setattr(Examples, "__getitem__", stop_in_the_last_step)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(folder, checkpoint_every=2).prepare(DEFECTS, NORMALS)
+    assert [path.name for path in folder.iterdir()] == ["training.safetensors"]
+    positions: list[int] = []
+
+    def record_positions(examples: Examples, position: int) -> Any:
+        positions.append(position)
+        return plain(examples, position)
+
+    monkeypatch.setattr(Examples, "__getitem__", record_positions)
+    tiny(folder, checkpoint_every=2).prepare(DEFECTS, NORMALS)
+    assert positions == [4, 5, 6, 7]
+    assert (folder / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+    assert not (folder / "training.safetensors").exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anomalib_exdd.synthesis.lora_folder.save_lora", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(tmp_path / "lora", max_steps=2, checkpoint_every=1).prepare(DEFECTS, NORMALS)
+    with pytest.raises(ValueError, match="rank 32 instead of 8"):
+        tiny(tmp_path / "lora", max_steps=2, rank=8).prepare(DEFECTS, NORMALS)
+
+
+def test_training_lowers_the_loss() -> None:
+    settings = replace(SETTINGS, learning_rate=3e-3, max_steps=25, batch_size=2, restarts=1)
+    examples = Examples(DEFECTS[:1], NORMALS[:1], settings)
+    pipeline = load_inpainting(str(tiny_pipeline()))
+    words = _Words(pipeline, settings)
+    batch = [examples[position] for position in range(1000, 1008)]
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(_loss(pipeline, batch, words, settings, _generator(0, 9, 9)))
+
+    before = loss()
+    train_lora(pipeline, examples, settings, None, lambda *_: None, 100)
+    assert loss() < 0.95 * before
+    assert all(("lora" in name) == value.requires_grad for name, value in pipeline.unet.named_parameters())
+
+
+def test_stable_diffusion_reads_its_prompts_from_the_last_layer_but_one(tmp_path: Path) -> None:
+    model = str(tiny_pipeline("sd"))
+    synthesizer = tiny(tmp_path / "lora", model=model, max_steps=1, conv_rank=0)
+    synthesizer.prepare([], NORMALS)
+    result = synthesizer.synthesize([wanted()])[0]
+    assert result.details["lora_weight"] == 0.60
+    assert not any("conv" in name for name in load_file(tmp_path / "lora" / WEIGHTS))
+    whole, cut = load_inpainting(model), synthesizer._pipeline
+    tokens = torch.tensor([[515, 3, 516]])
+    layers = whole.text_encoder(tokens, output_hidden_states=True).hidden_states
+    norm = getattr(whole.text_encoder, "text_model", whole.text_encoder).final_layer_norm
+    assert torch.allclose(cut.text_encoder(tokens).last_hidden_state, norm(layers[-2]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (("sdxl", {"in_channels": 4}), {}, "U-Net with 4 input channels, not made for inpainting"),
+        (("sd", {}), {"clip_skip": 9}, "`clip_skip` is 9, but the text encoder has only 3 layers"),
+    ],
+)
+def test_models_that_cannot_be_trained(
+    tmp_path: Path, model: tuple[Any, dict[str, Any]], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(tmp_path / "lora", model=str(tiny_pipeline(model[0], **model[1])), **arguments).prepare(DEFECTS, NORMALS)
+
+
+def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"diverged at step \d.*Lower `learning_rate`"):
+        tiny(tmp_path / "lora", learning_rate=1e25).prepare(DEFECTS, NORMALS)
+    assert not (tmp_path / "lora" / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": 0}, "`rank` has to be at least 1"),
+        ({"max_steps": 0}, "`max_steps` has to be at least 1"),
+        ({"batch_size": 0}, "`batch_size` has to be at least 1"),
+        ({"prior_weight": -1.0}, "`prior_weight` has to be at least 0"),
+        ({"learning_rate": 0.0}, "`learning_rate` has to be greater than 0"),
+        ({"min_snr": 0.0}, "`min_snr` has to be greater than 0"),
+        ({"seed": -1}, "`seed` has to be at least 0"),
+        ({"class_prompt": ""}, "`class_prompt` is empty"),
+        ({"prompts": []}, "`prompts` is empty"),
+        ({"checkpoint_every": 0}, "`checkpoint_every` has to be at least 1"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(tmp_path, **arguments)
+
+
+def test_the_learning_rate_falls_along_three_cosines() -> None:
+    settings = replace(SETTINGS, max_steps=30, learning_rate=2.0)
+    rates = [settings.learning_rate_at(step) for step in range(30)]
+    assert [rates[step] for step in (0, 10, 20)] == pytest.approx([2.0] * 3)
+    assert [rates[step] for step in (5, 15, 25)] == pytest.approx([1.0] * 3)
+    assert rates[:10] == sorted(rates[:10], reverse=True)
+
+
+def test_noise_levels_count_by_their_limited_ratio() -> None:
+    signal = torch.tensor([0.5, 0.9, 0.1])  # ratios of signal to noise of 1, 9 and 1/9
+    noise = noise_level_weight(signal, 5.0, predicts_velocity=False)
+    velocity = noise_level_weight(signal, 5.0, predicts_velocity=True)
+    assert noise.tolist() == pytest.approx([1, 5 / 9, 1])
+    assert velocity.tolist() == pytest.approx([1 / 2, 5 / 10, 1 / 10])
+
+
+# Examples
+
+
+def test_defects_take_turns_with_normal_images() -> None:
+    examples = Examples(DEFECTS, NORMALS, replace(SETTINGS, prior_weight=0.5))
+    seen = [examples[position] for position in range(12)]
+    assert all(example.prompt == "background" for example in seen[1::2])
+    assert {example.weight for example in seen[1::2]} == {0.5}
+    assert {example.prompt for example in seen[::2]} <= set(SETTINGS.defect_prompts)
+    assert {example.weight for example in seen[::2]} == {1.0}
+    assert all(example.image.shape == (64, 64, 3) and example.mask.any() for example in seen)
+    orders = [[examples._shuffled(2 * round_ + turn, 2, kind=0) for turn in range(2)] for round_ in range(9)]
+    assert all(sorted(order) == [0, 1] for order in orders)
+    assert len({tuple(order) for order in orders}) == 2
+
+
+def test_an_example_depends_on_its_position_alone() -> None:
+    first, second = (Examples(DEFECTS, NORMALS, SETTINGS) for _ in range(2))
+    late = [second[position] for position in (5, 4)]
+    for example, again in zip([first[5], first[4]], late, strict=True):
+        assert np.array_equal(example.image, again.image)
+        assert np.array_equal(example.mask, again.mask)
+        assert example.prompt == again.prompt
+
+
+def test_without_defects_the_surface_is_all_there_is_to_learn() -> None:
+    many = [NORMALS[0]] * 120
+    examples = Examples([], many, SETTINGS)
+    assert len(examples.normals) == 50
+    assert {examples[position].prompt for position in range(6)} == {"skt background"}
+    assert len(Examples(DEFECTS, many * 2, SETTINGS).normals) == 200
+    assert Examples(DEFECTS, many, replace(SETTINGS, prior_weight=0)).normals == []
+
+
+def test_all_examples_have_the_commonest_size() -> None:
+    tall = [with_defect(number, 192, 64) for number in range(2)]
+    examples = Examples([*DEFECTS[:1], *tall], NORMALS, replace(SETTINGS, working_size=128))
+    assert examples.size == (192, 64)
+    assert {examples[position].image.shape for position in range(6)} == {(192, 64, 3)}
+
+
+@pytest.mark.parametrize(
+    ("defects", "normals", "message"),
+    [
+        ([], [], "nothing to learn from"),
+        (DEFECTS, [], "`prior_weight` needs normal images"),
+        ([replace(DEFECTS[0], mask=np.zeros((64, 64), bool))], NORMALS, r"defects/00000.png` cannot.*mask is empty"),
+        (DEFECTS, [np.zeros((64, 64, 3))], "Normal image 0 cannot be learned from. .*float64"),
+    ],
+)
+def test_images_that_teach_nothing_are_refused(defects: list[Defect], normals: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Examples(defects, normals, SETTINGS)
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(8, 100), st.integers(8, 100))
+def test_something_is_always_hidden(seed: int, height: int, width: int) -> None:
+    mask = random_mask(np.random.default_rng(seed), (height, width))
+    assert mask.shape == (height, width)
+    assert mask.any()
+
+
+# Drawing with it
+
+
+def test_what_is_reloaded_is_what_was_trained(trained: Path) -> None:
+    synthesizer = tiny(trained, lora_weight=1.0)
+    pipeline = load_inpainting(str(tiny_pipeline()))
+    train_lora(pipeline, Examples(DEFECTS, NORMALS, synthesizer.training), synthesizer.training, None, print, 100)
+    synthesizer.synthesize([wanted()])
+    generator = torch.Generator().manual_seed(0)
+    latents, states = torch.randn(1, 9, 8, 8, generator=generator), torch.randn(1, 5, 64, generator=generator)
+    conditions = {"text_embeds": torch.randn(1, 32, generator=generator), "time_ids": torch.ones(1, 6)}
+    with torch.no_grad():
+        first, second, base = (
+            unet(latents, 500, encoder_hidden_states=states, added_cond_kwargs=conditions).sample
+            for unet in (pipeline.unet, synthesizer._pipeline.unet, load_inpainting(str(tiny_pipeline())).unet)
+        )
+    assert torch.equal(first, second)
+    assert (first - base).abs().max() > 1e-3
+
+
+def test_weight_zero_is_the_base_model(trained: Path) -> None:
+    requests = [wanted(0), wanted(1)]
+    base = InpaintingSynthesizer(
+        str(tiny_pipeline()), num_inference_steps=2, working_size=64, prompts=DreamBoothSynthesizer("lora").prompts
+    )
+    plain = base.synthesize(requests)
+    off = tiny(trained, lora_weight=0.0).synthesize(requests)
+    on = tiny(trained).synthesize(requests)
+    assert [np.array_equal(a.image, b.image) for a, b in zip(plain, off, strict=True)] == [True, True]
+    assert [np.array_equal(a.image, b.image) for a, b in zip(plain, on, strict=True)] == [False, False]
+    assert on[0].details["lora_weight"] == 0.95
+    assert len(on[0].details["lora_sha256"]) == 64
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_finished_lora_is_used_again(trained: Path) -> None:
+    tiny(trained).prepare(DEFECTS, NORMALS)
+    tiny(trained).prepare([], [])
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("arguments", "defects", "message"),
+    [
+        ({"rank": 8}, DEFECTS, "rank 32 instead of 8"),
+        ({"prompts": ["a dent"]}, DEFECTS, r"defect_prompts \[.*\] instead of \['a dent'\]"),
+        ({}, DEFECTS[:1], "defects '[0-9a-f]{64}' instead of '[0-9a-f]{64}'; defects 2 instead of 1"),
+    ],
+)
+def test_a_lora_of_another_training_is_refused(
+    trained: Path, arguments: dict[str, Any], defects: list[Defect], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(trained, **arguments).prepare(defects, NORMALS)
+
+
+def test_a_lora_of_another_model_is_refused(trained: Path) -> None:
+    other = tiny(trained, model=str(tiny_pipeline(seed=1)))
+    with pytest.raises(ValueError, match=r"base_revision 'local-.*' instead of 'local-"):
+        other.prepare(DEFECTS, NORMALS)
+    with pytest.raises(ValueError, match="belongs to the model pipeline"):
+        other.synthesize([wanted()])
+
+
+def test_drawing_without_a_lora_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no finished LoRA. Call `prepare`"):
+        tiny(tmp_path / "lora").synthesize([wanted()])
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_lora_from_elsewhere_is_used_as_it_is(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).write_bytes((trained / WEIGHTS).read_bytes())
+    with pytest.raises(ValueError, match="`lora_weight` has to be set"):
+        tiny(tmp_path).synthesize([wanted()])
+    foreign = tiny(tmp_path, lora_weight=0.95)
+    foreign.prepare(DEFECTS, NORMALS)
+    drawn, own = foreign.synthesize([wanted()]), tiny(trained).synthesize([wanted()])
+    assert np.array_equal(drawn[0].image, own[0].image)
+
+
+def test_a_broken_record_is_named(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).write_bytes((trained / WEIGHTS).read_bytes())
+    (tmp_path / "lora.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"record `.*lora.json` cannot be read"):
+        tiny(tmp_path).prepare(DEFECTS, NORMALS)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_processes_take_turns(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="anomalib_exdd")
+    held, lock = threading.Event(), FileLock(trained.with_name("lora.lock"))
+
+    def train_elsewhere() -> None:
+        with lock:
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=train_elsewhere)
+    thread.start()
+    held.wait()
+    tiny(trained).prepare(DEFECTS, NORMALS)
+    thread.join()
+    assert "Another process trains the LoRA" in caplog.text

@@ -1,0 +1,402 @@
+"""Inpainting pipelines are found, loaded and fed rightly; nothing outside the mask changes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_defects import textured
+from PIL import Image
+from tiny_pipeline import tiny_pipeline, wanted
+
+from anomalib_exdd.synthesis import Request, Synthesis
+from anomalib_exdd.synthesis.crops import Window, cut, cut_mask, paste_back, stretch_mask, window_around, working_size
+from anomalib_exdd.synthesis.diffusion_pipeline import _read, find_model, load_inpainting
+from anomalib_exdd.synthesis.inpainting import InpaintingSynthesizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def tiny(**arguments: Any) -> InpaintingSynthesizer:
+    return InpaintingSynthesizer(**{"model": str(tiny_pipeline()), "num_inference_steps": 3, **arguments})
+
+
+def grey_levels(first: Synthesis, second: Synthesis) -> int:
+    return int(np.abs(first.image.astype(int) - second.image).max())
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of the tiny pipeline to spoil."""
+    return Path(shutil.copytree(tiny_pipeline(), tmp_path / "copied"))
+
+
+# Finding and loading
+
+
+def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(RuntimeError, match=r'diffusers cannot be found.*pip install "anomalib-exdd\[synthesis\]"'):
+        tiny().synthesize([wanted()])
+
+
+def test_a_folder_has_a_fingerprint_that_changes_with_its_weights(copied: Path) -> None:
+    before = find_model(str(copied))
+    assert before.is_local
+    assert before.name == "copied"
+    assert before.revision == find_model(str(tiny_pipeline())).revision
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert find_model(str(copied)).revision != before.revision
+
+
+def test_a_folder_without_a_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no diffusers pipeline: it holds no model_index.json"):
+        find_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("model", ["/nowhere/at/all", "name-without-owner"])
+def test_neither_a_folder_nor_a_name(model: str) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor a name on the Hugging Face hub"):
+        find_model(model)
+
+
+def test_a_name_that_no_model_can_have() -> None:
+    with pytest.raises(ValueError, match="The model `owner/not a name` is no diffusers pipeline"):
+        find_model("owner/not a name")
+
+
+def test_the_hub_is_not_reachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"owner/model` \(revision v1\).*not reachable.*hf download owner/model"):
+        find_model("owner/model", "v1")
+
+
+def test_a_model_in_the_hubs_cache_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "models--owner--model"
+    shutil.copytree(tiny_pipeline(), cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "diffusers.pipelines.pipeline_utils.HF_HUB_CACHE"):
+        monkeypatch.setattr(name, str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = tiny(model="owner/model").synthesize([wanted()])[0]
+    assert (result.details["model"], result.details["revision"]) == ("owner/model", commit)
+    assert grey_levels(result, tiny().synthesize([wanted()])[0]) == 0
+
+
+def test_a_folder_has_no_revisions() -> None:
+    with pytest.raises(ValueError, match=r"Argument `revision` is 'main', but .* is a folder"):
+        tiny(revision="main").synthesize([wanted()])
+
+
+@pytest.mark.parametrize(
+    ("class_name", "message"),
+    [
+        ("NoSuchPipeline", "does not know. Update diffusers"),
+        ("DDPMPipeline", "has no inpainting. Choose an inpainting"),
+    ],
+)
+def test_other_pipelines_are_refused(copied: Path, class_name: str, message: str) -> None:
+    index = copied / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": class_name}))
+    with pytest.raises(ValueError, match=message):
+        load_inpainting(str(copied))
+
+
+def test_pickles_are_refused(copied: Path) -> None:
+    (copied / "unet" / "diffusion_pytorch_model.safetensors").rename(copied / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model.bin` are a pickle"):
+        load_inpainting(str(copied))
+
+
+def test_missing_weights_are_named(copied: Path) -> None:
+    (copied / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*diffusion_pytorch_model.safetensors.* complete"):
+        load_inpainting(str(copied))
+
+
+def test_half_precision_files_are_taken_where_there_are_no_others_and_the_reverse(tmp_path: Path) -> None:
+    whole = load_inpainting(str(tiny_pipeline()))
+    whole.save_pretrained(tmp_path, variant="fp16")
+    loaded = load_inpainting(str(tmp_path))
+    assert loaded.unet.dtype == torch.float32
+    assert torch.equal(loaded.unet.conv_in.weight, whole.unet.conv_in.weight)
+    half = _read(find_model(str(tiny_pipeline())), torch.float16)
+    assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.float16}
+
+
+def test_nothing_marks_or_censors_the_images() -> None:
+    assert load_inpainting(str(tiny_pipeline())).watermark is None
+    assert load_inpainting(str(tiny_pipeline("sd"))).safety_checker is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"half_precision": True}, "works on CUDA devices only"), ({"offload": True}, "the device is the CPU")],
+)
+def test_what_needs_a_gpu_says_so(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**arguments).synthesize([wanted()])
+
+
+# Settings and requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 1, "strength": 0.99}, "leave no step.*Use at least 2 steps"),
+        ({"strength": 0.0}, "`strength` has to lie above 0"),
+        ({"strength": 1.5}, "`strength` has to lie above 0 and at most at 1"),
+        ({"guidance_scale": -1.0}, "`guidance_scale` has to be 0 or more"),
+        ({"crop_padding": -1}, "`crop_padding` has to be 0 or more"),
+        ({"working_size": 100}, r"multiple of 8.*Use \[96\]"),
+        ({"working_size": (64, 90)}, r"multiple of 8.*Use \[64, 88\]"),
+        ({"prompts": "a scratch"}, "`prompts` has to be a list"),
+        ({"prompts": ["a scratch", " "]}, "none of them empty"),
+        ({"resolution": "half"}, "'native' or 'stretch', but got 'half'"),
+        ({"negative_prompt": "smooth", "guidance_scale": 1.0}, "`negative_prompt` has no effect"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**arguments)
+
+
+def test_models_for_few_steps_refuse_strong_guidance(copied: Path) -> None:
+    path = copied / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "LCMScheduler"}))
+    index = copied / "model_index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "scheduler": ["diffusers", "LCMScheduler"]}))
+    with pytest.raises(ValueError, match=r"LCMScheduler\), and a guidance_scale of 20.0 would burn"):
+        tiny(model=str(copied), guidance_scale=20.0).synthesize([wanted()])
+    assert tiny(model=str(copied), guidance_scale=1.0).synthesize([wanted()])
+
+
+def test_models_with_embedded_guidance_refuse_a_negative_prompt() -> None:
+    model = str(tiny_pipeline("sdxl", time_cond_proj_dim=8))
+    with pytest.raises(ValueError, match="would ignore the negative prompt"):
+        tiny(model=model, negative_prompt="smooth").synthesize([wanted()])
+
+
+def test_pipelines_that_would_ignore_settings_are_refused() -> None:
+    class Strengthless:
+        def __call__(self, prompt: str, image: Any, mask_image: Any, generator: Any) -> None: ...
+
+    with pytest.raises(ValueError, match=r"Strengthless, which takes no strength. Set `strength` to 1"):
+        tiny()._check_fit(Strengthless())
+
+
+def test_few_steps_with_strong_guidance_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", logger="anomalib_exdd")
+    tiny().synthesize([wanted()])
+    assert "rarely make a clear image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((64, 64), dtype=bool), "The mask is empty"),
+        (np.ones((64, 64), dtype=np.uint8), "of bool, but got .* of uint8"),
+        (np.ones((64, 32), dtype=bool), r"has to be \[64, 64\]"),
+    ],
+)
+def test_masks_that_would_silently_do_nothing_are_refused(mask: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny().synthesize([Request(0, 0, textured(0, 64, 64), mask)])
+
+
+def test_a_request_without_any_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="no prompt, and `prompts` is empty"):
+        tiny(prompts=[]).synthesize([wanted()])
+
+
+def test_numbers_that_overflow_are_noticed() -> None:
+    synthesizer = tiny()
+    synthesizer.synthesize([wanted()])
+    torch.nn.init.constant_(synthesizer._pipeline.unet.conv_out.bias, float("nan"))
+    with pytest.raises(RuntimeError, match="not finite: it overflows in float32"):
+        synthesizer.synthesize([wanted()])
+
+
+# Images
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd"])
+@pytest.mark.parametrize("size", [(64, 64), (70, 45)])
+def test_only_the_mask_changes(family: Any, size: tuple[int, int]) -> None:
+    request = wanted(1, *size)
+    result = tiny(model=str(tiny_pipeline(family))).synthesize([request])[0]
+    assert result.image.dtype == np.uint8
+    assert np.array_equal(result.image[~request.mask], request.image[~request.mask])
+    assert np.abs(result.image.astype(int) - request.image)[request.mask].mean() > 5
+    assert np.array_equal(result.mask, request.mask)
+
+
+def test_a_window_is_drawn_as_diffusers_itself_draws_it() -> None:
+    image = textured(9, 64, 64)
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[24:40, 24:40] = True  # its window is blown up to twice its size: resized masks fit the latent image's cells
+    synthesizer = tiny(crop_padding=8, negative_prompt="smooth", guidance_scale=20.0)
+    drawn = synthesizer.synthesize([Request(0, 5, image, mask, "a deep scratch")])[0].image
+    reference = synthesizer._pipeline(
+        prompt="a deep scratch",
+        negative_prompt="smooth",
+        image=Image.fromarray(image),
+        mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
+        padding_mask_crop=8,
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        guidance_scale=20.0,
+        strength=0.99,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    assert np.abs(drawn.astype(int) - np.asarray(reference)).max() <= 1
+
+
+def test_batches_equal_single_images() -> None:
+    requests = [wanted(0), wanted(1, 70, 60), wanted(2), wanted(3, 70, 60), wanted(4)]
+    single = tiny(batched=False).synthesize(requests)
+    together = tiny(batched=True).synthesize(requests)
+    for request, alone, beside in zip(requests, single, together, strict=True):
+        assert grey_levels(alone, beside) <= 1
+        assert np.array_equal(beside.image[~request.mask], request.image[~request.mask])
+        assert alone.details == beside.details
+
+
+def test_batches_go_through_the_model_together() -> None:
+    synthesizer = tiny(batched=True)
+    synthesizer.synthesize([wanted()])
+    batches: list[int] = []
+    synthesizer._pipeline.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    synthesizer.synthesize([wanted(0), wanted(1, 70, 60), wanted(2)])
+    assert set(batches) == {2, 4}  # one image and two, each with and without the words
+
+
+def test_an_image_depends_on_its_request_alone() -> None:
+    requests = [wanted(number) for number in range(3)]
+    synthesizer = tiny()
+    forward = synthesizer.synthesize(requests)
+    backward = synthesizer.synthesize(requests[::-1])[::-1]
+    alone = tiny().synthesize(requests[1:2])
+    assert [grey_levels(*pair) for pair in zip(forward, backward, strict=True)] == [0, 0, 0]
+    assert grey_levels(alone[0], forward[1]) == 0
+    other = synthesizer.synthesize([wanted(1, seed=77)])
+    assert grey_levels(other[0], forward[1]) > 5
+
+
+def test_words_come_from_the_request_or_in_turn_from_the_list() -> None:
+    synthesizer = tiny(prompts=["a dent", "a stain"])
+    results = synthesizer.synthesize([wanted(0), wanted(1), wanted(2), wanted(3, prompt="a hole")])
+    assert [result.details["prompt"] for result in results] == ["a dent", "a stain", "a dent", "a hole"]
+    told = synthesizer.synthesize([wanted(0, prompt="a stain")])[0]
+    assert grey_levels(told, results[0]) > 0
+
+
+def test_details_and_settings_tell_everything() -> None:
+    synthesizer = tiny(working_size=(128, 64), crop_padding=4, num_inference_steps=4)
+    details = synthesizer.synthesize([wanted(0, 70, 60)])[0].details
+    assert details == {
+        "prompt": "a surface with a scratch",
+        "model": "pipeline",
+        "revision": find_model(str(tiny_pipeline())).revision,
+        "dtype": "float32",
+        "working_size": [128, 64],
+        "window": [1, 6, 34, 17],
+        "denoising_steps": 3,
+    }
+    plain = synthesizer.settings
+    assert json.loads(json.dumps(plain)) == plain
+    assert (plain["working_size"], plain["crop_padding"], plain["strength"]) == ([128, 64], 4, 0.99)
+
+
+def test_no_requests_need_no_model() -> None:
+    assert tiny(model="owner/absent").synthesize([]) == []
+
+
+def test_the_thinnest_scratch_is_drawn() -> None:
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[5:60, 3] = True  # between the pixels at which the model samples the mask
+    request = Request(0, 0, textured(0, 64, 64), mask)
+    image = tiny(crop_padding=64).synthesize([request])[0].image
+    assert np.abs(image.astype(int) - request.image)[mask].mean() > 5
+
+
+# Windows
+
+
+def test_working_sizes() -> None:
+    assert working_size((632, 224), None) == (640, 256)
+    assert working_size((632, 224), (96, 80)) == (96, 80)
+    assert working_size((632, 224), 512) == (832, 320)
+    assert working_size((300, 300), 512) == (512, 512)
+
+
+def test_windows_are_centred_and_moved_into_the_image() -> None:
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[40:50, 60:64] = True
+    assert window_around(mask, 5, (64, 64)) == Window(35, 52, 20, 20)
+    mask[0, 99] = True
+    assert window_around(mask, 0, (64, 64)) == Window(0, 50, 50, 50)
+
+
+masks = st.builds(
+    lambda height, width, top, left, bottom, right: (
+        height,
+        width,
+        *sorted((top % height, bottom % height)),
+        *sorted((left % width, right % width)),
+    ),
+    *[st.integers(9, 90)] * 2,
+    *[st.integers(0, 89)] * 4,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks, st.integers(0, 40), st.sampled_from([(64, 64), (64, 128), (192, 64)]), st.booleans())
+def test_windows_hold_the_mask_and_keep_proportions(
+    place: tuple[int, ...], padding: int, size: tuple[int, int], whole_cells: bool
+) -> None:
+    height, width, top, bottom, left, right = place
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top : bottom + 1, left : right + 1] = True
+    window = window_around(mask, padding, size)
+    assert window.top <= max(top - padding, 0)
+    assert window.left <= max(left - padding, 0)
+    assert window.top + window.height >= min(bottom + 1 + padding, height)
+    assert window.left + window.width >= min(right + 1 + padding, width)
+    assert abs(window.height * size[1] - window.width * size[0]) <= max(size)  # at most a pixel off
+    hidden = cut_mask(mask, window, size, whole_cells=whole_cells)
+    assert hidden[::8, ::8].any()
+    image = textured(0, height, width)
+    seen = cut(image, window, size)
+    assert seen.shape == (*size, 3)
+    result = paste_back(image, 255 - seen, window, mask)
+    assert np.array_equal(result[~mask], image[~mask])
+    assert not np.array_equal(result[mask], image[mask])
+
+
+def test_a_window_over_the_border_shows_a_reflection() -> None:
+    image = textured(0, 20, 20)
+    seen = cut(image, Window(-4, 0, 20, 20), (20, 20))
+    assert np.array_equal(seen[4:], image[:16])
+    assert np.array_equal(seen[:4], image[4:0:-1])
+
+
+def test_stretched_masks_never_vanish() -> None:
+    mask = np.zeros((640, 640), dtype=bool)
+    mask[100, 100] = True
+    assert stretch_mask(mask, (64, 64)).sum() == 1
