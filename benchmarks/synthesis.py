@@ -148,8 +148,10 @@ def kid(first_ND: Tensor, second_ND: Tensor) -> float:
     """Compute the polynomial maximum mean discrepancy of two samples, drawn with one seed."""
     generator = torch.Generator().manual_seed(0)
     count = min(len(first_ND), len(second_ND), KID_SAMPLES)
-    drawn = [part[torch.randperm(len(part), generator=generator)[:count]].double() for part in (first_ND, second_ND)]
-    return float(poly_mmd(*drawn))
+    first, second = (
+        part[torch.randperm(len(part), generator=generator)[:count]].double() for part in (first_ND, second_ND)
+    )
+    return float(poly_mmd(first, second))
 
 
 def quality(study: SynthesisStudy, made: Images | None, records: list[Record]) -> dict[str, float | None]:
@@ -234,7 +236,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--every", type=int, default=1, help="look at every n-th of the test images only")
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--synthetic-weight", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--synthetic-weight", type=float, nargs="+", default=[0.3])
     parser.add_argument("--output", type=Path, required=True, help="result file without ending")
     options = parser.parse_args()
     file = options.output.with_suffix(".json")

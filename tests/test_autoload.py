@@ -38,6 +38,10 @@ FILES = {
         class Teach: ...
         class Forget: ...
     """,
+    "anomalib_exdd/pipelines/synthesize.py": """
+        from anomalib_exdd.data.defect_folder import DefectFolder
+        class Synthesize: ...
+    """,
     f"anomalib_exdd/{MODEL_HOME}": """
         from anomalib.models import AnomalibModule
         class ExDD(AnomalibModule): ...
@@ -55,11 +59,16 @@ FILES = {
         from anomalib_exdd.data.ksdd2 import KSDD2
         class SurfaceSample(KSDD2): ...
     """,
+    "anomalib_exdd/data/synthetic_defects.py": """
+        from anomalib.data import AnomalibDataModule
+        class SyntheticDefects(AnomalibDataModule): ...
+    """,
     "anomalib_exdd/data/__init__.py": """
         import anomalib.data
         from .defect_folder import DefectFolder
         from .ksdd2 import KSDD2
         from .surface_sample import SurfaceSample
+        from .synthetic_defects import SyntheticDefects
     """,
 }
 REAL_FILES = ["__init__.py", "_autoload.py", "plugin.py", "models/__init__.py"]
@@ -69,10 +78,10 @@ EVERYTHING_IS_REGISTERED = """
 import sys
 import anomalib.data, anomalib.models, anomalib.cli.pipelines
 import anomalib_exdd, anomalib_exdd.models.exdd.lightning_model
-assert list(anomalib.cli.pipelines.PIPELINE_REGISTRY) == ["benchmark", "info", "teach", "forget"]
+assert list(anomalib.cli.pipelines.PIPELINE_REGISTRY) == ["benchmark", "info", "teach", "forget", "synthesize"]
 assert anomalib.models.ExDD is anomalib_exdd.models.exdd.lightning_model.ExDD is anomalib_exdd.ExDD
 assert "anomalib_exdd" in anomalib.models.ALLOWED_MODULES
-for name in ("KSDD2", "DefectFolder", "SurfaceSample"):
+for name in ("KSDD2", "DefectFolder", "SurfaceSample", "SyntheticDefects"):
     assert getattr(anomalib.data, name) is getattr(anomalib_exdd, name)
 """
 

@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from anomalib import TaskType
 from anomalib.data import get_datamodule
 from anomalib.data.utils import LabelName, Split
+from omegaconf import DictConfig
 from pandas import DataFrame
 from torch.utils.data import DataLoader
 
@@ -62,8 +63,9 @@ class SyntheticDefects(DefectDataModule):
         count: int | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(base, Mapping):  # from `anomalib benchmark`, which resolves the outermost class only
-            base = get_datamodule(base)
+        described: Any = base
+        if isinstance(described, Mapping):  # from `anomalib benchmark`, which resolves the outermost class only
+            base = cast("DefectDataModule", get_datamodule(DictConfig(described)))
         if not isinstance(base, DefectDataModule):
             msg = (
                 "Argument `base` has to be a data module of anomalib-exdd, such as KSDD2 or DefectFolder, but got "

@@ -18,7 +18,8 @@ def write_reports(output: Path, images: Sequence[SyntheticImage]) -> None:
         output: Folder of the images.
         images: All of them, from :func:`.read_synthetic`.
     """
-    entries, cards = [], []
+    entries: list[Entry] = []
+    cards: list[PageImage] = []
     for image in images:
         record = image.record
         if record is None:
@@ -78,7 +79,7 @@ def _caption(record: Record) -> list[str]:
     visible = record.change.get("visible")
     return [
         f"{record.index:05d} {status}" + ("" if visible is None else f", change {visible:.0f}"),
-        record.prompt or record.placement,
+        record.prompt or (f"Defect of {Path(record.defect).name}" if record.defect else record.synthesizer),
     ]
 
 
@@ -92,4 +93,5 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Made by", " ".join(filter(None, (record.synthesizer, record.model, record.revision)))),
         ("Seed", f"{record.seed}, attempts {record.attempts}"),
         ("Change", measured),
+        ("Details", ", ".join(f"{name} {value}" for name, value in record.details.items())),
     ]

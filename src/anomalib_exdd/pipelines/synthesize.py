@@ -14,7 +14,7 @@ import numpy as np
 from anomalib.data.utils import LabelName
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.ddp import DDPStrategy
 from tqdm import tqdm
 
 from anomalib_exdd.data.defect_datamodule import DefectDataModule
@@ -68,7 +68,13 @@ class Synthesize(Verb):
         )
         add("--min_change", type=float, default=8.0, help="Grey levels by which an image has to change visibly.")
         add("--retries", type=int, default=3, help="How often an image without a visible change is made again.")
-        add("--batch_size", type=int, default=4, help="Images made at once; has no influence on them.")
+        add(
+            "--batch_size",
+            type=int,
+            default=4,
+            help="Images handed to the synthesizer at once. They do not depend on it, but for the rounding of a "
+            "diffusion model that draws them together; see its argument `batched`.",
+        )
         add("--accelerator", type=str, default="auto", help="Kind of device, as of Lightning: auto, cpu, gpu, mps.")
         add("--devices", type=int | list[int] | str, default=1, help="How many devices, which, or all of them (-1).")
         add("--num_nodes", type=int, default=1, help="How many machines; they share the folder.")
@@ -202,15 +208,14 @@ def _train_command(datamodule: DefectDataModule, config: Namespace) -> str:
     words = ["anomalib", "train", "--model", "ExDD", "--data", "SyntheticDefects"]
     words += ["--data.base", type(datamodule).__name__]
     defaults = inspect.signature(type(datamodule)).parameters
-    for name, value in vars(config.data.get("init_args", Namespace())).items():
+    for name, value in config.data.as_dict().get("init_args", {}).items():
         if value != defaults[name].default:
             words += [f"--data.base.{name}", _as_argument(value)]
     return shlex.join([*words, "--data.synthetic_root", str(config.output)])
 
 
 def _as_argument(value: Any) -> str:
-    plain = value.as_dict() if isinstance(value, Namespace) else value
-    return str(plain) if isinstance(plain, str | Path) else json.dumps(plain, default=str)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
 
 
 def _this_command() -> str:

@@ -1,5 +1,29 @@
-"""Synthetic defects: a normal image, a mask and a prompt go in, an image and a mask come out."""
+"""Synthetic defects: a normal image, a mask and a prompt go in, an image and a mask come out.
 
+=======================  =====================================================================
+`PasteSynthesizer`       Real defects, moved, turned, scaled and blended in
+`PerlinSynthesizer`      Regions of Perlin noise, as in MemSeg and DRAEM
+`DiagSynthesizer`        What is described in words, by a diffusion model (DIAG)
+`DreamBoothSynthesizer`  What a diffusion model has learnt from a few defects, by LoRA (In&Out)
+`InAndOutSynthesizer`    A mixture of any two
+=======================  =====================================================================
+"""
+
+from .diag import DiagSynthesizer
+from .dreambooth import DreamBoothSynthesizer
+from .in_and_out import InAndOutSynthesizer
+from .paste import PasteSynthesizer
+from .perlin import PerlinSynthesizer
 from .synthesizer import Defect, Request, Synthesis, Synthesizer
 
-__all__ = ["Defect", "Request", "Synthesis", "Synthesizer"]
+__all__ = [
+    "Defect",
+    "DiagSynthesizer",
+    "DreamBoothSynthesizer",
+    "InAndOutSynthesizer",
+    "PasteSynthesizer",
+    "PerlinSynthesizer",
+    "Request",
+    "Synthesis",
+    "Synthesizer",
+]

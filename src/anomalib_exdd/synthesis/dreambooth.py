@@ -204,7 +204,9 @@ class DreamBoothSynthesizer(InpaintingSynthesizer):
     def _train(self, source: ModelSource, examples: Examples, record: dict[str, Any]) -> None:
         """Train on a pipeline of its own: what draws is what the folder holds."""
         resume = lora_folder.load_checkpoint(self.lora, record)
-        pipeline = load_inpainting(self.model, self.revision, self._dtype(source), self.device)
+        # Gradients want the range of bfloat16, even of models that draw in float16.
+        dtype = torch.float32 if self._dtype(source) == torch.float32 else torch.bfloat16
+        pipeline = load_inpainting(self.model, self.revision, dtype, self.device)
         train_lora(
             pipeline,
             examples,

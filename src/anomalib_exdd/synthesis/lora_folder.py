@@ -1,7 +1,7 @@
 """The folder of a LoRA: its weights, a card for people, a record for programs, and checkpoints until it is finished.
 
-The record is written last, so that a folder with one is complete. A folder with weights and nothing else is a LoRA from
-elsewhere.
+The weights come last: a record without them is that of a training that was interrupted, and weights without a record
+are those of a LoRA from elsewhere.
 """
 
 import hashlib
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .diffusion_pipeline import ModelSource, import_library
@@ -34,7 +35,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         ValueError: If the file is broken.
     """
     path = folder / RECORD
-    if not path.is_file():
+    if not (path.is_file() and (folder / WEIGHTS).is_file()):
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +47,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def is_from_elsewhere(folder: Path) -> bool:
     """Tell whether the folder holds weights that were not trained here."""
-    return (folder / WEIGHTS).is_file() and not (folder / RECORD).exists() and not (folder / CHECKPOINT).exists()
+    return (folder / WEIGHTS).is_file() and not (folder / RECORD).exists()
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
@@ -113,15 +114,19 @@ def save_lora(pipeline: Any, folder: Path, record: Mapping[str, Any]) -> None:
         unet_lora_adapter_metadata=description,
         weight_name=partial,
     )
-    (folder / partial).replace(folder / WEIGHTS)
     _write(folder / CARD, _card(record, xl=getattr(pipeline, "text_encoder_2", None) is not None))
     _write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    (folder / partial).replace(folder / WEIGHTS)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def digest_of_weights(folder: Path) -> str:
-    """Return the SHA-256 of a LoRA's weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    """Return the SHA-256 of a LoRA's numbers; the order of entries in the file is left to chance by the library."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / WEIGHTS).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

@@ -40,7 +40,8 @@ def train_lora(
     """Add a LoRA to the pipeline's U-Net and train it.
 
     Args:
-        pipeline: Inpainting pipeline of Stable Diffusion (XL), on its device; it is of no other use afterwards.
+        pipeline: Inpainting pipeline of Stable Diffusion (XL) in float32 or bfloat16, on its device; it is of no other
+            use afterwards.
         examples: What to learn from.
         settings: How.
         resume: Number of steps that were taken, and what `save` got then.
@@ -230,7 +231,7 @@ def _encode(vae: Any, images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _autocast(unet: Any) -> AbstractContextManager[Any]:
-    """Compute in bfloat16 where the frozen weights are in half precision: its range needs no scaling of the loss."""
+    """Compute in bfloat16 where the frozen weights are: its range needs no scaling of the loss."""
     if all(value.dtype == torch.float32 for value in unet.parameters()):
         return nullcontext()
     return torch.autocast(unet.device.type, dtype=torch.bfloat16)

@@ -49,7 +49,8 @@ class SynthesisRun:
         material: Normal images and real defects.
         synthesizer: Draws the defects.
         settings: What is wanted.
-        batch_size: How many images the synthesizer gets at once. Has no influence on the images.
+        batch_size: How many images the synthesizer gets at once. Has no influence on the images, as long as the
+            synthesizer's results are those of one by one.
         preview: Draws a small picture of each image, for a page to review them.
         command: Command that makes the images, named in messages about an unfinished folder.
 
@@ -193,7 +194,8 @@ class SynthesisRun:
         accepted = self._accepts(best)
         reason = "" if accepted else self._why_not(best, job.attempts)
         name = f"{ACCEPTED if accepted else REJECTED}/{job.index:05d}"
-        # A synthesizer that places its defects itself has not used mask and words, nor the real defect unless it names it.
+        # Where a synthesizer places its defects itself, mask and words took no part, and the real defect only if it is
+        # named.
         as_asked = np.array_equal(made.mask, request.mask)
         defect = None if request.defect is None else request.defect.path
         details = as_plain(made.details)

@@ -122,7 +122,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         false_reject_rate: float = 0.01,
         false_accept_rate: float = 0.05,
         defect_rate: float | None = None,
-        synthetic_weight: float = 0.1,
+        synthetic_weight: float = 0.3,
         explain: int = 0,
         num_neighbors: int = 3,
         sigma: float | None = None,

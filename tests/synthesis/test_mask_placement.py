@@ -154,7 +154,7 @@ def test_thin_line_stays_one_thin_line(seed: int) -> None:
 
     assert placed.mask.shape == (140, 150)
     assert pieces(placed.mask) == 1
-    assert 0.5 * np.count_nonzero(line) < np.count_nonzero(placed.mask) < 3 * np.count_nonzero(line)
+    assert 0.7 < np.count_nonzero(placed.mask) / np.count_nonzero(line) < 4  # longer, and two or three pixels wide
 
 
 @given(seed=seeds)
@@ -165,7 +165,7 @@ def test_solid_region_gets_no_holes_and_keeps_its_area(seed: int) -> None:
 
     assert np.array_equal(binary_fill_holes(placed.mask), placed.mask)
     # Scaled by .7 to 1.3 along both axes, a third of a pixel wider, and bent a little.
-    assert 0.4 < np.count_nonzero(placed.mask) / np.count_nonzero(mask) < 2.1
+    assert 0.35 < np.count_nonzero(placed.mask) / np.count_nonzero(mask) < 2.4
 
 
 @given(seed=seeds)
