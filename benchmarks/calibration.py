@@ -36,7 +36,7 @@ from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.bank_builder import BankBuilder
 from anomalib_exdd.models.exdd.scoring import PatchDistances, get_scoring
-from machine import describe, markdown_table
+from machine import describe, known_results, markdown_table, save_results
 
 COUNTS = (0, 1, 2, 5, 10, 25, 50, 100)
 METRICS = {"image_AUROC": "image AUROC", "image_AP": "image AP", "pixel_AP": "pixel AP"}
@@ -298,17 +298,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="result file without ending")
     parser.add_argument("--figure", type=Path, help="picture of the first table")
     options = parser.parse_args()
-    file = options.output.with_suffix(".json")
     settings = {"data": options.root.name, "image_size": options.image_size, "ratio": options.ratio}
     if options.split != "test":
         settings["split"] = options.split
-    results: list[dict[str, Any]] = []
-    if file.is_file():
-        content = json.loads(file.read_text())
-        if content["settings"] != settings:
-            msg = f"{file} has results of other settings. Give another --output, or remove the file."
-            raise SystemExit(msg)
-        results = content["results"]
+    results = known_results(options.output, settings)
     study = Study(options)
     for job in jobs(study):
         name = {"part": job["part"], "key": job["key"], "seed": job["seed"]}
@@ -318,11 +311,7 @@ def main() -> None:
         results.append({**name, **result})
         shown = {m: [round(100 * v, 1) for v in result[m].values()] for m in METHODS if m in result}
         print(name, shown, f"{result['seconds']:.1f} s", [round(w, 1) for w in result["weights"]], flush=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"machine": describe(), "settings": settings, "results": results}, indent=1) + "\n"
-        )
-        partial.replace(file)
+        save_results(options.output, settings, results)
     with_masks = [result for result in results if result["part"] == "defects"]
     full = [result["seconds"] for result in with_masks if result["key"] == max(COUNTS)] or [results[-1]["seconds"]]
     times = {

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from machine import describe, markdown_table
+from machine import describe, known_results, markdown_table, save_results
 
 NAMES = ("patchcore", "exdd")
 BATCH = 32
@@ -190,7 +190,7 @@ def main() -> None:
         "image size": str(list(options.image_size)),
         "device": options.device,
     }
-    results = known(options.output, settings)
+    results = known_results(options.output, settings)
     with tempfile.TemporaryDirectory() as folder:
         root = subset(options.root, Path(folder) / options.root.name, options.normal, options.defective)
         for ratio in options.ratios:
@@ -204,29 +204,14 @@ def main() -> None:
     print(markdown_table(rows(results)))
 
 
-def known(output: Path | None, settings: dict[str, str]) -> list[dict[str, Any]]:
-    """Read the results of an interrupted run with the same settings."""
-    if output is None or not output.with_suffix(".json").is_file():
-        return []
-    content = json.loads(output.with_suffix(".json").read_text())
-    if content["settings"] != settings:
-        msg = f"{output}.json has results of other settings. Give another --output, or remove the file."
-        raise SystemExit(msg)
-    found: list[dict[str, Any]] = content["results"]
-    return found
-
-
 def write(output: Path, settings: dict[str, str], results: list[dict[str, Any]]) -> None:
     """Write the results so far."""
     machine = describe()
     share = calibration_share([result["exdd"] for result in results])
     facts = "\n".join(f"- {name}: {value}" for name, value in {**machine, **settings, "calibration": share}.items())
     page = f"# ExDD with both banks against Anomalib's Patchcore\n\n{markdown_table(rows(results))}\n\n{facts}\n"
-    content = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=2)
-    for suffix, text in ((".json", content + "\n"), (".md", page)):
-        partial = output.with_suffix(f"{suffix}.partial")
-        partial.write_text(text)
-        partial.replace(output.with_suffix(suffix))
+    output.with_suffix(".md").write_text(page)
+    save_results(output, settings, results)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,12 @@ command goes on where it was interrupted.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pandas import DataFrame
 from torch import Tensor
@@ -35,33 +33,21 @@ from torchvision.transforms.v2 import Resize
 
 from accuracy import spread
 from anomalib_exdd.data.dataset import DefectDataset
-from anomalib_exdd.data.reading import read_image, read_mask
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.patches import defect_patches
+from anomalib_exdd.pipelines.synthesize import read_defect_pixels, read_pixels
+from anomalib_exdd.synthesis import PasteSynthesizer, PerlinSynthesizer
 from anomalib_exdd.synthesis.manifest import Record
 from anomalib_exdd.synthesis.material import Material
-from anomalib_exdd.synthesis.paste import PasteSynthesizer
-from anomalib_exdd.synthesis.perlin import PerlinSynthesizer
 from anomalib_exdd.synthesis.run import synthesize
 from anomalib_exdd.synthesis.run_settings import RunSettings
-from anomalib_exdd.synthesis.synthesizer import Mask, Pixels
 from calibration import METRICS, Images, Study
-from machine import describe, markdown_table
+from machine import describe, known_results, markdown_table, save_results
 
 REAL = (0, 5, 25, 100)
 SYNTHETIC = (0, 50, 100, 150)
 SYNTHESIZERS = {"perlin": PerlinSynthesizer, "paste": PasteSynthesizer}
 KID_SAMPLES = 1000
-
-
-def pixels(path: str) -> Pixels:
-    """Read an image, RGB, uint8."""
-    return (read_image(path).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-
-
-def mask_pixels(path: str) -> Mask:
-    """Read a mask, bool."""
-    return read_mask(path).numpy().astype(bool)
 
 
 def mask_file(image: str) -> str:
@@ -87,7 +73,7 @@ class SynthesisStudy(Study):
         normals = [self.train.paths[row] for row in self.train.rows(defective=False)]
         defects = [(self.train.paths[row], mask_file(self.train.paths[row])) for row in real]
         with tempfile.TemporaryDirectory() as folder:
-            material = Material(normals, defects, pixels, mask_pixels)
+            material = Material(normals, defects, read_pixels, read_defect_pixels)
             settings = RunSettings(max(SYNTHETIC), seed=seed)
             records = synthesize(Path(folder) / name, material, SYNTHESIZERS[name](), settings)
             accepted = [record for record in records if record.accepted]
@@ -239,28 +225,14 @@ def main() -> None:
     parser.add_argument("--synthetic-weight", type=float, nargs="+", default=[0.3])
     parser.add_argument("--output", type=Path, required=True, help="result file without ending")
     options = parser.parse_args()
-    file = options.output.with_suffix(".json")
     names = ("image_size", "ratio", "split", "every", "synthetic_weight")
     settings = {"data": options.root.name, **{name: getattr(options, name) for name in names}}
-    results: list[dict[str, Any]] = []
-    if file.is_file():
-        content = json.loads(file.read_text())
-        if content["settings"] != settings:
-            msg = f"{file} has results of other settings. Give another --output, or remove the file."
-            raise SystemExit(msg)
-        results = content["results"]
-
-    def save() -> None:
-        partial_file = file.with_suffix(".partial")
-        content = {"machine": describe(), "settings": settings, "results": results}
-        partial_file.write_text(json.dumps(content, indent=1) + "\n")
-        partial_file.replace(file)
-
+    results = known_results(options.output, settings)
     study = SynthesisStudy(options)
     if options.every > 1:
         study.test = study.test.subset(list(range(0, len(study.test.paths), options.every)))
         study.negative = study._distances(study.model.model.negative_bank)  # noqa: SLF001  of fewer images
-    run(study, options, results, partial(save))
+    run(study, options, results, partial(save_results, options.output, settings, results))
     facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings}.items())
     title = f"# Real and synthetic defects on {settings['data']}, {options.split} images, {options.draws} draws"
     page = f"{title}\n\n{table(results)}\n\n## The images themselves\n\n{quality_table(results)}\n\n{facts}\n"
