@@ -34,9 +34,9 @@ from torchvision.transforms.v2 import Resize
 from tqdm import tqdm
 
 from anomalib_exdd import KSDD2, ExDD
-from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
+from anomalib_exdd.models.exdd.memory_bank import BankContent, BankPrecision, MemoryBank
 from anomalib_exdd.models.exdd.scoring import PatchDistances, get_scoring
-from anomalib_exdd.neighbors import Neighbors, create_index
+from anomalib_exdd.neighbors import Neighbors, SearchBackend, create_index
 from anomalib_exdd.neighbors.approximate_index import SMALLEST_BANK, ApproximateIndex
 from anomalib_exdd.neighbors.faiss_loader import faiss_available, load_faiss
 from anomalib_exdd.neighbors.index import NeighborIndex
@@ -213,17 +213,22 @@ def row(result: dict[str, Any], first_k: int) -> dict[str, str]:
 
 
 def scores(model: ExDD, bank_MD: Tensor, test: Images, options: argparse.Namespace) -> list[dict[str, str]]:
-    """Compare PatchCore's score by exact and by approximate search on test images."""
+    """Compare PatchCore's score on test images: exact, from a bank in half precision, and by approximate search."""
     rows = torch.arange(0, len(test.label_N), max(1, len(test.label_N) // options.scored_images))
     device = torch.device(options.device)
     nothing = torch.zeros(len(bank_MD), dtype=torch.int64)
     rule = get_scoring("normal")
     table, nearest = [], []
-    for name in ("torch", "approximate"):
-        bank = MemoryBank(3, name).to(device)
+    variants: list[tuple[str, SearchBackend, BankPrecision]] = [
+        ("exact", "torch", "float32"),
+        ("exact, bank in float16", "torch", "float16"),
+        ("approximate", "approximate", "float32"),
+    ]
+    for name, search, precision in variants:
+        bank = MemoryBank(3, search, precision).to(device)
         bank.fill(BankContent(bank_MD, nothing, nothing.expand(2, -1).T, ["train"]))
         image, maps, distances = [], [], []
-        for chunk in tqdm(rows.split(4), f"Scores by {name} search", leave=False):
+        for chunk in tqdm(rows.split(4), f"Scores, {name}", leave=False):
             features_NPD = test.features_NDhw[chunk].flatten(2).transpose(1, 2).contiguous().to(device)
             found: PatchDistances = bank.distances(features_NPD, neighborhood=True)
             image.append(rule.image(found, None).cpu())
@@ -236,7 +241,7 @@ def scores(model: ExDD, bank_MD: Tensor, test: Images, options: argparse.Namespa
         table.append({"search": name, "images": str(len(rows)), "patches": str(nearest[-1].numel())})
         table[-1] |= {"image AP": f"{image_ap:.3f}", "pixel AP": f"{pixel_ap:.3f}"}
         same = (nearest[-1] <= nearest[0] * (1 + 1e-6)).double().mean()
-        table[-1]["recall@1"] = f"{100 * float(same):.4f} %"
+        table[-1]["recall@1"] = f"{100 * float(same):.4f} %" if precision == "float32" else "-"
         table[-1]["largest relative error"] = f"{float((nearest[-1] / nearest[0].clamp_min(1e-9) - 1).max()):.1e}"
     return table
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from anomalib import LearningType
 from anomalib.data import ImageBatch, InferenceBatch
-from anomalib.metrics import AUPR, AUROC, Evaluator, F1Score
+from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -29,6 +29,7 @@ from .calibration import Decisions
 from .checkpoints import HISTORY
 from .distributed import DistributedFit
 from .memory_bank import BankPrecision
+from .metrics import default_evaluator
 from .pictures import LABEL_SIZE, DecisionVisualizer, explanations_folder, panel_size
 from .scoring import ScoringName
 from .surgery import BankSurgery
@@ -194,19 +195,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Report ranking and F1 of images and pixels; average precision too, because AUROC saturates."""
-        image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-        pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
-        return Evaluator(
-            test_metrics=[
-                AUROC(**image),
-                AUPR(**image),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                AUROC(**pixel),
-                AUPR(**pixel),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-            ]
-        )
+        """Report ranking and F1 of images and pixels."""
+        return default_evaluator()
 
     @staticmethod
     def configure_optimizers() -> None:
