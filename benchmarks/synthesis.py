@@ -186,7 +186,8 @@ def table(results: list[dict[str, Any]]) -> str:
             for synthetic in SYNTHETIC:
                 ours = [r for r in results if (r["name"], r["real"], r["synthetic"]) == (name, real, synthetic)]
                 for weight in ours[0]["metrics"] if ours else ():
-                    row = {"synthesizer": name, "real": str(real), "synthetic": str(synthetic), "weight": weight}
+                    cell = {"synthesizer": name, "real": str(real), "synthetic": str(synthetic)}
+                    row = {**cell, "draws": str(len(ours)), "weight": weight}
                     for metric, title in METRICS.items():
                         row[title] = spread([100 * r["metrics"][weight][metric] for r in ours], 1)
                     rows.append(row)
@@ -212,6 +213,15 @@ def quality_table(results: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def save(output: Path, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Write the results so far."""
+    save_results(output, settings, results)
+    facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings}.items())
+    title = f"# Real and synthetic defects on {settings['data']}, {settings['split']} images"
+    page = f"{title}\n\n{table(results)}\n\n## The images themselves\n\n{quality_table(results)}\n\n{facts}\n"
+    output.with_suffix(".md").write_text(page)
+
+
 def main() -> None:
     """Run the study and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -232,12 +242,8 @@ def main() -> None:
     if options.every > 1:
         study.test = study.test.subset(list(range(0, len(study.test.paths), options.every)))
         study.negative = study._distances(study.model.model.negative_bank)  # noqa: SLF001  of fewer images
-    run(study, options, results, partial(save_results, options.output, settings, results))
-    facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings}.items())
-    title = f"# Real and synthetic defects on {settings['data']}, {options.split} images, {options.draws} draws"
-    page = f"{title}\n\n{table(results)}\n\n## The images themselves\n\n{quality_table(results)}\n\n{facts}\n"
-    options.output.with_suffix(".md").write_text(page)
-    print(page)
+    run(study, options, results, partial(save, options.output, settings, results))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -73,8 +73,15 @@ def test_with_no_weight_they_change_no_probability_of_real_ones_without_defects(
 
 
 def test_their_evidence_grows_with_their_weight() -> None:
-    positive = [float(built(0, 20, weight=weight).model.calibration.weights[2:].sum()) for weight in (0.0, 0.1, 1.0)]
-    assert positive[0] == 0 < positive[1] < positive[2]
+    positive = [float(built(2, 20, weight=weight).model.calibration.weights[2:].sum()) for weight in (0.0, 0.1, 1.0)]
+    assert positive[0] < positive[1] < positive[2]
+
+
+@pytest.mark.parametrize("weight", [0.1, 1.0])
+def test_without_real_defects_resemblance_to_synthetic_ones_is_no_evidence(weight: float) -> None:
+    alone, together = built(0, 0).model.calibration, built(0, 20, weight=weight).model.calibration
+    assert together.weights[2:].tolist() == [0, 0]
+    assert not torch.equal(together.weights[:2], alone.weights[:2])
 
 
 def test_thresholds_come_from_real_images() -> None:
