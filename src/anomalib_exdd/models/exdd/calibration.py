@@ -141,20 +141,20 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         Args:
             patches: Their candidate patches.
             defect_rate: Share of defective images among those to come, in (0, 1), for the probability.
-            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1. Thresholds for decisions
-                come from the real ones alone, and without real defects resemblance to synthetic ones is no evidence.
+            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1. Where no real defect bears
+                the synthetic ones out, they count nothing below 1. Thresholds for decisions come from real images.
         """
-        reference, log_positive = torch.zeros(2, dtype=torch.float64), patches.log_positive
-        if not bool((patches.defective & ~patches.synthetic).any()):
-            log_positive = None  # nobody has seen yet that real defects resemble the synthetic ones
-        if log_positive is not None:
-            reference = log_positive[patches.typical].median(dim=0).values
-        evidence_CE = log_evidence(patches.log_negative, log_positive, reference).numpy()
+        reference = torch.zeros(2, dtype=torch.float64)
+        if patches.log_positive is not None:
+            reference = patches.log_positive[patches.typical].median(dim=0).values
+        evidence_CE = log_evidence(patches.log_negative, patches.log_positive, reference).numpy()
         typical = patches.typical.numpy()
         spread = max(float(evidence_CE[typical, 0].std()), 1e-6)
         centre_E = evidence_CE[typical].mean(axis=0)
         groups = _Groups(patches, self.top_fraction)
         defective_I, real_I = patches.defective.numpy(), ~patches.synthetic.numpy()
+        if synthetic_weight < 1 and not (defective_I & real_I).any():
+            synthetic_weight = 0.0
         count_I = np.where(real_I, 1.0, synthetic_weight)
         weights_E, bias = fit_weights((evidence_CE - centre_E) / spread, groups, defective_I, count_I)
         weights_E = weights_E / spread

@@ -77,7 +77,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
             between the two are for review.
         defect_rate: Share of defective images among those to come, for the probability; null: the training images'.
         synthetic_weight: How much a synthetic defect (data module ``SyntheticDefects``) counts as evidence for the
-            calibration, 0 to 1; a real one counts 1. Its patches are in the positive bank at any weight.
+            calibration, 0 to 1; a real one counts 1. Without any real defect they count nothing, unless this is 1.
+            Its patches are in the positive bank at any weight.
         explain: With ``predict``, explain so many of the highest patches of every image: their nearest normal and
             defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
