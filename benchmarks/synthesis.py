@@ -155,7 +155,7 @@ def run(study: SynthesisStudy, options: argparse.Namespace, results: list[dict[s
     """Measure every cell that is not there yet."""
     defective = study.train.rows(defective=True)
     names = [Path(study.train.paths[row]).name for row in defective]
-    for count in sorted({min(count, len(defective)) for count in REAL}):
+    for count in sorted({min(count, len(defective)) for count in options.real}):
         for seed in range(options.draws):
             rows = [defective[i] for i in draw(names, count, seed=seed, purpose="synthesis study")]
             for name, synthesizer in SYNTHESIZERS.items():
@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.01, help="coreset ratio of normal patches")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--every", type=int, default=1, help="look at every n-th of the test images only")
+    parser.add_argument("--real", type=int, nargs="+", default=list(REAL), help="numbers of real defects")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--synthetic-weight", type=float, nargs="+", default=[0.3])
     parser.add_argument("--output", type=Path, required=True, help="result file without ending")
