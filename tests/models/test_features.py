@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.models.exdd.features import PatchFeatureExtractor, adaptive_average, read_state_dict
+from anomalib_exdd.models.components.weights import read_state_dict
+from anomalib_exdd.models.exdd.features import PatchFeatureExtractor, adaptive_average
 from anomalib_exdd.models.exdd.filter_bank import FilterBank
 
 LAYERS = ["layer2", "layer3"]

@@ -1,9 +1,16 @@
 """Checks of the model's arguments, and how they meet those that a checkpoint was trained with."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from anomalib_exdd.models.components.settings import (
+    check_at_least,
+    check_choice,
+    check_image_size,
+    check_rate,
+    check_ratio,
+    checkpoint_settings,
+)
 from anomalib_exdd.neighbors import SearchBackend
 
 from .memory_bank import BankPrecision
@@ -50,57 +57,9 @@ def check_settings(settings: Any) -> None:
     check_choice("bank_precision", settings.bank_precision, get_args(BankPrecision))
     check_choice("feature_store", settings.feature_store, get_args(FeatureStoreName))
     check_choice("search", settings.search, get_args(SearchBackend))
-    if len(settings.image_size) != 2 or min(settings.image_size) < 32:
-        msg = (
-            f"Argument `image_size` has to be (height, width), both at least 32, but got {tuple(settings.image_size)}."
-        )
-        raise ValueError(msg)
+    check_image_size(settings.image_size)
     if settings.sigma is not None and settings.sigma <= 0:
         msg = f"Argument `sigma` has to be positive or null, but got {settings.sigma}."
-        raise ValueError(msg)
-
-
-def check_rate(name: str, value: float | None) -> None:
-    """Refuse what is no rate; None is left to the model.
-
-    Raises:
-        ValueError: If the value is not in (0, 1).
-    """
-    if value is not None and not 0 < value < 1:
-        msg = f"Argument `{name}` has to be between 0 and 1, both excluded, but got {value}."
-        raise ValueError(msg)
-
-
-def check_ratio(name: str, value: float) -> None:
-    """Refuse what is no share.
-
-    Raises:
-        ValueError: If the value is not in (0, 1].
-    """
-    if not 0 < value <= 1:
-        msg = f"Argument `{name}` has to be in (0, 1], but got {value}."
-        raise ValueError(msg)
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuse what is too small.
-
-    Raises:
-        ValueError: If the value is below the least one.
-    """
-    if value < least:
-        msg = f"Argument `{name}` has to be at least {least}, but got {value}."
-        raise ValueError(msg)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse unknown names.
-
-    Raises:
-        ValueError: If the value is none of the choices.
-    """
-    if value not in choices:
-        msg = f"Argument `{name}` has to be one of {choices}, but got {value!r}."
         raise ValueError(msg)
 
 
@@ -121,18 +80,7 @@ def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mappin
     Raises:
         ValueError: If a given argument contradicts what the checkpoint's banks were built with.
     """
-    changes = {}
-    for name, value in saved.items():
-        if name not in given or _same(given[name], value):
-            continue
-        if _same(given[name], defaults.get(name)):
-            changes[name] = value
-        elif name in FIXED_BY_BANKS:
-            msg = (
-                f"Argument `{name}` is {given[name]!r}, but the checkpoint was trained with {value!r}. "
-                "Leave the argument out, or train anew."
-            )
-            raise ValueError(msg)
+    changes = checkpoint_settings(given, defaults, saved, FIXED_BY_BANKS)
     scoring, trained = changes.get("scoring", given.get("scoring")), saved.get("scoring", given.get("scoring"))
     if scoring != trained and "published" in {scoring, trained}:
         msg = (
@@ -141,11 +89,3 @@ def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mappin
         )
         raise ValueError(msg)
     return changes
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Compare arguments as they are after a checkpoint: paths are strings there, and tuples may be lists."""
-    first, second = (str(value) if isinstance(value, Path) else value for value in (first, second))
-    if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
-        return list(first) == list(second)
-    return bool(first == second)

@@ -9,10 +9,18 @@ from typing import Any
 import timm
 import torch
 from anomalib.models.components import TimmFeatureExtractor
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F  # noqa: N812
+
+from anomalib_exdd.models.components.weights import (
+    INITIAL_SEED,
+    check_is_file,
+    check_is_known,
+    file_weights,
+    not_in_file,
+    timm_weights,
+)
 
 from .filter_bank import FilterBank
 
@@ -22,7 +30,6 @@ FILTER_BANK = "filter_bank"
 """Name of the backbone that needs no weights."""
 
 _CPU_IMAGES = 4  # that a processor works on at a time
-_INITIAL_SEED = 0  # of a backbone without weights: the same random network for everybody
 
 
 class PatchFeatureExtractor(nn.Module):
@@ -67,11 +74,9 @@ class PatchFeatureExtractor(nn.Module):
             self.backbone = FilterBank()
             return
         _check_backbone(backbone, self.layers)
-        if self.weights is not None and not self.weights.is_file():
-            msg = f"Argument `weights` has to be a file, but there is none at {self.weights}."
-            raise ValueError(msg)
+        check_is_file(self.weights)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_INITIAL_SEED)
+            torch.manual_seed(INITIAL_SEED)
             self.backbone = TimmFeatureExtractor(backbone, self.layers, pre_trained=False)
         self.backbone.requires_grad_(requires_grad=False).eval()
 
@@ -87,48 +92,16 @@ class PatchFeatureExtractor(nn.Module):
         options: dict[str, Any] = {}
         if not self.backbone._uses_intermediates:  # noqa: SLF001  Anomalib has no public name for it
             options = {"features_only": True, "out_indices": self.backbone.idx}
-        loaded = self._from_timm(options) if self.weights is None else self._from_file(self.weights, options)
+        if self.weights is None:
+            loaded = timm_weights(self.backbone_name, **options)
+        else:
+            loaded, missing = file_weights(self.weights, self.backbone_name, **options)
+            if missing:
+                raise not_in_file(self.weights, self.backbone_name, missing)
         network: Any = self.backbone.feature_extractor
         network.load_state_dict(loaded)
         self.weights_ready = True
         self._folded = ()
-
-    def _from_timm(self, options: dict[str, Any]) -> dict[str, Tensor]:
-        try:
-            return timm.create_model(self.backbone_name, pretrained=True, **options).state_dict()
-        except Exception as error:  # every hub client and version fails with classes of its own
-            msg = (
-                f"The ImageNet weights of {self.backbone_name!r} are not in the local cache and could not be "
-                f"downloaded ({type(error).__name__}). On a machine without network, give them as a file "
-                "(`--model.weights FILE`, a timm state dict in .safetensors or .pth), or train without them "
-                "(`--model.pre_trained false`: a fixed random network, weaker)."
-            )
-            raise RuntimeError(msg) from error
-
-    def _from_file(self, path: Path, options: dict[str, Any]) -> dict[str, Tensor]:
-        state_dict = read_state_dict(path)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_INITIAL_SEED)
-                overlay = {"state_dict": state_dict}
-                network = timm.create_model(
-                    self.backbone_name, pretrained=True, pretrained_cfg_overlay=overlay, **options
-                )
-                torch.manual_seed(_INITIAL_SEED)
-                initial = timm.create_model(self.backbone_name, pretrained=False, **options).state_dict()
-        except (RuntimeError, ValueError, KeyError) as error:
-            msg = f"The weights in {path} do not fit the backbone {self.backbone_name!r}: {error}"
-            raise ValueError(msg) from error
-        loaded: dict[str, Tensor] = network.state_dict()
-        # timm leaves tensors that the file lacks as they were drawn, and goes on: those are equal to the same draw.
-        missing = [name for name, value in loaded.items() if value.ndim > 1 and torch.equal(value, initial[name])]
-        if missing:
-            msg = (
-                f"The weights in {path} do not fit the backbone {self.backbone_name!r}: {len(missing)} of its tensors "
-                f"are not in the file, the first of them {missing[0]!r}."
-            )
-            raise ValueError(msg)
-        return loaded
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Extract patch features.
@@ -221,36 +194,12 @@ def _adaptive_weights(size: int, target: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running any code in the file.
-
-    Raises:
-        ValueError: If the file is no state dict of tensors, or holds objects that only unpickling could rebuild.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        msg = f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth, .pt): {error}"
-        raise ValueError(msg) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        msg = f"The weights in {path} are no state dict: a mapping of names to tensors is expected."
-        raise ValueError(msg)
-    return {name.removeprefix("module."): value for name, value in content.items()}
-
-
 def _check_backbone(backbone: str, layers: tuple[str, ...]) -> None:
     """Refuse unknown backbones and layers before anything is built or downloaded."""
     if not layers:
         msg = "Argument `layers` has to name at least one layer of the backbone."
         raise ValueError(msg)
-    if not timm.is_model(backbone):
-        similar = timm.list_models(f"*{backbone.split('.', maxsplit=1)[0][:6]}*")[:5]
-        msg = f"Argument `backbone` has to be a timm model, but got {backbone!r}. Similar names: {similar or 'none'}."
-        raise ValueError(msg)
+    check_is_known(backbone)
     if "vit" in backbone.lower():  # Anomalib reads transformers' blocks by number
         return
     with torch.device("meta"):

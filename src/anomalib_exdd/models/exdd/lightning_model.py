@@ -21,6 +21,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from anomalib_exdd.models.components.metrics import default_evaluator
+from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
+from anomalib_exdd.models.components.results import log_results
 from anomalib_exdd.neighbors import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
@@ -29,8 +32,7 @@ from .calibration import Decisions
 from .checkpoints import HISTORY
 from .distributed import DistributedFit
 from .memory_bank import BankPrecision
-from .metrics import default_evaluator
-from .pictures import LABEL_SIZE, DecisionVisualizer, explanations_folder, panel_size
+from .pictures import DecisionVisualizer, explanations_folder
 from .scoring import ScoringName
 from .surgery import BankSurgery
 from .torch_model import ExDDModel
@@ -339,16 +341,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
         super().teardown(stage)
-        if stage not in {TrainerFn.TESTING, TrainerFn.PREDICTING} or not self.trainer.is_global_zero:
-            return
-        folder = getattr(self.visualizer, "output_dir", None)
-        if folder is not None and Path(folder).is_dir():
-            logger.info("Pictures with heat maps: %s", Path(folder).resolve())
-            if stage == TrainerFn.PREDICTING and self.settings.explain:
-                logger.info("Explanations: %s", explanations_folder(folder).resolve())
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
-            logger.info("Trained model: %s", Path(checkpoint).resolve())
+        folder = log_results(self.trainer, self.visualizer, stage)
+        if folder is not None and stage == TrainerFn.PREDICTING and self.settings.explain:
+            logger.info("Explanations: %s", explanations_folder(folder).resolve())
 
 
 def _fingerprint(checkpoint: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """How predictions look as pictures."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,10 @@ from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer, visualize_anomaly_map
 from PIL import Image, ImageDraw, ImageFont
 
+from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
+
 from .explanation import Explanation, explain_image
 
-LABEL_SIZE = 12
-"""Height of the panels' labels in pixels; the longest fits into the narrowest panel."""
-
-_LEAST_SIDE, _GREATEST_SIDE = 200, 800  # of a panel, in pixels
 _CAPTION_SIZE, _CAPTION_PADDING = 14, 5
 _CAPTION_COLOURS = {"accept": (27, 110, 60), "review": (150, 95, 0), "reject": (165, 30, 35)}
 
@@ -22,21 +19,6 @@ _TILE, _TILE_TEXT, _GAP, _LABEL_LENGTH = 160, 20, 8, 26  # of an explanation: pi
 _WINDOW = 0.2  # side of what a tile shows, as a share of the image's longer side
 _MARK_SHARE = 0.1  # half the side of the mark around a patch, as a share of what a tile shows
 _GROUND, _BLANK, _INK, _MARK = (255, 255, 255), (225, 225, 225), (40, 40, 40), (255, 40, 40)
-
-
-def panel_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """Choose the size of a picture's panels: the images' own shape instead of Anomalib's square.
-
-    Args:
-        image_size: Height and width that images are resized to.
-
-    Returns:
-        Width and height in pixels: large enough for the labels, as long as that makes no panel longer than a screen.
-    """
-    scale = max(1.0, _LEAST_SIDE / min(image_size))
-    scale = min(scale, _GREATEST_SIDE / max(image_size))
-    height, width = (round(length * scale) for length in image_size)
-    return width, height
 
 
 class DecisionVisualizer(ImageVisualizer):  # type: ignore[misc]

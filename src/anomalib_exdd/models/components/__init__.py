@@ -1,0 +1,1 @@
+"""What several models share: weights, settings, metrics, pictures. A model's own parts stay in its folder."""

@@ -1,0 +1,162 @@
+"""Networks of timm and where their weights come from: timm's own, or a local file that runs no code."""
+
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+INITIAL_SEED = 0
+"""Seed of networks without weights: the same random network for everybody."""
+
+
+def check_is_known(backbone: str) -> None:
+    """Refuse a backbone that timm does not have, before anything is built or downloaded.
+
+    Raises:
+        ValueError: If there is no timm model of this name.
+    """
+    if not timm.is_model(backbone):
+        similar = timm.list_models(f"*{backbone.split('.', maxsplit=1)[0][:6]}*")[:5]
+        msg = f"Argument `backbone` has to be a timm model, but got {backbone!r}. Similar names: {similar or 'none'}."
+        raise ValueError(msg)
+
+
+def check_is_file(weights: Path | None) -> None:
+    """Refuse a file of weights that does not exist.
+
+    Raises:
+        ValueError: If it is no file.
+    """
+    if weights is not None and not weights.is_file():
+        msg = f"Argument `weights` has to be a file, but there is none at {weights}."
+        raise ValueError(msg)
+
+
+def initial_network(backbone: str, seed: int = INITIAL_SEED, **options: Any) -> nn.Module:
+    """Build a network of timm with random weights that depend on nothing but the seed.
+
+    Args:
+        backbone: Name of a timm model.
+        seed: Seed of the weights.
+        options: Further arguments of ``timm.create_model``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model(backbone, pretrained=False, **options)
+
+
+def timm_weights(backbone: str, **options: Any) -> dict[str, Tensor]:
+    """Fetch timm's ImageNet weights, from its cache or from the network.
+
+    Args:
+        backbone: Name of a timm model.
+        options: Further arguments of ``timm.create_model``.
+
+    Raises:
+        RuntimeError: If they are neither cached nor within reach.
+    """
+    try:
+        return timm.create_model(backbone, pretrained=True, **options).state_dict()
+    except Exception as error:  # every hub client and version fails with classes of its own
+        msg = (
+            f"The ImageNet weights of {backbone!r} are not in the local cache and could not be "
+            f"downloaded ({type(error).__name__}). On a machine without network, give them as a file "
+            "(`--model.weights FILE`, a timm state dict in .safetensors or .pth), or train without them "
+            "(`--model.pre_trained false`: a fixed random network, weaker)."
+        )
+        raise RuntimeError(msg) from error
+
+
+def file_weights(
+    path: Path, backbone: str, seed: int = INITIAL_SEED, **options: Any
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Read a network's weights from a local file; tensors that it lacks are drawn as :func:`initial_network` draws.
+
+    Args:
+        path: State dict in .safetensors, .pth or .pt.
+        backbone: Name of a timm model.
+        seed: Seed of what the file lacks.
+        options: Further arguments of ``timm.create_model``.
+
+    Returns:
+        The complete weights, and the names of the tensors (of two dimensions and more) that are not in the file.
+
+    Raises:
+        ValueError: If the file cannot be read or does not fit the network.
+    """
+    overlay = {"state_dict": read_state_dict(path)}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        initial = initial_network(backbone, seed, **options).state_dict()
+    except (RuntimeError, ValueError, KeyError) as error:
+        msg = f"The weights in {path} do not fit the backbone {backbone!r}: {error}"
+        raise ValueError(msg) from error
+    loaded: dict[str, Tensor] = network.state_dict()
+    # timm leaves tensors that the file lacks as they were drawn, and goes on: those are equal to the same draw.
+    return loaded, [name for name, value in loaded.items() if value.ndim > 1 and torch.equal(value, initial[name])]
+
+
+def not_in_file(path: Path, backbone: str, missing: list[str]) -> ValueError:
+    """Return the error for a file that lacks tensors of the network."""
+    return ValueError(
+        f"The weights in {path} do not fit the backbone {backbone!r}: {len(missing)} of its tensors are not in the "
+        f"file, the first of them {missing[0]!r}."
+    )
+
+
+def fresh_layers(names: list[str], missing: list[str]) -> list[str] | None:
+    """Name the layers that have to be learned from scratch, if those are the last ones of a network.
+
+    A file of weights may stop early, as files of feature extractors do. Holes elsewhere mean that it belongs to
+    another network.
+
+    Args:
+        names: Tensors of the network, in the network's order.
+        missing: Those of them that a file lacks.
+
+    Returns:
+        The largest layers that lack all of their tensors, in order; None if something follows them that is in the
+        file, or if nothing is in the file.
+
+    Example:
+        >>> fresh_layers(["stem.0", "layer1.a.w", "layer2.a.w", "layer2.b.w"], ["layer2.a.w", "layer2.b.w"])
+        ['layer2']
+    """
+    if not missing:
+        return []
+    present = [name for name in names if name not in set(missing)]
+    if not present or names[: len(present)] != present:
+        return None
+
+    def layer_of(name: str) -> str:
+        prefixes = accumulate(name.split("."), "{}.{}".format)
+        return next(each for each in prefixes if not any(f"{other}.".startswith(f"{each}.") for other in present))
+
+    return list(dict.fromkeys(layer_of(name) for name in missing))
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running any code in the file.
+
+    Raises:
+        ValueError: If the file is no state dict of tensors, or holds objects that only unpickling could rebuild.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        msg = f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth, .pt): {error}"
+        raise ValueError(msg) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        msg = f"The weights in {path} are no state dict: a mapping of names to tensors is expected."
+        raise ValueError(msg)
+    return {name.removeprefix("module."): value for name, value in content.items()}
