@@ -7,14 +7,25 @@ imported at the start of every Python process of its environment (see `anomalib_
 TYPE_CHECKING = False  # as in `typing`, whose import alone would cost more than all of ours at start-up
 if TYPE_CHECKING:
     from anomalib_exdd.data import KSDD2, DefectFolder, SurfaceSample, SyntheticDefects
+    from anomalib_exdd.models.defect_classifier.lightning_model import DefectClassifier
     from anomalib_exdd.models.exdd.lightning_model import ExDD
     from anomalib_exdd.plugin import register
 
     __version__: str
 
-__all__ = ["KSDD2", "DefectFolder", "ExDD", "SurfaceSample", "SyntheticDefects", "__version__", "register"]
+__all__ = [
+    "KSDD2",
+    "DefectClassifier",
+    "DefectFolder",
+    "ExDD",
+    "SurfaceSample",
+    "SyntheticDefects",
+    "__version__",
+    "register",
+]
 
 _HOME_OF_NAME = {
+    "DefectClassifier": "anomalib_exdd.models.defect_classifier.lightning_model",
     "DefectFolder": "anomalib_exdd.data",
     "ExDD": "anomalib_exdd.models.exdd.lightning_model",
     "KSDD2": "anomalib_exdd.data",

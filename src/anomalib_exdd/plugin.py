@@ -14,6 +14,7 @@ PACKAGE = "anomalib_exdd"
 # Class -> the file it is defined in. Not the package around the file: when a user's first import is that package, it
 # is this registration that finishes before the package's own names exist.
 MODELS = {
+    "DefectClassifier": "anomalib_exdd.models.defect_classifier.lightning_model",
     "ExDD": "anomalib_exdd.models.exdd.lightning_model",
 }
 DATAMODULES = {

@@ -1,0 +1,317 @@
+"""The classifier as an Anomalib model: trained by gradients from image labels, selected on validation images."""
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from anomalib import LearningType
+from anomalib.data import ImageBatch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import ImageVisualizer, Visualizer
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+
+from anomalib_exdd.models.components.metrics import default_evaluator
+from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
+from anomalib_exdd.models.components.results import log_results
+from anomalib_exdd.models.components.settings import check_at_least, checkpoint_settings
+
+from .loss import LabelLoss, PositiveWeight
+from .post_processor import ProbabilityPostProcessor
+from .presets import OptimizerName, PresetName, in_force
+from .selection import SELECTION, ResumePoint, ValidationRecord, best_checkpoint, carry_over_best, keep_best
+from .torch_model import DefectClassifierModel, predictions
+
+logger = logging.getLogger(__name__)
+
+NO_LIMIT = 1000
+"""What Lightning makes of a number of epochs that nobody gave."""
+
+_FIXED = frozenset({"backbone", "image_size", "optimizer", "learning_rate", "momentum", "weight_decay"})
+_TRAINING = ("image_size", "optimizer", "learning_rate", "momentum", "weight_decay")
+
+
+class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+    """Supervised baseline: a classifier of normal and defective images, from image labels alone.
+
+    The fair answer to "why not just train a classifier?". It needs defective training images, real or synthetic (data
+    module ``SyntheticDefects``). The epoch that is kept, the end of the training and the threshold come from the
+    validation images. The image score is a probability; the map is the classifier's own (class activation). Sources:
+    In&Out, arXiv:2406.00501, and DIAG, arXiv:2407.03961.
+
+    The number of epochs is the preset's (50) unless ``--trainer.max_epochs`` is given, and the batch size is the data
+    module's (``--data.train_batch_size``).
+
+    Args:
+        backbone: Name of a timm model with feature maps, such as resnet50, resnet18 or convnext_tiny.
+        preset: Published settings to train with. "in_and_out": SGD with learning rate 0.01, batches of 5, 600 x 200
+            pixels. "diag": Adam with learning rate 0.0001, batches of 32, 704 x 256 pixels. Both: 50 epochs. What is
+            given below replaces the preset's value.
+        pre_trained: Start from timm's ImageNet weights (downloaded once, then cached). False: from scratch.
+        weights: Local file with the backbone's weights instead: .safetensors, or .pth read without running code. Layers
+            at the end that it lacks are learned from scratch; a line says which.
+        image_size: Height and width that images are resized to; null: the preset's. A ``pre_processor`` of your own
+            replaces it.
+        optimizer: "sgd" or "adam"; null: the preset's.
+        learning_rate: Learning rate, constant; null: the preset's.
+        momentum: Momentum of SGD; null: the preset's, none.
+        weight_decay: Weight decay; null: the preset's, none.
+        pos_weight: How many times as much as a normal image a defective one counts in the loss. "balanced": so many
+            that both kinds count the same together; probabilities are then those for equally many good and bad parts.
+            1: no weights, as published.
+        patience: Stop after so many epochs without a better average precision on validation images; null: never.
+            Without defective validation images training never stops early, and the last epoch is kept.
+        freeze_batch_norm: Keep the statistics of loaded batch norms. For small batches, and for files of weights whose
+            batch norms are folded into the convolutions.
+        seed: Seed of the weights that are learned from scratch. The order of the images is ``--seed_everything``'s.
+        pre_processor: Anomalib's pre-processor; true for the default one at ``image_size``.
+        post_processor: Anomalib's post-processor; true for one that finds the threshold and leaves the scores
+            probabilities.
+        evaluator: Anomalib's evaluator (metrics).
+        visualizer: Anomalib's visualizer (pictures).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    model: DefectClassifierModel
+    loss: LabelLoss
+    validation: ValidationRecord
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        preset: PresetName = "in_and_out",
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+        image_size: tuple[int, int] | None = None,
+        optimizer: OptimizerName | None = None,
+        learning_rate: float | None = None,
+        momentum: float | None = None,
+        weight_decay: float | None = None,
+        pos_weight: PositiveWeight = "balanced",
+        patience: int | None = 10,
+        freeze_batch_norm: bool = False,
+        seed: int = 0,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in {"self", "__class__"}}
+        settings = in_force(given)
+        if patience is not None:
+            check_at_least("patience", patience, 1)
+        if pos_weight != "balanced" and not float(pos_weight) > 0:
+            msg = f'Argument `pos_weight` has to be "balanced" or a positive number, but got {pos_weight}.'
+            raise ValueError(msg)
+        if freeze_batch_norm and not (pre_trained or weights):
+            msg = "Argument `freeze_batch_norm` keeps loaded statistics, but with `pre_trained` false none are loaded."
+            raise ValueError(msg)
+        super().__init__(
+            pre_processor=self.configure_pre_processor(settings.image_size) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self._own_visualizer = visualizer is True
+        self._resumed_from: str | None = None
+        self._build_model()
+
+    @property
+    def settings(self) -> Any:
+        """The settings in force as attributes: the arguments, completed by the preset."""
+        return SimpleNamespace(**{**self.hparams, **asdict(in_force(self.hparams))})
+
+    def _build_model(self) -> None:
+        """Build the torch model, and what depends on the settings, from the hyper-parameters."""
+        settings = self.settings
+        if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
+            self.visualizer.field_size = panel_size(settings.image_size)
+            self.visualizer.text_config["size"] = LABEL_SIZE
+        self.model = DefectClassifierModel(
+            settings.backbone,
+            pre_trained=settings.pre_trained,
+            weights=settings.weights,
+            freeze_batch_norm=settings.freeze_batch_norm,
+            seed=settings.seed,
+        )
+        self.loss = LabelLoss(settings.pos_weight)
+        self.validation = ValidationRecord(self.loss)
+
+    @classmethod
+    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Resize to ``image_size`` (height, width), by default that of In&Out, and normalise as ImageNet."""
+        return super().configure_pre_processor(image_size or in_force({"preset": "in_and_out"}).image_size)
+
+    @staticmethod
+    def configure_post_processor() -> ProbabilityPostProcessor:
+        """Find the threshold on validation images; scores stay probabilities."""
+        return ProbabilityPostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Report ranking and F1 of images and pixels."""
+        return default_evaluator()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build the optimizer of all weights."""
+        settings = self.settings
+        rate, decay = settings.learning_rate, settings.weight_decay
+        if settings.optimizer == "adam":
+            return torch.optim.Adam(self.model.parameters(), rate, weight_decay=decay)
+        return torch.optim.SGD(self.model.parameters(), rate, momentum=settings.momentum, weight_decay=decay)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add to Anomalib's callbacks the end of the training, unless the user has one, and the point to resume at."""
+        callbacks = [*cast("Sequence[Callback]", super().configure_callbacks()), ResumePoint()]
+        present = [] if self._trainer is None else cast("Any", self.trainer).callbacks
+        if self.settings.patience is not None and not any(isinstance(each, EarlyStopping) for each in present):
+            callbacks.append(EarlyStopping(SELECTION, patience=self.settings.patience, mode="max"))
+        return callbacks
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """No validation before training; epochs and devices are the user's."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class for the engine, which then fits, validates and tests: Anomalib has no name for "supervised"."""
+        return LearningType.ONE_CLASS
+
+    def setup(self, stage: str) -> None:
+        """Choose the checkpoint that is kept, before Lightning looks for its state in one to resume from."""
+        super().setup(stage)
+        if stage == TrainerFn.FITTING:
+            keep_best(self.trainer.checkpoint_callback)
+
+    def on_fit_start(self) -> None:
+        """Set the number of epochs, and load the backbone's weights where no checkpoint has brought them."""
+        loop = self.trainer.fit_loop
+        if loop.max_epochs == NO_LIMIT:
+            loop.max_epochs = self.settings.max_epochs
+        self.model.load_weights()
+        self.train()
+
+    def on_train_start(self) -> None:
+        """Weigh the classes by the number of their training images, and say what is in force.
+
+        Raises:
+            ValueError: If the training images are of one kind only, or their labels are not known before training.
+        """
+        loader: Any = self.trainer.train_dataloader
+        samples = getattr(getattr(loader, "dataset", None), "samples", None)
+        if samples is None:
+            msg = (
+                "A classifier counts its training images by label, in the table `samples` of Anomalib's data sets. "
+                "Train with a data module of Anomalib or of this package."
+            )
+            raise ValueError(msg)
+        defective = int((samples["label_index"] == 1).sum())
+        self.loss.count(len(samples) - defective, defective)
+        settings = self.settings
+        logger.info(
+            "Training %s (preset %s): %s, learning rate %g, momentum %g, weight decay %g, batches of %d, at most %d "
+            "epochs, images of %d x %d; %d normal images count %.3g each, %d defective ones %.3g.",
+            *(settings.backbone, settings.preset, settings.optimizer, settings.learning_rate, settings.momentum),
+            *(settings.weight_decay, loader.batch_size, self.trainer.max_epochs, *settings.image_size),
+            *(len(samples) - defective, self.loss.weights[0], defective, self.loss.weights[1]),
+        )
+        if loader.batch_size != settings.batch_size:
+            logger.warning(
+                "The preset %s was published with batches of %d images; the data module has %s. For the published "
+                "size: `--data.train_batch_size %d` (with SyntheticDefects `--data.base.init_args.train_batch_size`).",
+                *(settings.preset, settings.batch_size, loader.batch_size, settings.batch_size),
+            )
+
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss of a batch."""
+        logits = self.model.activation(cast("Tensor", batch.image)).mean(dim=(1, 2))
+        loss: Tensor = self.loss(logits, batch.gt_label)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(logits))
+        return loss
+
+    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict a batch for threshold and normalisation, and take it into the record of the epoch."""
+        images = cast("Tensor", batch.image)
+        activation = self.model.activation(images)
+        self.validation.update(activation.mean(dim=(1, 2)), cast("Tensor", batch.gt_label))
+        found = predictions(activation, (images.shape[-2], images.shape[-1]))
+        return cast("STEP_OUTPUT", batch.update(**found._asdict()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the epochs are compared by."""
+        values = self.validation.compute(self.current_epoch)
+        shown = {name: value for name, value in values.items() if name != SELECTION}
+        if not shown and self.current_epoch == 0:
+            logger.warning(
+                "The validation images are of one kind only: training does not stop early, and the last epoch is kept."
+            )
+        self.log_dict(shown, prog_bar=True)
+        self.log(SELECTION, values[SELECTION])
+
+    def on_fit_end(self) -> None:
+        """Go on with the weights and the threshold of the best epoch: the engine tests the model as it is."""
+        best = best_checkpoint(self.trainer.checkpoint_callback)
+        if best is None:
+            return
+        content = torch.load(best, map_location=self.device, weights_only=True)
+        self.load_state_dict(content["state_dict"])
+        logger.info("Epoch %d is kept, of %d.", content["epoch"] + 1, self.trainer.current_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the settings in force, whatever a preset may mean one day."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] |= {name: getattr(self.settings, name) for name in _TRAINING}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make a checkpoint that the trainer restores mean what its user expects.
+
+        The command line builds the model from its own arguments and then loads the checkpoint into it. Arguments that
+        were left at their defaults are taken from the checkpoint. A fit goes on with the next epoch.
+
+        Raises:
+            ValueError: If a given argument contradicts what the checkpoint was trained with.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
+            return
+        defaults = {name: each.default for name, each in inspect.signature(DefectClassifier).parameters.items()}
+        changes = checkpoint_settings(self.hparams, defaults, checkpoint.get("hyper_parameters", {}), _FIXED)
+        if changes:
+            self.hparams.update(changes)
+            self._build_model()
+            self.model.to(self.device)
+        trainer: Any = self.trainer
+        if trainer.datamodule is not None:
+            trainer.datamodule.setup(trainer.state.fn)  # its resize follows the pre-processor, which has just changed
+        if trainer.state.fn == TrainerFn.FITTING:
+            carry_over_best(checkpoint, trainer.checkpoint_callback)
+            self._resumed_from = _fingerprint(checkpoint)
+        elif self._resumed_from is not None and self._resumed_from == _fingerprint(checkpoint):
+            # Anomalib's engine tests the checkpoint that training went on from; what was asked for is a test of the
+            # model that has just been trained.
+            checkpoint["state_dict"] = self.state_dict()
+
+    def teardown(self, stage: str) -> None:
+        """Say where the results are."""
+        super().teardown(stage)
+        log_results(self.trainer, self.visualizer, stage)
+
+
+def _fingerprint(checkpoint: dict[str, Any]) -> str:
+    """Identify a checkpoint by its linear layer, whatever its file is called."""
+    weight: Tensor = checkpoint["state_dict"]["model.head.weight"]
+    return hashlib.sha256(weight.cpu().numpy().tobytes()).hexdigest()

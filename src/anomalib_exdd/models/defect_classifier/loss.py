@@ -1,0 +1,71 @@
+"""The loss of image labels, with the rare class weighed up.
+
+Shape suffix: B images.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+PositiveWeight = float | Literal["balanced"]
+
+
+class LabelLoss(nn.Module):
+    """Binary cross-entropy of an image's logit, in which a defective image counts more than a normal one.
+
+    Until :meth:`count` has seen how many there are of each, all images count 1.
+
+    Args:
+        pos_weight: How many times as much as a normal image a defective one counts; "balanced": so many that the
+            defective images count as much together as the normal ones.
+    """
+
+    def __init__(self, pos_weight: PositiveWeight) -> None:
+        super().__init__()
+        self.pos_weight = pos_weight
+        self.weights = (1.0, 1.0)
+
+    def count(self, normal: int, defective: int) -> None:
+        """Set the weights for a training set of so many images."""
+        self.weights = label_weights(normal, defective, self.pos_weight)
+
+    def forward(self, logits_B: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the mean of the images' weighted losses, float32."""
+        labels = labels_B.bool()
+        losses = F.binary_cross_entropy_with_logits(logits_B.float(), labels.float(), reduction="none")
+        return (losses * torch.where(labels, self.weights[1], self.weights[0])).mean()
+
+
+def label_weights(normal: int, defective: int, pos_weight: PositiveWeight) -> tuple[float, float]:
+    """Weigh normal and defective images such that their mean weight is 1.
+
+    With a mean of 1 the learning rate means the same whatever the imbalance. "balanced" is scikit-learn's rule of that
+    name, ``n / (2 n_class)``.
+
+    Args:
+        normal: Number of normal training images.
+        defective: Number of defective training images.
+        pos_weight: Weight of a defective image, in those of a normal one; or "balanced".
+
+    Returns:
+        Weight of a normal and of a defective image.
+
+    Raises:
+        ValueError: If there are no images of one kind.
+
+    Example:
+        >>> label_weights(30, 10, "balanced"), label_weights(30, 10, 1.0)
+        ((0.6666666666666666, 2.0), (1.0, 1.0))
+    """
+    if normal == 0 or defective == 0:
+        kind = "defective" if defective == 0 else "normal"
+        msg = (
+            f"The training images have no {kind} one, but a classifier learns from both. Add {kind} images, or "
+            "synthetic defects: `--data SyntheticDefects` with images of `anomalib synthesize`."
+        )
+        raise ValueError(msg)
+    ratio = normal / defective if pos_weight == "balanced" else float(pos_weight)
+    scale = (normal + defective) / (normal + ratio * defective)
+    return scale, ratio * scale

@@ -1,0 +1,124 @@
+"""Which epoch is kept: the one with the best average precision on validation images, never on test images.
+
+Shape suffix: B images.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAveragePrecision
+
+from .loss import LabelLoss
+
+SELECTION = "val_selection"
+"""Name of the logged value by which epochs are compared; the higher, the better."""
+
+_LOSS_SHARE = 1e-4  # of the selection: less than any change of average precision that a few images can make
+
+
+class ValidationRecord(nn.Module):
+    """What an epoch's validation images say of it.
+
+    Args:
+        loss: The training's loss.
+    """
+
+    def __init__(self, loss: LabelLoss) -> None:
+        super().__init__()
+        self._weighted = (loss,)  # a tuple: the loss is the model's own submodule
+        self.average_precision = BinaryAveragePrecision()
+        self.loss = MeanMetric()
+        self.defective = MeanMetric()
+
+    def update(self, logits_B: Tensor, labels_B: Tensor) -> None:
+        """Add a batch."""
+        self.average_precision.update(logits_B.float(), labels_B.int())
+        self.loss.update(self._weighted[0](logits_B, labels_B), weight=len(labels_B))
+        self.defective.update(labels_B.float())
+
+    def compute(self, epoch: int) -> dict[str, Tensor]:
+        """Return the values to log, of all processes together, and begin anew.
+
+        Images of one kind alone cannot tell good epochs from bad ones: a network that calls everything normal would be
+        the best. Later epochs are better then, so that the last one is kept and training never stops early.
+
+        Args:
+            epoch: Number of the epoch.
+
+        Returns:
+            :data:`SELECTION`, and where there are images of both kinds ``val_AP`` and ``val_loss``. The selection is
+            the average precision; the loss decides between equal ones.
+        """
+        share = self.defective.compute()
+        loss = self.loss.compute()
+        values = {SELECTION: torch.tensor(float(epoch), device=loss.device)}
+        if 0 < share < 1:
+            precision = self.average_precision.compute()
+            values = {"val_AP": precision, "val_loss": loss, SELECTION: precision - _LOSS_SHARE * loss / (1 + loss)}
+        for metric in (self.average_precision, self.loss, self.defective):
+            metric.reset()
+        return values
+
+
+class ResumePoint(Checkpoint):
+    """Keeps ``last.ckpt`` beside the best checkpoint: where an interrupted training goes on.
+
+    Lightning's own ``save_last`` is written only in epochs that improve on the best.
+    """
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Save the epoch; the file of the epoch before stays until it is complete."""
+        del pl_module
+        keeper = trainer.checkpoint_callback
+        if keeper is None or keeper.dirpath is None or trainer.fast_dev_run:
+            return
+        last = Path(keeper.dirpath) / "last.ckpt"
+        partial = last.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(last)
+
+
+def keep_best(keeper: Any) -> None:
+    """Make Anomalib's checkpoint callback keep the epoch of the best selection, unless the user gave it a task."""
+    if isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
+        keeper.monitor, keeper.mode, keeper.kth_value = SELECTION, "max", torch.tensor(-torch.inf)
+
+
+def carry_over_best(checkpoint: dict[str, Any], keeper: Any) -> None:
+    """Let a resumed training know the best epoch of the interrupted one, whose folder is another.
+
+    Args:
+        checkpoint: Content of the checkpoint to go on from; changed.
+        keeper: The new training's checkpoint callback.
+    """
+    for state in checkpoint.get("callbacks", {}).values():
+        if isinstance(state, dict) and state.get("monitor") == SELECTION and keeper is not None:
+            state["dirpath"] = keeper.dirpath  # Lightning forgets the scores of another folder
+            state["last_model_path"] = ""
+
+
+def best_checkpoint(keeper: Any) -> Path | None:
+    """Return the checkpoint of the best epoch, in the folder of this training.
+
+    If no epoch was better than the best one before an interruption, that one is copied there.
+    """
+    if getattr(keeper, "monitor", None) != SELECTION or not keeper.best_model_path:
+        return None
+    best, folder = Path(keeper.best_model_path), Path(keeper.dirpath)
+    if not best.is_file():
+        return None
+    if best.parent.resolve() != folder.resolve():
+        folder.mkdir(parents=True, exist_ok=True)
+        copied = folder / f"{keeper.filename}.ckpt"
+        shutil.copyfile(best, copied.with_suffix(".partial"))
+        copied.with_suffix(".partial").replace(copied)
+        keeper.best_model_path = str(copied)
+        best = copied
+    return best

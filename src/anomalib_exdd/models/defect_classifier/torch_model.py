@@ -1,0 +1,175 @@
+"""The classifier as a plain torch module: a backbone, one linear layer, and the map that the two imply.
+
+Shape suffixes: B images, C channels, H x W pixels, h x w cells of the backbone's last feature maps.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_exdd.models.components.weights import (
+    check_is_file,
+    check_is_known,
+    file_weights,
+    fresh_layers,
+    initial_network,
+    not_in_file,
+    timm_weights,
+)
+
+logger = logging.getLogger(__name__)
+
+_UNPOOLED: dict[str, Any] = {"num_classes": 0, "global_pool": ""}  # the last feature maps, without timm's own head
+_PROBE_SIDE = 64  # pixels of the image by which a backbone's output is looked at
+
+
+class DefectClassifierModel(nn.Module):
+    """Tells the probability that an image is defective, and where that comes from.
+
+    A linear layer after global average pooling is linear in every cell of the last feature maps, so that applying it to
+    the cells gives a map whose mean is the image's logit, exactly: class activation mapping (Zhou et al., 2016). Being
+    the logit's own parts, in log-odds, maps can be compared between images.
+
+    The architecture is built without weights. They are loaded by :meth:`load_weights` when training starts, unless a
+    state dict came before: a trained checkpoint brings its own, and needs neither network nor file.
+
+    Args:
+        backbone: Name of a timm model with feature maps, such as a ResNet.
+        pre_trained: Whether to take timm's ImageNet weights where no ``weights`` are given.
+        weights: Local file of the backbone's weights. Layers at the end that it lacks are learned from scratch.
+        freeze_batch_norm: Keep the statistics of the batch norms that have loaded weights.
+        seed: Seed of the linear layer and of what else is learned from scratch.
+
+    Raises:
+        ValueError: If timm does not know the backbone, or it has no feature maps.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+        freeze_batch_norm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_is_known(backbone)
+        self.weights = None if weights is None else Path(weights)
+        check_is_file(self.weights)
+        self.backbone_name = backbone
+        self.freeze_batch_norm = freeze_batch_norm
+        self.seed = seed
+        self.weights_ready = weights is None and not pre_trained
+        self.fresh: list[str] = [] if pre_trained or weights else [""]
+        channels = _num_channels(backbone)
+        self.backbone = initial_network(backbone, seed, **_UNPOOLED)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = nn.Linear(channels, 1)
+
+    def load_weights(self) -> None:
+        """Load the backbone's weights if they have not been loaded or restored yet.
+
+        Raises:
+            ValueError: If the weights' file cannot be read or does not fit the backbone.
+            RuntimeError: If timm's weights are neither cached nor within reach.
+        """
+        if self.weights_ready:
+            return
+        if self.weights is None:
+            loaded = timm_weights(self.backbone_name, **_UNPOOLED)
+        else:
+            loaded, missing = file_weights(self.weights, self.backbone_name, self.seed, **_UNPOOLED)
+            names = [name for name, value in loaded.items() if value.ndim > 1]
+            fresh = fresh_layers(names, missing)
+            if fresh is None:
+                raise not_in_file(self.weights, self.backbone_name, missing)
+            if fresh:
+                logger.warning(
+                    "%s has no weights for %s of %s: learned from scratch (seed %d).",
+                    self.weights,
+                    ", ".join(f"`{layer}`" for layer in fresh),
+                    self.backbone_name,
+                    self.seed,
+                )
+            self.fresh = fresh
+        self.backbone.load_state_dict(loaded)
+        self.weights_ready = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "DefectClassifierModel":
+        """Switch between training and evaluation; frozen batch norms stay in evaluation."""
+        super().train(mode)
+        if mode and self.freeze_batch_norm:
+            for name, module in self.backbone.named_modules():
+                is_fresh = any(f"{name}.".startswith(f"{layer}." if layer else "") for layer in self.fresh)
+                if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not is_fresh:
+                    module.eval()
+        return self
+
+    def activation(self, images_BCHW: Tensor) -> Tensor:
+        """Return every cell's part of the logit, in log-odds, float32, shape (B, h, w); the mean is the logit."""
+        features_BChw = self.backbone(images_BCHW)
+        with torch.autocast(device_type=images_BCHW.device.type, enabled=False):
+            weight_11C = self.head.weight.float()[..., None, None]
+            return F.conv2d(features_BChw.float(), weight_11C, self.head.bias.float()).squeeze(1)
+
+    def forward(self, images_BCHW: Tensor) -> InferenceBatch:
+        """Classify images.
+
+        Args:
+            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+
+        Returns:
+            ``pred_score``, the probability of a defect, float32, shape (B,), and ``anomaly_map``, log-odds, float32,
+            shape (B, 1, H, W).
+        """
+        activation_Bhw = self.activation(images_BCHW)
+        return predictions(activation_Bhw, (images_BCHW.shape[-2], images_BCHW.shape[-1]))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Keep in checkpoints which layers were learned from scratch: their batch norms are never frozen."""
+        return {"fresh": self.fresh}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore which layers were learned from scratch."""
+        self.fresh = list(state["fresh"])
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.weights_ready = True
+
+
+def predictions(activation_Bhw: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
+    """Turn cells' parts of the logit into a probability and a map of the image's size."""
+    upsampled = F.interpolate(activation_Bhw.unsqueeze(1), size=image_size, mode="bilinear", align_corners=False)
+    return InferenceBatch(pred_score=torch.sigmoid(activation_Bhw.mean(dim=(1, 2))), anomaly_map=upsampled)
+
+
+def _num_channels(backbone: str) -> int:
+    """Return the number of channels of the last feature maps, without computing anything.
+
+    Raises:
+        ValueError: If the backbone has no feature maps of shape (B, C, h, w), or takes images of one size only.
+    """
+    try:
+        with torch.device("meta"):
+            network: Any = timm.create_model(backbone, pretrained=False, **_UNPOOLED).eval()
+            shape = network(torch.zeros(1, 3, _PROBE_SIDE, 2 * _PROBE_SIDE)).shape
+        if len(shape) == 4 and shape[3] == 2 * shape[2]:
+            return int(shape[1])
+        reason = f"its output has the shape {tuple(shape)}"
+    except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+    msg = (
+        f"Argument `backbone` has to be a timm model whose output without a head is feature maps of shape (B, C, h, w) "
+        f"for images of any size, such as resnet50 or convnext_tiny, but {backbone!r} is not: {reason}."
+    )
+    raise ValueError(msg)
