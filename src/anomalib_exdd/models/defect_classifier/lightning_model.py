@@ -304,6 +304,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             # Anomalib's engine tests the checkpoint that training went on from; what was asked for is a test of the
             # model that has just been trained.
             checkpoint["state_dict"] = self.state_dict()
+            checkpoint.pop("callbacks", None)  # which would name the old best checkpoint again
 
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
