@@ -76,8 +76,8 @@ def data(options: argparse.Namespace, seed: int) -> KSDD2:
     return KSDD2(options.root, seed=seed, num_workers=options.workers, num_defects=options.num_defects)
 
 
-def engine(folder: str, *callbacks: Callback, accelerator: str = "auto") -> Engine:
-    """Return an engine that writes into a temporary folder."""
+def engine(folder: str, *callbacks: Callback, accelerator: str = "auto", **arguments: Any) -> Engine:
+    """Return an engine that writes into a temporary folder; further arguments are the trainer's."""
     return Engine(
         default_root_dir=folder,
         accelerator=accelerator,
@@ -86,6 +86,7 @@ def engine(folder: str, *callbacks: Callback, accelerator: str = "auto") -> Engi
         logger=False,
         enable_progress_bar=False,
         barebones=False,
+        **arguments,
     )
 
 
@@ -128,11 +129,11 @@ def patchcore(options: argparse.Namespace) -> Patchcore:
     return model
 
 
-def fit(model: AnomalibModule, datamodule: KSDD2) -> float:
-    """Train a model; return the seconds it took."""
+def fit(model: AnomalibModule, datamodule: KSDD2, **arguments: Any) -> float:
+    """Train a model, with further arguments for the trainer; return the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        engine(folder).fit(model=model, datamodule=datamodule)
+        engine(folder, **arguments).fit(model=model, datamodule=datamodule)
         return time.perf_counter() - start
 
 

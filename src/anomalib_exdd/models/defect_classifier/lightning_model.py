@@ -232,7 +232,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         if loader.batch_size != settings.batch_size:
             logger.warning(
                 "The preset %s was published with batches of %d images; the data module has %s. For the published "
-                "size: `--data.train_batch_size %d` (with SyntheticDefects `--data.base.init_args.train_batch_size`).",
+                "size: `--data.train_batch_size %d` (with SyntheticDefects `--data.base.train_batch_size`).",
                 *(settings.preset, settings.batch_size, loader.batch_size, settings.batch_size),
             )
 
