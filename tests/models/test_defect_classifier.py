@@ -87,6 +87,8 @@ def test_the_best_epoch_is_kept_tested_and_saved_with_the_settings_in_force(
     assert checkpoint["hyper_parameters"]["optimizer"] == "adam"
     assert checkpoint["hyper_parameters"]["learning_rate"] == 1e-3
     assert checkpoint["hyper_parameters"]["weight_decay"] == 0.0
+    expected = {"batch_size": 8, "max_epochs": 8, "image_size": (HEIGHT, WIDTH), "preset": "diag", "optimizer": "adam"}
+    assert expected.items() <= DefectClassifier.load_from_checkpoint(best).trained_with.items()
 
 
 def test_training_stops_and_selects_by_the_validation_record_alone(

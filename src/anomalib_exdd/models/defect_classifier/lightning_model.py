@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 NO_LIMIT = 1000
 """What Lightning makes of a number of epochs that nobody gave."""
+TRAINED_WITH = "defect_classifier_training"
+"""Where a checkpoint keeps the settings of its training, those of data module and trainer included."""
 
 _FIXED = frozenset({"backbone", "image_size", "optimizer", "learning_rate", "momentum", "weight_decay"})
 _TRAINING = ("image_size", "optimizer", "learning_rate", "momentum", "weight_decay")
@@ -127,6 +129,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         )
         self._own_visualizer = visualizer is True
         self._resumed_from: str | None = None
+        self.trained_with: dict[str, Any] = {}
         self._build_model()
 
     @property
@@ -222,6 +225,12 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         defective = int((samples["label_index"] == 1).sum())
         self.loss.count(len(samples) - defective, defective)
         settings = self.settings
+        self.trained_with = {
+            **{name: getattr(settings, name) for name in ("backbone", "preset", *_TRAINING)},
+            "batch_size": loader.batch_size,
+            "max_epochs": self.trainer.max_epochs,
+            "label_weights": self.loss.weights,
+        }
         logger.info(
             "Training %s (preset %s): %s, learning rate %g, momentum %g, weight decay %g, batches of %d, at most %d "
             "epochs, images of %d x %d; %d normal images count %.3g each, %d defective ones %.3g.",
@@ -275,6 +284,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         """Save the settings in force, whatever a preset may mean one day."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] |= {name: getattr(self.settings, name) for name in _TRAINING}
+        checkpoint[TRAINED_WITH] = self.trained_with
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint that the trainer restores mean what its user expects.
@@ -286,6 +296,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             ValueError: If a given argument contradicts what the checkpoint was trained with.
         """
         super().on_load_checkpoint(checkpoint)
+        self.trained_with = dict(checkpoint.get(TRAINED_WITH, {}))
         if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
             return
         defaults = {name: each.default for name, each in inspect.signature(DefectClassifier).parameters.items()}

@@ -3,6 +3,7 @@
 Shape suffix: B images.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class ResumePoint(Checkpoint):
             return
         last = Path(keeper.dirpath) / "last.ckpt"
         partial = last.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             partial.replace(last)
 
@@ -117,8 +118,9 @@ def best_checkpoint(keeper: Any) -> Path | None:
     if best.parent.resolve() != folder.resolve():
         folder.mkdir(parents=True, exist_ok=True)
         copied = folder / f"{keeper.filename}.ckpt"
-        shutil.copyfile(best, copied.with_suffix(".partial"))
-        copied.with_suffix(".partial").replace(copied)
+        partial = copied.with_suffix(f".{os.getpid()}.partial")  # every process of a distributed training does it
+        shutil.copyfile(best, partial)
+        partial.replace(copied)
         keeper.best_model_path = str(copied)
         best = copied
     return best
