@@ -47,6 +47,11 @@ FILES = {
         class ExDD(AnomalibModule): ...
     """,
     "anomalib_exdd/models/exdd/__init__.py": "from .lightning_model import ExDD\n",
+    "anomalib_exdd/models/defect_classifier/lightning_model.py": """
+        from anomalib.models import AnomalibModule
+        class DefectClassifier(AnomalibModule): ...
+    """,
+    "anomalib_exdd/models/defect_classifier/__init__.py": "from .lightning_model import DefectClassifier\n",
     "anomalib_exdd/data/ksdd2.py": """
         from anomalib.data import AnomalibDataModule
         class KSDD2(AnomalibDataModule): ...
