@@ -134,7 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--workers", type=int, default=2)
     training = parser.add_argument_group("classifier")
-    training.add_argument("--epochs", type=int, default=10)
+    training.add_argument("--epochs", type=int, default=20)
     training.add_argument("--batch-size", type=int, default=32)
     training.add_argument("--learning-rate", type=float, default=1e-4)
     training.add_argument("--patience", type=int, help="epochs without improvement to stop after; never by default")
