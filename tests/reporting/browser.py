@@ -97,9 +97,7 @@ class Browser:
             media: Media features to pretend, such as `prefers-color-scheme`.
         """
         phone = width < 600
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.pretend(media or {})
         self.call("Page.navigate", url="about:blank")
         self.run("0")
@@ -155,9 +153,7 @@ class Browser:
     def requests(self) -> list[str]:
         """Return the addresses that the page asked for since it was opened, but for pictures within itself."""
         addresses = [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event["method"] == "Network.requestWillBeSent"
+            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
         ]
         return [address for address in addresses if not address.startswith("data:")]
 

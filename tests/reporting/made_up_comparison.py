@@ -164,18 +164,21 @@ def _write_run(
     random = np.random.default_rng([seed, len(name)])
     heat = np.stack([_heat(random, picture, detector) for picture in pictures])
     scores = heat.reshape(len(heat), -1).max(axis=1)
-    images = [ImageResult(each.image, each.mask, each.label, float(s)) for each, s in zip(pictures, scores, strict=True)]
+    images = [
+        ImageResult(each.image, each.mask, each.label, float(s)) for each, s in zip(pictures, scores, strict=True)
+    ]
     write_images(images, folder / place)
     if maps:
         np.savez_compressed(folder / place / "maps.npz", maps=heat.astype(np.float16))
     if detector.explains:
-        explained = {each.image: asdict(_nearest(random, each, train)) for each in pictures}
+        explained = {each.image: asdict(_nearest(hot, each, train)) for hot, each in zip(heat, pictures, strict=True)}
         write_json(explained, folder / place / "explanations.json")
     fit, memory, speed, latency, size = (cost * random.uniform(0.97, 1.03) for cost in detector.costs)
     low, high = (float(np.quantile(scores, share)) for share in (0.4, 0.75))
     run = Run(
         name, seed, place, metrics=_metrics(images), fit_seconds=fit, peak_memory_mb=memory, images_per_second=speed,
-        latency_ms=latency, model_mb=size, negative_entries=753, positive_entries=96 if detector.explains else None,
+        latency_ms=latency, model_mb=size, negative_entries=753,
+        positive_entries=96 if detector.explains else None,
         epochs=1, threshold=float(np.median(scores)), accept=low if detector.decides else None,
         reject=high if detector.decides else None,
     )  # fmt: skip
@@ -194,16 +197,21 @@ def _heat(random: np.random.Generator, picture: ImageResult, detector: Detector)
     return detector.scale * (truth * (1 - detector.noise) + clouds * detector.noise + 0.1)
 
 
-def _nearest(random: np.random.Generator, picture: ImageResult, train: Sequence[ImageResult]) -> NearestPatches:
-    good = [each.image for each in train if not each.label]
-    bad = [each.image for each in train if each.label]
-    row, column = random.uniform(0.2, 0.8, 2)
+def _nearest(heat: np.ndarray, picture: ImageResult, train: Sequence[ImageResult]) -> NearestPatches:
+    row, column = _highest(heat)
+    good, bad = next(each for each in train if not each.label), next(each for each in train if each.label)
+    bad_row, bad_column = _highest(np.asarray(Image.open(bad.mask).filter(ImageFilter.GaussianBlur(4))))
     return NearestPatches(
         row,
         column,
-        {"source": good[0], "row": row, "column": column, "distance": 4.2},
-        {"source": bad[0], "row": 0.5, "column": 0.5, "distance": 2.1 if picture.label else 6.3},
+        {"source": good.image, "row": row, "column": column, "distance": 4.2},
+        {"source": bad.image, "row": bad_row, "column": bad_column, "distance": 2.1 if picture.label else 6.3},
     )
+
+
+def _highest(pixels: np.ndarray) -> tuple[float, float]:
+    row, column = np.unravel_index(int(pixels.argmax()), pixels.shape)
+    return (float(row) + 0.5) / pixels.shape[0], (float(column) + 0.5) / pixels.shape[1]
 
 
 def _metrics(images: Sequence[ImageResult]) -> dict[str, float]:
@@ -223,7 +231,7 @@ def _differences(runs: Sequence[Run], method: str, baseline: str) -> list[Differ
     found = []
     for metric in next(iter(of.values()), {}) if seeds else ():
         each = [of[method, seed][metric] - of[baseline, seed][metric] for seed in seeds]
-        mean, width = float(np.mean(each)), 0.02 + float(np.ptp(each))
+        mean, width = float(np.mean(each)), 0.01 + float(np.ptp(each)) / 3
         found.append(Difference(method, baseline, metric, mean, mean - width, mean + width, len(seeds)))
     return found
 

@@ -7,7 +7,7 @@ from .results import MethodResults, Results
 from .tables import best_mean
 from .wording import COSTS, amount, count
 
-_WIDTH, _LEFT, _RIGHT = 420, 112, 330
+_WIDTH, _LEFT, _RIGHT = 420, 114, 336
 _ROW, _TOP = 26, 6
 
 
@@ -50,7 +50,9 @@ def _row(method: MethodResults, quantity: str, scale: Scale, top: float, *, is_b
     star = "★ " if is_best else ""
     label = text(scale(max(values)) + 8, y + 4, f"{star}{amount(mean)}", classes="bold" if is_best else "")
     name = text(_LEFT - 8, y + 4, fitting(method.name, _LEFT - 8), "end")
-    spoken = f"{method.name}: {amount(mean)} ({amount(min(values))} to {amount(max(values))}, {count(len(values), 'seed')})"
+    spoken = (
+        f"{method.name}: {amount(mean)} ({amount(min(values))} to {amount(max(values))}, {count(len(values), 'seed')})"
+    )
     return f"<g><title>{escape(spoken)}</title>{name}{drawn}{label}</g>"
 
 

@@ -120,6 +120,7 @@ def _chart(
         curves = [points_of(run) for run in runs]
         lines = "".join(polyline(curve, x, y, "seed") for curve in curves) if len(curves) > 1 else ""
         lines += polyline(mean_curve(curves), x, y, "mean")
-        body += f'<g class="{style_of(method)}" data-method="{method.number}"><title>{escape(method.name)}</title>{lines}</g>'
+        which = f'class="{style_of(method)}" data-method="{method.number}"'
+        body += f"<g {which}><title>{escape(method.name)}</title>{lines}</g>"
     names = ", ".join(method.name for method, _ in drawn)
     return figure(svg(_WIDTH, _HEIGHT, f"{title} of {names}", body), f"<h3>{title}</h3>")

@@ -28,8 +28,9 @@ class Judgement:
         method: The method.
         row: Row of the image in `images.csv` and in the maps.
         score: Its score.
-        severity: Share of the images of the other class that are on the wrong side of it, 0 to 1.
-        others: Number of images of the other class.
+        beyond: Number of images of the other class that are on the wrong side of it.
+        equal: Number of those that score the same.
+        others: Number of all images of the other class.
         word: What the method calls it (`accept`, `review`, `reject`, `normal`, `defective`); empty without thresholds.
         is_error: Whether it is an error.
     """
@@ -37,10 +38,16 @@ class Judgement:
     method: MethodResults
     row: int
     score: float
-    severity: float
+    beyond: int
+    equal: int
     others: int
     word: str
     is_error: bool
+
+    @property
+    def severity(self) -> float:
+        """Share of the images of the other class on the wrong side of it, 0 to 1."""
+        return (self.beyond + self.equal / 2) / self.others if self.others else 0.0
 
 
 @dataclass(frozen=True)
@@ -79,33 +86,39 @@ def judge_images(results: Results) -> list[JudgedImage]:
     """Judge every test image by every method's first run; images in the order in which they first appear."""
     judged: dict[str, JudgedImage] = {}
     for method, run in results.pictured:
-        severities = error_severity(run)
+        beyond, equal = count_beyond(run)
         defective_count = int(run.labels.sum())
         for row, image in enumerate(run.images):
             defective = image.label != 0
             word = call_of(image.score, run.run)
             wrong = word in ({"accept", "normal"} if defective else {"reject", "defective"})
-            severity = float(severities[row])
             others = len(run.images) - defective_count if defective else defective_count
             entry = judged.setdefault(image.image, JudgedImage(image.image, image.mask, defective, {}))
             entry.judgements[method.number] = Judgement(
-                method, row, image.score, severity, others, word, is_error=wrong or severity > 0
-            )
+                method, row, image.score, int(beyond[row]), int(equal[row]), others, word,
+                is_error=wrong or bool(beyond[row] or equal[row]),
+            )  # fmt: skip
     return list(judged.values())
 
 
-def error_severity(run: RunResults) -> NDArray[np.float64]:
-    """Return each image's share of images of the other class on the wrong side of it, 0 to 1, shape (images,)."""
+def count_beyond(run: RunResults) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count for each image the images of the other class on the wrong side of it, and those that score the same.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Two arrays of shape (images,). All 0 if there is but one class.
+    """
     labels, ranks = run.labels, rank_scores(run.scores)
-    severity = np.zeros(len(ranks))
-    for own, other, sign in ((labels, ~labels, 1), (~labels, labels, -1)):
-        if own.any() and other.any():
-            order = np.sort(sign * ranks[other])
-            mine = sign * ranks[own]
-            beyond = len(order) - np.searchsorted(order, mine, "right")
-            equal = np.searchsorted(order, mine, "right") - np.searchsorted(order, mine, "left")
-            severity[own] = (beyond + equal / 2) / len(order)
-    return severity
+    beyond, equal = np.zeros(len(ranks), dtype=np.int64), np.zeros(len(ranks), dtype=np.int64)
+    for own, sign in ((labels, 1), (~labels, -1)):
+        others = np.sort(sign * ranks[~own])
+        mine = sign * ranks[own]
+        up_to = np.searchsorted(others, mine, "right")
+        beyond[own] = len(others) - up_to
+        equal[own] = up_to - np.searchsorted(others, mine, "left")
+    return beyond, equal
 
 
 def call_of(score: float, run: Run) -> str:

@@ -7,22 +7,26 @@ from anomalib_exdd.reporting.markup import escape
 
 from .charts import Scale, figure, fitting, line, panels, svg, text, ticks, x_axis
 from .results import Results
-from .verdict import includes_zero
+from .verdict import finite_differences, includes_zero
 from .wording import count, points
 
-_WIDTH, _LEFT, _RIGHT = 420, 112, 300  # the plot lies between the methods' names and the numbers
+_WIDTH, _LEFT, _RIGHT = 420, 110, 242  # the plot lies between the methods' names and the numbers
 _ROW, _TOP = 26, 8
 
 
 def forest_section(results: Results) -> str:
     """Make the section of paired differences."""
     by_metric: dict[str, list[Difference]] = {}
-    for difference in results.comparison.differences:
+    differences = finite_differences(results)
+    for difference in differences:
         by_metric.setdefault(difference.metric, []).append(difference)
     if not by_metric:
         return "<p>There are no paired differences: they need a baseline and another method that has finished.</p>"
-    order = [*(metric for metric in METRICS if metric in by_metric), *(each for each in by_metric if each not in METRICS)]
-    baselines = ", ".join(sorted({escape(each.baseline) for each in results.comparison.differences}))
+    order = [
+        *(metric for metric in METRICS if metric in by_metric),
+        *(each for each in by_metric if each not in METRICS),
+    ]
+    baselines = ", ".join(sorted({escape(each.baseline) for each in differences}))
     explained = (
         f'<p class="faint">Each method minus the baseline ({baselines}) on the same seeds and images, in percentage '
         "points, with the 95 % confidence interval. To the right of the line the method is better. "

@@ -9,7 +9,6 @@ from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from anomalib_exdd.reporting.markup import escape
@@ -21,9 +20,9 @@ from .results import MethodResults, Results
 from .thumbnails import SIDE, data_uri, heat_picture, outline, photo, read_mask, read_picture, small_size
 from .wording import count, number
 
-EACH = 10
+EACH = 8
 """Errors shown of every method and kind, at most."""
-MOST = 60
+MOST = 48
 """Images shown altogether, at most."""
 MOST_BYTES = 9_000_000
 """Of all pictures, before they are written as text, which takes a third more."""
@@ -151,11 +150,11 @@ def _scale_note(decades: int | None) -> str:
     """Explain the colours, with a colour bar."""
     if decades is None:
         return '<p class="faint">No method left heat maps.</p>'
-    left, right = 16, 404
+    left, right = 16, 392
     width = (right - left) / LEVELS
     body = "".join(
         f'<rect x="{left + level * width:.2f}" y="2" width="{width + 0.3:.2f}" height="16" '
-        f'fill="rgb({red},{green},{blue})"/>'
+        f'shape-rendering="crispEdges" fill="rgb({red},{green},{blue})"/>'
         for level, (red, green, blue) in enumerate(palette().tolist())
     )
     names = decade_names(decades)
@@ -194,11 +193,10 @@ def _card(card: ErrorCard, methods: Sequence[MethodResults]) -> str:
     judged = card.judged
     name = PurePath(judged.image).name
     what = "defective" if judged.defective else "normal"
-    kind = "miss" if judged.kind == "miss" else "false alarm"
     severities = " ".join(f"{each.method.number}:{each.severity:.6f}" for each in judged.errors)
     pictures = _panel(card.image, f"Test image {name}", "image", "image not found")
-    if judged.defective:
-        pictures += _panel(card.truth, f"True defect in {name}", "true defect", "mask or image not found")
+    missing = "mask or image not found" if judged.defective else "none: a normal image"
+    pictures += _panel(card.truth, f"True defect in {name}", "true defect", missing)
     for method in methods:
         pictures += _panel(
             card.heat.get(method.number),
@@ -208,7 +206,7 @@ def _card(card: ErrorCard, methods: Sequence[MethodResults]) -> str:
         )
     return (
         f'<article class="card" data-kind="{judged.kind}" data-severity="{severities}">'
-        f'<h3>{escape(name)} <span class="badge {judged.kind}">{kind}</span></h3>'
+        f'<h3>{escape(name)} <span class="badge {judged.kind}">{judged.kind.replace("-", " ")}</span></h3>'
         f'<p class="path">{what}: {escape(judged.image)}</p><div class="strip">{pictures}</div></article>'
     )
 
@@ -217,7 +215,7 @@ def _panel(picture: bytes | None, alternative: str, caption: str, missing: str) 
     if picture is None:
         shown = f'<div class="blank">{missing}</div>'
     else:
-        shown = f'<img src="{data_uri(picture)}" alt="{escape(alternative)}" loading="lazy">'
+        shown = f'<img src="{data_uri(picture)}" alt="{escape(alternative)}">'
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -230,8 +228,8 @@ def _judged(method: MethodResults, judgement: Judgement | None, *, defective: bo
     if judgement.word:
         parts[0] += f", called <em>{judgement.word}</em>"
     if judgement.others:
-        beyond = judgement.severity * judgement.others
         whose = "normal score higher" if defective else "defective score lower"
-        parts.append(f"{beyond:.10g} of {judgement.others} {whose}")
+        equal = f", {judgement.equal} equal" if judgement.equal else ""
+        parts.append(f"{judgement.beyond} of {judgement.others} {whose}{equal}")
     flag = ' <span class="wrong">✗ error</span>' if judgement.is_error else ""
     return f"{name}{flag}<br>{'<br>'.join(parts)}"

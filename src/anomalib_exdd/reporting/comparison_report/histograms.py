@@ -16,9 +16,13 @@ from .results import MethodResults, Results, RunResults
 from .wording import count, number
 
 BINS = 30
+_HATCH = (  # for all panels; a browser finds it by its name
+    '<svg class="definitions" aria-hidden="true"><defs><pattern id="hatch" width="6" height="6" '
+    'patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="6" height="6" class="hatch-ground"/>'
+    '<line x1="0" y1="0" x2="0" y2="6" class="hatch-line"/></pattern></defs></svg>'
+)
 _WIDTH, _LEFT, _RIGHT = 420, 12, 408
-_TOP, _MIDDLE, _BOTTOM = 34, 112, 190  # of the bars; above them stand the names of the thresholds
-_LABEL_TOPS = (11, 24)
+_TOP, _MIDDLE, _BOTTOM = 48, 120, 192  # of the bars; above them stand the names of the thresholds
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,21 @@ class Threshold:
         name: What the line is called.
         score: Where it stands.
         classes: Its look.
+        label_y: Where its name stands: each has a line of its own, so that no two collide.
     """
 
     name: str
     score: float
     classes: str
+    label_y: float
 
 
 def thresholds_of(run: Run) -> list[Threshold]:
     """Collect the thresholds that a run has, those that are not finite left out."""
     known = (
-        Threshold("threshold", _score(run.threshold), "threshold"),
-        Threshold("accept below", _score(run.accept), "decision"),
-        Threshold("reject from", _score(run.reject), "decision"),
+        Threshold("threshold", _score(run.threshold), "threshold", 26),
+        Threshold("accept below", _score(run.accept), "decision", 12),
+        Threshold("reject from", _score(run.reject), "decision", 40),
     )
     return [each for each in known if np.isfinite(each.score)]
 
@@ -60,7 +66,7 @@ def histograms_section(results: Results) -> str:
         "score, from the first seed of each method. Dashed: Anomalib's threshold. Solid: accept, review between "
         "(shaded), reject, where the method decides so. Scores of different methods have no common scale.</p>"
     )
-    return explained + panels(drawn)
+    return explained + _HATCH + panels(drawn)
 
 
 def _panel(method: MethodResults, run: RunResults) -> str:
@@ -76,7 +82,9 @@ def _panel(method: MethodResults, run: RunResults) -> str:
     body += _bars(normal, edges, scale, (_MIDDLE - _TOP) / tallest, "normal")
     body += _bars(defective, edges, scale, (_TOP - _MIDDLE) / tallest, "defective")
     body += line(_LEFT, _MIDDLE, _RIGHT, _MIDDLE, "zero")
-    body += text(_LEFT, _BOTTOM + 32, "normal ↑  defective ↓  (share of each)") + text(_RIGHT, _BOTTOM + 32, "score", "end")
+    body += text(_LEFT, _BOTTOM + 32, "normal ↑  defective ↓  (share of each)") + text(
+        _RIGHT, _BOTTOM + 32, "score", "end"
+    )
     body += _lines(thresholds, scale)
     drawing = svg(_WIDTH, _BOTTOM + 38, f"Histogram of the scores of {method.name}", body)
     left_out = int((~finite).sum())
@@ -110,9 +118,8 @@ def outcomes(run: RunResults) -> list[str]:
     defective, normal = int(labels.sum()), int((~labels).sum())
     sentences = []
     if run.run.threshold is not None:
-        missed, false_alarms = int((labels & (scores < run.run.threshold)).sum()), int(
-            (~labels & (scores >= run.run.threshold)).sum()
-        )
+        called = scores >= run.run.threshold
+        missed, false_alarms = int((labels & ~called).sum()), int((~labels & called).sum())
         sentences.append(
             f"At the threshold {missed} of {count(defective, 'defective image')} are missed, "
             f"and {false_alarms} of {count(normal, 'normal one')} are false alarms."
@@ -155,10 +162,7 @@ def _lines(thresholds: list[Threshold], scale: Scale) -> str:
     drawn = ""
     for each in thresholds:
         x = scale(each.score)
-        top = _LABEL_TOPS[each.classes == "threshold"]
-        # Names of a pair lean away from each other, so that they do not collide; none leaves the drawing.
-        leans_left = each.name.startswith("accept") or x > _RIGHT - 80
-        leans_left &= x > _LEFT + 80
-        drawn += line(x, top - 8, x, _BOTTOM, each.classes)
-        drawn += text(x - 4 if leans_left else x + 4, top, each.name, "end" if leans_left else "start")
+        leans_left = x > (_LEFT + _RIGHT) / 2  # so that no name leaves the drawing
+        drawn += line(x, each.label_y - 9, x, _BOTTOM, each.classes)
+        drawn += text(x - 4 if leans_left else x + 4, each.label_y, each.name, "end" if leans_left else "start")
     return drawn

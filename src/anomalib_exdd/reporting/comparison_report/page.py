@@ -1,7 +1,7 @@
 """The report of a comparison: `report.html`, one file that needs nothing else.
 
 A reader finds the verdict and the table first, the evidence below, and at the end all that it takes to do it again.
-Style and script are allowed by their hashes, pictures as data; a browser refuses everything else, the network above all.
+Style and script are allowed by their hashes, pictures as data; a browser refuses everything else, and all network.
 """
 
 from base64 import b64encode
@@ -69,7 +69,7 @@ def report_page(results: Results) -> str:
     about = [
         str(comparison.data.get("name") or ""),
         f"{finished} of {count(len(results.methods), 'method')}",
-        comparison.created,
+        comparison.created[:10],
     ]
     parts = {
         "POLICY": _policy(style, script),

@@ -59,10 +59,8 @@ def choose_explained(judged: Sequence[JudgedImage], method: int) -> list[JudgedI
 def _card(image: JudgedImage, method: MethodResults, patches: NearestPatches, results: Results) -> str:
     judgement = image.judgements[method.number]
     name = PurePath(image.image).name
-    if judgement.is_error:
-        kind, label = image.kind, "miss" if image.defective else "false alarm"
-    else:
-        kind, label = "found", "found"
+    kind = image.kind if judgement.is_error else "found"
+    label = kind.replace("-", " ")
     here = {"source": image.image, "row": patches.row, "column": patches.column}
     tiles = _tile(here, f"Highest patch of {name}", "test patch", results)
     tiles += _tile(patches.normal, f"Normal patch nearest to that of {name}", "closest normal", results)
@@ -88,7 +86,7 @@ def _tile(patch: dict[str, Any], alternative: str, title: str, results: Results)
         shown = '<div class="blank">image not found</div>'
     else:
         tile = data_uri(patch_tile(image, float(patch["row"]), float(patch["column"])))
-        shown = f'<img src="{tile}" alt="{escape(alternative)}" width="{TILE}" height="{TILE}" loading="lazy">'
+        shown = f'<img src="{tile}" alt="{escape(alternative)}" width="{TILE}" height="{TILE}">'
     distance = f"<br>distance {number(float(patch['distance']))}" if "distance" in patch else ""
     return (
         f"<figure>{shown}<figcaption><strong>{title}</strong>{distance}<br>"

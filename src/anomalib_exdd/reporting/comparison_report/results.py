@@ -144,7 +144,7 @@ class Results:
             return None
         root = str(self.comparison.data.get("root") or "")
         places = [self.folder / path, Path(root) / path, Path(path)]
-        return next((place for place in places if place.is_file()), None)
+        return next((place for place in places if _is_file(place)), None)
 
 
 def read_results(folder: Path) -> Results:
@@ -166,6 +166,13 @@ def read_results(folder: Path) -> Results:
         )
         methods.append(MethodResults(method, number, runs, failed))
     return Results(folder, comparison, methods)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that others own, or a name that this system cannot have
+        return False
 
 
 def _read_run(run: Run, folder: Path) -> RunResults:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .heat_scale import LEVELS, palette
 
-SIDE = 176
+SIDE = 224
 """Longest side of a picture, in pixels."""
 TILE = 128
 """Side of a cut-out patch, in pixels."""
@@ -87,7 +87,7 @@ def photo(image: Image.Image, edge: NDArray[np.bool_] | None = None) -> bytes:
     """Make a small picture of an image, with an outline on it if one is given; JPEG."""
     small = image.resize(small_size(image.size), Image.Resampling.BOX)
     if edge is not None:
-        small = Image.fromarray(np.where(edge[..., None], np.uint8(_OUTLINE), np.asarray(small)))
+        small = Image.fromarray(np.where(edge[..., None], np.array(_OUTLINE, dtype=np.uint8), np.asarray(small)))
     return _encode(small, "JPEG", quality=_JPEG_QUALITY)
 
 

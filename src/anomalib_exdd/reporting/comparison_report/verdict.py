@@ -4,6 +4,8 @@ Methods are ranked by image AP, averaged over seeds: it is the metric that a few
 leave room in.
 """
 
+import math
+
 from anomalib_exdd.reporting.comparison import METRICS, Difference
 
 from .results import MethodResults, Results
@@ -15,11 +17,11 @@ RANKING_METRIC = "image_AP"
 def verdict(results: Results) -> str:
     """Say in a paragraph of HTML what the comparison found."""
     ranked = rank_methods(results)
-    sentences = [_lead(results, ranked), *_evidence(results, ranked), _speed(ranked), _size_of_test(results)]
+    sentences = [_lead(results, ranked), *_evidence(results, ranked), _next(ranked), _speed(ranked)]
+    sentences.append(_size_of_test(results))
     failed = [method for method in results.methods if method.failed and not method.runs]
     if failed:
-        names = listed([strong(method.name) for method in failed])
-        sentences.append(f"{names} failed; the table says why.")
+        sentences.append(f"{listed([strong(method.name) for method in failed])} failed; the table says why.")
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -55,39 +57,51 @@ def _evidence(results: Results, ranked: list[MethodResults]) -> list[str]:
     if len(ranked) < 2:
         return []
     name = ranked[0].name
-    known = {each.method: each for each in results.comparison.differences if each.metric == RANKING_METRIC}
+    known = {each.method: each for each in finite_differences(results) if each.metric == RANKING_METRIC}
     if name in known:
         return [_compared(known[name])]
     followers = [known[method.name] for method in ranked[1:] if method.name in known]
     followers = [each for each in followers if each.baseline == name]
     if not followers:
-        return [f"There is no paired difference of it to another method, so chance is not ruled out: {_caution()}."]
+        return ["There is no paired difference of it to another method, so nothing says whether that is chance."]
     unclear = [each for each in followers if includes_zero(each)]
     if not unclear:
-        return [f"It is the baseline, and every difference to it leaves out 0: the closest, {_compared(followers[0])}"]
+        closest = _compared(followers[0])
+        return [f"It is the baseline, and the 95 % interval of every difference to it leaves out 0. {closest}"]
     names = listed([strong(each.method) for each in unclear])
-    return [
-        f"It is the baseline; the 95 % intervals of the differences of {names} to it include 0: "
-        "these data do not show that it is better than those."
-    ]
+    which = f"It is the baseline. The 95 % intervals of the differences of {names} to it include 0:"
+    return [f"{which} these data do not show that it is better than those."]
 
 
 def _compared(difference: Difference) -> str:
+    """Say how a method differs from the baseline, and whether that may be chance."""
+    pair = f"{strong(difference.method)} minus the baseline {strong(difference.baseline)}"
     interval = f"95 % interval {points(difference.low)} to {points(difference.high)}"
-    numbers = f"{points(difference.mean)} points ({interval})"
-    text = f"{strong(difference.method)} minus the baseline {strong(difference.baseline)} is {numbers}"
+    text = f"{pair}: {points(difference.mean)} points ({interval})."
     if includes_zero(difference):
-        return f"{text}; the interval includes 0, so {_caution()}."
-    return f"{text}; the interval leaves out 0."
-
-
-def _caution() -> str:
-    return "these data do not show that the one is better than the other"
+        return f"{text} The interval includes 0: these data do not show that the one is better than the other."
+    return f"{text} The interval leaves out 0."
 
 
 def includes_zero(difference: Difference) -> bool:
     """Whether a difference's interval holds 0, its ends included."""
     return difference.low <= 0 <= difference.high
+
+
+def finite_differences(results: Results) -> list[Difference]:
+    """Return the paired differences that are numbers; a metric that nothing has gives none."""
+    return [
+        each for each in results.comparison.differences if all(map(math.isfinite, (each.mean, each.low, each.high)))
+    ]
+
+
+def _next(ranked: list[MethodResults]) -> str:
+    """Name the method that follows the best."""
+    best = ranked[0].mean(RANKING_METRIC) if ranked else None
+    behind = [method for method in ranked if method.mean(RANKING_METRIC) != best]
+    if not behind:
+        return ""
+    return f"Next comes {strong(behind[0].name)} with {percent(behind[0].mean(RANKING_METRIC))} %."
 
 
 def _speed(ranked: list[MethodResults]) -> str:
@@ -96,11 +110,10 @@ def _speed(ranked: list[MethodResults]) -> str:
         return ""
     fastest = min(timed, key=lambda method: method.mean("latency_ms") or 0.0)
     shortest = f"{amount(fastest.mean('latency_ms'))} ms"
-    if fastest is ranked[0]:
-        return f"It is also the fastest on a single image ({shortest})."
     own = ranked[0].mean("latency_ms")
-    compared = f" against {amount(own)} ms" if own is not None else ""
-    return f"The fastest on a single image is {strong(fastest.name)}: {shortest}{compared}."
+    if fastest is ranked[0] or own is None:
+        return f"On a single image {strong(fastest.name)} is the fastest of them: {shortest}."
+    return f"On a single image {strong(fastest.name)} is the fastest of them: {shortest}, against {amount(own)} ms."
 
 
 def _size_of_test(results: Results) -> str:
