@@ -4,6 +4,7 @@ Images that are gone or cannot be decoded give None, and the page says so in the
 the data sets of this package do: any pixel that is not black, in a JPEG the brighter half.
 """
 
+import math
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
@@ -100,10 +101,11 @@ def heat_picture(levels_hw: NDArray[np.uint8], size: tuple[int, int], edge: NDAr
         edge: Outline of the true defect, in the picture's size.
     """
     image = Image.fromarray(levels_hw)
-    shrinking = max(image.width // size[0], image.height // size[1])
+    shrinking = math.ceil(max(image.width / size[0], image.height / size[1]))
     if shrinking > 1:
-        image = image.filter(ImageFilter.MaxFilter(shrinking | 1))
-    levels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+        levels = np.asarray(image.filter(ImageFilter.MaxFilter(shrinking | 1)).resize(size, Image.Resampling.NEAREST))
+    else:
+        levels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     if edge is not None:
         levels = np.where(edge, np.uint8(_OUTLINE_LEVEL), levels)
     picture = Image.fromarray(levels)
