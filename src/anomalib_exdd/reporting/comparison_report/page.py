@@ -93,7 +93,7 @@ def _sections(sections: Sequence[tuple[str, str, str]]) -> str:
 def _legend_rules(methods: int) -> str:
     """Write the style rules by which the check boxes of the legend hide lines."""
     return "\n".join(
-        f'#curves:has([data-method="{number}"]:not(:checked):is(input)) g[data-method="{number}"] {{ display: none; }}'
+        f'#curves:has(input[data-method="{number}"]:not(:checked)) g[data-method="{number}"] {{ display: none; }}'
         for number in range(methods)
     )
 
