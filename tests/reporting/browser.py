@@ -25,7 +25,9 @@ _SWITCHES = (
 
 
 def find_browser() -> str | None:
-    """Return the path of an installed Chromium."""
+    """Return the path of an installed Chromium; None on Windows, where processes inherit no numbered pipes."""
+    if os.name == "nt":
+        return None
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
