@@ -107,7 +107,11 @@ def test_heat_pictures_have_the_colours_of_the_palette() -> None:
 def test_a_hot_spot_survives_a_smaller_picture() -> None:
     levels = np.zeros((400, 200), dtype=np.uint8)
     levels[123, 77] = LEVELS - 1
-    assert (opened(heat_picture(levels, (50, 100))) == palette()[-1]).all(axis=-1).any()
+    for width, height in ((50, 100), (199, 399), (33, 71)):
+        bright = (opened(heat_picture(levels, (width, height))) == palette()[-1]).all(axis=-1)
+        ((row, column),) = np.argwhere(bright)
+        assert row * 400 // height <= 123 < (row + 1) * 400 / height
+        assert column * 200 // width <= 77 < (column + 1) * 200 / width
 
 
 def test_outline_surrounds_the_defect_even_a_thin_one() -> None:

@@ -108,7 +108,7 @@ def test_numbers_are_written_for_people() -> None:
     ]  # fmt: skip
     assert [percent(0.9758), percent(float("nan")), percent(1.0, 2)] == ["97.6", "–", "100.00"]  # noqa: RUF001
     assert [points(0.0004), points(-0.0004), points(0.1), points(-0.1)] == ["0.0", "0.0", "+10.0", "−10.0"]  # noqa: RUF001
-    assert [number(-0.12345), number(1234567.0)] == ["−0.123", "1.23e+06"]  # noqa: RUF001
+    assert [number(-0.12345), number(6000.4), number(1e9)] == ["−0.123", "6,000", "1e+09"]  # noqa: RUF001
     assert [count(1, "image"), count(2000, "image"), count(2, "score is", "scores are")] == [
         "1 image", "2,000 images", "2 scores are",
     ]  # fmt: skip

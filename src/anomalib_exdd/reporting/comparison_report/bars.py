@@ -7,7 +7,7 @@ from .results import MethodResults, Results
 from .tables import best_mean
 from .wording import COSTS, amount, count
 
-_WIDTH, _LEFT, _RIGHT = 420, 114, 336
+_WIDTH, _LEFT, _RIGHT = 420, 116, 336
 _ROW, _TOP = 26, 6
 
 

@@ -18,7 +18,7 @@ from .results import MethodResults
 COLOURS = 8
 DASHES = 4
 _STEPS = (1, 2, 2.5, 5, 10)
-_LETTER = 7.5  # width of a letter of 13 units, roughly: most are narrower
+_LETTER = 7.2  # width of a letter of 13 units, roughly: most are narrower
 
 
 @dataclass(frozen=True)

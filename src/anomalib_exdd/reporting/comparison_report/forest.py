@@ -10,7 +10,7 @@ from .results import Results
 from .verdict import finite_differences, includes_zero
 from .wording import count, points
 
-_WIDTH, _LEFT, _RIGHT = 420, 110, 242  # the plot lies between the methods' names and the numbers
+_WIDTH, _LEFT, _RIGHT = 420, 116, 244  # the plot lies between the methods' names and the numbers
 _ROW, _TOP = 26, 8
 
 

@@ -4,7 +4,6 @@ Images that are gone or cannot be decoded give None, and the page says so in the
 the data sets of this package do: any pixel that is not black, in a JPEG the brighter half.
 """
 
-import math
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
@@ -100,12 +99,11 @@ def heat_picture(levels_hw: NDArray[np.uint8], size: tuple[int, int], edge: NDAr
         size: Width and height of the picture. Where it is smaller than the map, the highest level of a place is shown.
         edge: Outline of the true defect, in the picture's size.
     """
-    image = Image.fromarray(levels_hw)
-    shrinking = math.ceil(max(image.width / size[0], image.height / size[1]))
-    if shrinking > 1:
-        levels = np.asarray(image.filter(ImageFilter.MaxFilter(shrinking | 1)).resize(size, Image.Resampling.NEAREST))
-    else:
-        levels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    for axis, length in enumerate(reversed(size)):
+        if length < levels_hw.shape[axis]:
+            starts = np.arange(length) * levels_hw.shape[axis] // length
+            levels_hw = np.maximum.reduceat(levels_hw, starts, axis=axis)
+    levels = np.asarray(Image.fromarray(levels_hw).resize(size, Image.Resampling.BILINEAR))
     if edge is not None:
         levels = np.where(edge, np.uint8(_OUTLINE_LEVEL), levels)
     picture = Image.fromarray(levels)

@@ -46,8 +46,9 @@ def amount(value: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Write a score in a few letters."""
-    return f"{value:.3g}".replace("-", "−")  # noqa: RUF001  a minus sign is wanted
+    """Write a score with three significant digits, in thousands and more without decimals."""
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+    return text.replace("-", "−")  # noqa: RUF001  a minus sign is wanted
 
 
 def count(items: int, one: str, many: str = "") -> str:
