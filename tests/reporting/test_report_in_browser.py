@@ -88,6 +88,14 @@ def test_long_names_do_not_widen_the_page(browser: Browser, tmp_path: Path) -> N
         browser.open(page, width=width)
         browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
         assert browser.run("document.documentElement.scrollWidth") == width
+    # Nothing is written outside of a drawing, where it would be cut off.
+    outside = """[...document.querySelectorAll("svg[role=img]")].flatMap((drawing) => {
+      const { left, right } = drawing.getBoundingClientRect();
+      const isOutside = (box) => box.left < left - 1 || box.right > right + 1;
+      const texts = [...drawing.querySelectorAll("text")];
+      return texts.filter((each) => isOutside(each.getBoundingClientRect())).map((each) => each.textContent);
+    })"""
+    assert browser.run(outside) == []
 
 
 def test_light_and_dark_differ(browser: Browser, page: Path) -> None:

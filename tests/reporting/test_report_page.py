@@ -211,10 +211,11 @@ def test_images_that_are_gone_leave_a_word(tmp_path: Path) -> None:
         assert [blank.text for blank in card.all("div", class_="blank")] == ["image not found"] * 3
 
 
-def test_relative_paths_start_at_the_data_or_the_folder(tmp_path: Path) -> None:
-    folder = make_comparison(tmp_path, DETECTORS[:2], seeds=(0,))
+@pytest.mark.parametrize("start", ["", "data/", "made/here/data/"])
+def test_relative_paths_start_at_the_data_or_where_the_comparison_ran(tmp_path: Path, start: str) -> None:
+    folder = make_comparison(tmp_path, DETECTORS[:2], seeds=(0,), normal=8, defective=6)
     for images in folder.glob("runs/*/0/images.csv"):
-        images.write_text(images.read_text().replace(f"{tmp_path}/data/", ""))
+        images.write_text(images.read_text().replace(f"{tmp_path}/data/", start))
     blanks = {blank.text for blank in written(folder).one(id="cards").all("div", class_="blank")}
     assert blanks == {"none: a normal image"}
 

@@ -18,7 +18,8 @@ from .results import MethodResults
 COLOURS = 8
 DASHES = 4
 _STEPS = (1, 2, 2.5, 5, 10)
-_LETTER = 7.2  # width of a letter of 13 units, roughly: most are narrower
+_NARROW, _WIDE = frozenset("iljtfrI.,;:'|()[] "), frozenset("mwMWO@%…")
+_LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of 13 units, in wide fonts
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,17 @@ def text(x: float, y: float, content: object, anchor: str = "start", classes: st
 
 
 def fitting(name: str, width: float) -> str:
-    """Cut a name so that it takes no more than a width."""
-    letters = max(1, int(width / _LETTER))
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+    """Cut a name so that it takes no more than a width, in whatever font a browser takes."""
+    if _width(name) <= width:
+        return name
+    while name and _width(f"{name}…") > width:
+        name = name[:-1]
+    return f"{name}…"
+
+
+def _width(name: str) -> float:
+    narrow, usual, wide = _LETTER_WIDTHS
+    return sum(narrow if letter in _NARROW else wide if letter in _WIDE else usual for letter in name)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, classes: str) -> str:

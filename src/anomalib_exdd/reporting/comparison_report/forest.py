@@ -10,7 +10,7 @@ from .results import Results
 from .verdict import finite_differences, includes_zero
 from .wording import count, points
 
-_WIDTH, _LEFT, _RIGHT = 420, 116, 244  # the plot lies between the methods' names and the numbers
+_WIDTH, _LEFT, _RIGHT = 420, 116, 240  # the plot lies between the methods' names and the numbers
 _ROW, _TOP = 26, 8
 
 
@@ -54,8 +54,7 @@ def _panel(metric: str, differences: Sequence[Difference]) -> str:
 
 
 def _row(difference: Difference, scale: Scale, y: float) -> str:
-    unclear = includes_zero(difference)
-    kind = "hollow" if unclear else "filled"
+    kind = "hollow" if includes_zero(difference) else "filled"
     interval = f"{points(difference.low)} to {points(difference.high)}"
     spoken = f"{difference.method}: {points(difference.mean)}, 95 % interval {interval}"
     drawn = line(scale(difference.low), y, scale(difference.high), y, "interval")
@@ -63,5 +62,5 @@ def _row(difference: Difference, scale: Scale, y: float) -> str:
         drawn += line(scale(end), y - 4, scale(end), y + 4, "interval")
     drawn += f'<circle cx="{scale(difference.mean):.1f}" cy="{y:.1f}" r="5" class="{kind}"/>'
     name = text(_LEFT - 8, y + 4, fitting(difference.method, _LEFT - 8), "end")
-    numbers = text(_RIGHT + 8, y + 4, f"{points(difference.mean)} ({interval})", classes="" if unclear else "bold")
+    numbers = text(_RIGHT + 8, y + 4, f"{points(difference.mean)} ({interval})")
     return f"<g><title>{escape(spoken)}, {count(difference.seeds, 'seed')}</title>{name}{drawn}{numbers}</g>"

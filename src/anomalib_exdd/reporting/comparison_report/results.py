@@ -138,12 +138,15 @@ class Results:
     def find_image(self, path: str) -> Path | None:
         """Find an image or mask that a file names; None if it is gone.
 
-        Relative paths may start at the comparison's folder, at the root of the data, or where Python runs.
+        Relative paths may start at the comparison's folder, at the root of the data, or where Python runs; or where it
+        ran when the comparison was made, if the root's own folder is part of the path.
         """
         if not path:
             return None
-        root = str(self.comparison.data.get("root") or "")
-        places = [self.folder / path, Path(root) / path, Path(path)]
+        root, parts = Path(str(self.comparison.data.get("root") or "")), Path(path).parts
+        places = [self.folder / path, root / path, Path(path)]
+        if root.name in parts:
+            places.append(root.joinpath(*parts[parts.index(root.name) + 1 :]))
         return next((place for place in places if _is_file(place)), None)
 
 
