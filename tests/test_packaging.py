@@ -92,7 +92,8 @@ class TestArchives:
             for name in ("anomalib_exdd.pth", "anomalib_exdd.start"):
                 assert archive.read(name) == (repository / name).read_bytes()
         source = repository / "src"
-        assert {str(path.relative_to(source)) for path in source.rglob("*.py")} <= set(names)
+        kinds = ("*.py", "*.css", "*.html", "*.js")
+        assert {str(path.relative_to(source)) for kind in kinds for path in source.rglob(kind)} <= set(names)
         assert "anomalib_exdd/py.typed" in names
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
         top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}

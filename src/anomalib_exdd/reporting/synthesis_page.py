@@ -4,11 +4,10 @@ One file without anything from the network. It shows the pictures beside it and 
 in light or dark. A browser cannot write into the folder: the page offers the table as a download.
 """
 
-import html
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .markup import asset, escape, fill, script_json
 
 
 @dataclass(frozen=True)
@@ -48,35 +47,33 @@ def synthesis_page(title: str, images: Sequence[PageImage]) -> str:
     counts = f"{len(images)} images: {accepted} accepted, {len(images) - accepted} rejected by the measurement."
     review = [{"image": image.image, "decision": image.decision, "comment": image.comment} for image in images]
     parts = {
-        "TITLE": html.escape(title),
+        "TITLE": escape(title),
         "COUNTS": counts,
         "CARDS": cards,
-        # Within a script nothing is escaped, but `</script>` and `<!--` would end or change it.
-        "REVIEW": json.dumps(review).replace("<", "\\u003c"),
-        "STYLE": _STYLE,
+        "REVIEW": script_json(review),
+        "STYLE": asset("base.css") + _STYLE,
         "SCRIPT": _SCRIPT,
     }
-    # In one pass: what is filled in may hold such marks itself.
-    return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], _PAGE)
+    return fill(_PAGE, parts)
 
 
 def _card(number: int, image: PageImage) -> str:
-    name = html.escape(image.image)
-    facts = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in image.facts if value)
+    name = escape(image.image)
+    facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in image.facts if value)
     measured = "accepted" if image.accepted else "rejected"
-    reason = f'<p class="reason">{html.escape(image.reason)}</p>' if image.reason else ""
+    reason = f'<p class="reason">{escape(image.reason)}</p>' if image.reason else ""
     buttons = "".join(
         f'<button type="button" data-decision="{word}" aria-pressed="{str(image.decision == word).lower()}">{label}'
         f'<span class="hidden"> {name}</span></button>'
         for word, label in (("accept", "Accept"), ("reject", "Reject"))
     )
     return f"""<article tabindex="0" data-number="{number}" data-measured="{measured}" aria-label="{name}">
-<img src="{html.escape(image.preview)}" loading="lazy" alt="Original, mask, result and difference of {name}">
-<h2><a href="{name}">{name}</a> <a href="{html.escape(image.mask)}">mask</a></h2>
+<img src="{escape(image.preview)}" loading="lazy" alt="Original, mask, result and difference of {name}">
+<h2><a href="{name}">{name}</a> <a href="{escape(image.mask)}">mask</a></h2>
 <p class="status">{measured} by the measurement</p>{reason}
 <dl>{facts}</dl>
 <div class="choice">{buttons}
-<input value="{html.escape(image.comment)}" aria-label="Comment on {name}" placeholder="Comment" autocomplete="off">
+<input value="{escape(image.comment)}" aria-label="Comment on {name}" placeholder="Comment" autocomplete="off">
 </div>
 </article>"""
 
@@ -122,23 +119,14 @@ undo.</p>
 """
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --card: #f4f4f5; --ink: #18181b; --faint: #52525b; --line: #a1a1aa;
-  --good: #15603a; --bad: #a3122b; --focus: #1d4ed8; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #18181b; --card: #27272a; --ink: #f4f4f5; --faint: #b4b4bd; --line: #71717a;
-    --good: #86efac; --bad: #fda4af; --focus: #93c5fd; } }
-body { margin: 0; font: 15px/1.4 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
 header { padding: 1rem; border-bottom: 1px solid var(--line); }
 h1 { font-size: 1.3rem; margin: 0; }
 h2 { font-size: 1rem; margin: .5rem 0 0; }
 p { margin: .3rem 0; }
-a { color: inherit; }
 main { display: grid; gap: 1rem; padding: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
 article { padding: .7rem; border: 2px solid var(--line); border-radius: 6px; background: var(--card); }
 article[data-use="true"] { border-color: var(--good); }
 article[data-use="false"] { border-color: var(--bad); }
-article[hidden] { display: none; }
-:focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
 img { display: block; max-width: 100%; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .7rem; margin: .3rem 0; font-size: .85rem; }
 dt, .status, .help { color: var(--faint); }
@@ -146,11 +134,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .reason { color: var(--bad); font-size: .85rem; }
 .choice { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
 .choice input { flex: 1; min-width: 8rem; }
-button, input, select { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--line);
-  border-radius: 4px; padding: .25rem .6rem; }
 button[data-decision="accept"][aria-pressed="true"] { background: var(--good); color: var(--paper); }
 button[data-decision="reject"][aria-pressed="true"] { background: var(--bad); color: var(--paper); }
-.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 
 _SCRIPT = """
