@@ -31,6 +31,10 @@ MAY_IMPORT = {
     "cli": {"plugin"},
     "__init__": {"data", "models", "plugin"},
 }
+# File -> further rooms that it alone of its room may import from, with the reason.
+EXCEPTIONS = {
+    "models/exdd/predictions.py": {"data"},  # only a model's callbacks are asked before Anomalib reads photos
+}
 
 # Library -> the only place (file or folder) that imports it.
 ONLY_IN = {
@@ -106,7 +110,8 @@ def test_imports_go_downwards(path: Path) -> None:
     for imported in imports_of(path):
         if library_of(imported.module) == PACKAGE and imported.module != PACKAGE:
             target = imported.module.split(".")[1]
-            allowed = target == room or target in MAY_IMPORT[room]
+            exceptions = EXCEPTIONS.get(path.relative_to(SOURCE).as_posix(), set())
+            allowed = target == room or target in MAY_IMPORT[room] or target in exceptions
             assert allowed, f"{path}:{imported.line}: `{room}` must not import from `{target}`"
 
 

@@ -30,7 +30,9 @@ from .checkpoints import HISTORY
 from .distributed import DistributedFit
 from .memory_bank import BankPrecision
 from .metrics import default_evaluator
-from .pictures import LABEL_SIZE, DecisionVisualizer, explanations_folder, panel_size
+from .pictures import LABEL_SIZE, DecisionVisualizer, panel_size
+from .predictions import Predictions, RawScores
+from .results import report_results
 from .scoring import ScoringName
 from .surgery import BankSurgery
 from .torch_model import ExDDModel
@@ -204,8 +206,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         """Return no optimizer: nothing is trained by gradients."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add to Anomalib's callbacks what lets an interrupted training go on."""
-        return [*cast("Sequence[Callback]", super().configure_callbacks()), ReleaseStores()]
+        """Add to Anomalib's callbacks the table of predictions, and what lets an interrupted training go on."""
+        raw = RawScores()  # first, because Anomalib's post-processor overwrites the scores
+        return [raw, *cast("Sequence[Callback]", super().configure_callbacks()), Predictions(raw), ReleaseStores()]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -339,16 +342,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
         super().teardown(stage)
-        if stage not in {TrainerFn.TESTING, TrainerFn.PREDICTING} or not self.trainer.is_global_zero:
-            return
-        folder = getattr(self.visualizer, "output_dir", None)
-        if folder is not None and Path(folder).is_dir():
-            logger.info("Pictures with heat maps: %s", Path(folder).resolve())
-            if stage == TrainerFn.PREDICTING and self.settings.explain:
-                logger.info("Explanations: %s", explanations_folder(folder).resolve())
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
-            logger.info("Trained model: %s", Path(checkpoint).resolve())
+        report_results(self, stage)
 
 
 def _fingerprint(checkpoint: dict[str, Any]) -> str:
