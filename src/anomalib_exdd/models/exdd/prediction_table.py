@@ -126,7 +126,7 @@ def summarise(partials: Sequence[Path], masks_left_out: int = 0) -> Summary:
 
 
 def write_tables(partials: Sequence[Path], folder: Path, summary: Summary) -> None:
-    """Write the rows of all processes, one process after the other, to CSV and JSON; the partial files are removed.
+    """Write the rows of all processes, one process after the other, to CSV and JSON; then remove all partial files.
 
     Both files hold the same. In the CSV an empty cell stands for None, and the regions are JSON.
 
@@ -151,7 +151,7 @@ def write_tables(partials: Sequence[Path], folder: Path, summary: Summary) -> No
         json_file.write(f'\n],\n"summary": {json.dumps(asdict(summary))}}}\n')
     for path, name in zip(unfinished, names, strict=True):
         path.replace(folder / name)
-    for path in partials:
+    for path in folder.glob(partial_path(folder, 0).name.replace("0", "*")):  # of interrupted predictions too
         path.unlink()
 
 

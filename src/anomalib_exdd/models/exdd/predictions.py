@@ -112,6 +112,8 @@ class Predictions(Callback):
                 "The pre-processor does more than resize and normalise images: defect regions cannot be located in "
                 "the original images, and are left out."
             )
+        if pl_module.settings.explain and pl_module.visualizer is None:
+            logger.warning("`explain` has no effect with `visualizer` false: explanations are pictures as well.")
         loaders = _photo_loaders(trainer)
         for loader in loaders:
             loader.resize = _first_resize(transform)
@@ -211,7 +213,8 @@ def report(trainer: Any) -> None:
     if predictions is None or predictions.summary is None or predictions.folder is None:
         return
     summary, folder = predictions.summary, predictions.folder
-    logger.info("%s", summary)
+    if summary.images:
+        logger.info("%s", summary)
     logger.info("Predictions: %s and %s", (folder / CSV_NAME).resolve(), JSON_NAME)
     by_command = run_by_command(trainer)
     for row in unreadable_rows(folder):
@@ -220,7 +223,7 @@ def report(trainer: Any) -> None:
         else:
             logger.warning("Not predicted: %s", row["error"])
     if summary.unreadable and not summary.images:
-        _fail(f"None of the {summary.unreadable} files can be read as an image.", by_command=by_command)
+        _fail(f"No file can be read as an image; {summary.unreadable} were tried.", by_command=by_command)
     if summary.unreadable and by_command:
         raise SystemExit(UNREADABLE)
 
