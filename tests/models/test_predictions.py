@@ -135,8 +135,8 @@ def test_scores_are_anomalibs_own(checkpoint: Path, sample_root: Path, engine: M
     folder.mkdir()
     for path in (sample_root / "test").glob("200??.png"):
         (folder / path.name).write_bytes(path.read_bytes())
-    expected = engine().predict(model=ExDD(), dataset=Own(folder), ckpt_path=checkpoint)
-    returned = engine().predict(model=ExDD(), data_path=folder, ckpt_path=checkpoint)
+    expected = engine().predict(model=ExDD(visualizer=False), dataset=Own(folder), ckpt_path=checkpoint)
+    returned = engine().predict(model=ExDD(visualizer=False), data_path=folder, ckpt_path=checkpoint)
     assert len(returned) == len(expected) == 6
     rows = table(tmp_path / "results" / "ExDD" / "latest")
     for row, ours, theirs in zip(rows, returned, expected, strict=True):
@@ -147,7 +147,7 @@ def test_scores_are_anomalibs_own(checkpoint: Path, sample_root: Path, engine: M
 
     dataset = PredictDataset(folder)
     batches = DataLoader(dataset, batch_size=4, collate_fn=dataset.collate_fn)
-    engine().predict(model=ExDD(), dataloaders=batches, ckpt_path=checkpoint, return_predictions=False)
+    engine().predict(model=ExDD(visualizer=False), dataloaders=batches, ckpt_path=checkpoint, return_predictions=False)
     for row, before in zip(table(tmp_path / "results" / "ExDD" / "latest"), rows, strict=True):
         assert row["path"] == before["path"]
         assert row["probability"] == pytest.approx(before["probability"], abs=1e-5)
@@ -156,7 +156,7 @@ def test_scores_are_anomalibs_own(checkpoint: Path, sample_root: Path, engine: M
 def test_python_gets_warnings_instead_of_an_exit(
     checkpoint: Path, photos: Path, engine: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    returned = engine().predict(model=ExDD(), data_path=photos, ckpt_path=checkpoint)
+    returned = engine().predict(model=ExDD(visualizer=False), data_path=photos, ckpt_path=checkpoint)
     assert len(returned) == 6
     assert caplog.text.count("Not predicted: The image") == 2
     assert summary(tmp_path / "results" / "ExDD" / "latest")["unreadable"] == 2
@@ -218,7 +218,7 @@ def test_boxes_are_in_pixels_of_the_original(command: Command, sample_root: Path
 
 
 def test_regions_are_those_of_the_predicted_mask(checkpoint: Path, photos: Path, engine: Make, tmp_path: Path) -> None:
-    returned = engine().predict(model=ExDD(), data_path=photos / "20003.png", ckpt_path=checkpoint)
+    returned = engine().predict(model=ExDD(visualizer=False), data_path=photos / "20003.png", ckpt_path=checkpoint)
     (row,) = table(tmp_path / "results" / "ExDD" / "latest")
     (mask,), (anomaly_map,) = returned[0].pred_mask, returned[0].anomaly_map
     with Image.open(photos / "20003.png") as image:
@@ -245,7 +245,7 @@ def test_deep_images_are_not_clipped(command: Command, sample_root: Path, tmp_pa
 def test_what_cannot_be_known_is_left_empty(
     checkpoint: Path, photos: Path, engine: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = ExDD.load_from_checkpoint(checkpoint, map_location="cpu")
+    model = ExDD.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
     bare = deepcopy(model)
     bare.post_processor = PostProcessor(enable_normalization=False, enable_thresholding=False)
     results = tmp_path / "results" / "ExDD" / "latest"
@@ -261,7 +261,9 @@ def test_what_cannot_be_known_is_left_empty(
     assert row["regions"] is None
     assert "defect regions cannot be located" in caplog.text
 
-    engine().predict(model=ExDD(image_scoring="normal"), data_path=photos / "20003.png", ckpt_path=checkpoint)
+    engine().predict(
+        model=ExDD(image_scoring="normal", visualizer=False), data_path=photos / "20003.png", ckpt_path=checkpoint
+    )
     (row,) = table(results)
     assert row["raw_score"] > 0
     assert [row[name] for name in ("probability", "decision", "accept_threshold", "reject_threshold")] == [None] * 4
@@ -282,15 +284,15 @@ def test_interrupted_prediction_leaves_no_half_table(
         return (path.read_bytes() for path in sorted(results.glob("predictions.*")))
 
     with pytest.raises(RuntimeError, match="power"):
-        engine(callbacks=[Interrupt()]).predict(model=ExDD(), data_path=photos, ckpt_path=checkpoint)
+        engine(callbacks=[Interrupt()]).predict(model=ExDD(visualizer=False), data_path=photos, ckpt_path=checkpoint)
     assert [path.name for path in results.glob("predictions.*")] == ["predictions.partial-0.jsonl"]
     lines = (results / "predictions.partial-0.jsonl").read_text().splitlines()
     assert [Path(json.loads(line)["path"]).name for line in lines] == ["10000.jpg", "20000.png", "20001.png"]
-    engine().predict(model=ExDD(), data_path=photos / "20003.png", ckpt_path=checkpoint)
+    engine().predict(model=ExDD(visualizer=False), data_path=photos / "20003.png", ckpt_path=checkpoint)
     complete = list(contents())
     assert len(complete) == 2
     with pytest.raises(RuntimeError, match="power"):
-        engine(callbacks=[Interrupt()]).predict(model=ExDD(), data_path=photos, ckpt_path=checkpoint)
+        engine(callbacks=[Interrupt()]).predict(model=ExDD(visualizer=False), data_path=photos, ckpt_path=checkpoint)
     (results / "predictions.partial-0.jsonl").unlink()
     assert list(contents()) == complete
 
@@ -304,11 +306,13 @@ def test_nothing_to_predict_is_an_error(command: Command, checkpoint: Path, engi
     with pytest.raises(SystemExit, match="Error: No file can be read as an image; 1 were tried"):
         command(folder)
     with pytest.raises(ValueError, match="No file can be read as an image"):
-        engine().predict(model=ExDD(), data_path=folder, ckpt_path=checkpoint)
+        engine().predict(model=ExDD(visualizer=False), data_path=folder, ckpt_path=checkpoint)
 
 
 def test_data_modules_are_listed_too(checkpoint: Path, sample_root: Path, engine: Make, tmp_path: Path) -> None:
-    returned = engine().predict(model=ExDD(), datamodule=KSDD2(sample_root, num_workers=0), ckpt_path=checkpoint)
+    returned = engine().predict(
+        model=ExDD(visualizer=False), datamodule=KSDD2(sample_root, num_workers=0), ckpt_path=checkpoint
+    )
     rows = table(tmp_path / "results" / "ExDD" / "KSDD2" / "latest")
     paths = [path for batch in returned for path in batch.image_path]
     assert [row["path"] for row in rows] == paths
