@@ -14,11 +14,12 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "anomalib_exdd"
 PACKAGE = "anomalib_exdd"
 
 # Room -> rooms it may import from. A room may always import from itself.
-FOUNDATIONS = {"neighbors", "sampling", "synthesis"}
+FOUNDATIONS = {"images", "neighbors", "sampling", "synthesis"}
 BUILT_ON_THEM = {"data", "models"}
 MAY_IMPORT = {
     "precision": set(),  # a few lines of torch for everybody
     "processes": set(),  # and a few for what processes tell each other
+    "images": set(),
     "neighbors": {"precision"},
     "sampling": {"precision", "processes"},
     "synthesis": {"precision"},
@@ -42,6 +43,7 @@ ONLY_IN = {
 }
 # Room -> libraries it must not know of.
 UNKNOWN_TO = {
+    "images": {"lightning", "timm"},  # anomalib has the items that batches are made of
     "neighbors": {"anomalib", "lightning", "timm", "torchvision"},
     "sampling": {"anomalib", "lightning", "timm", "torchvision"},
     "synthesis": {"lightning", "timm"},  # anomalib has the Perlin noise

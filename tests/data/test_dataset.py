@@ -16,7 +16,7 @@ from torchvision.tv_tensors import Mask
 
 from anomalib_exdd.data import DefectDataset
 from anomalib_exdd.data.dataset import collate
-from anomalib_exdd.data.reading import read_image, read_mask
+from anomalib_exdd.images.reading import read_image, read_mask
 
 
 def table(*rows: tuple[Path, Path | str, int]) -> DataFrame:

@@ -10,13 +10,14 @@ import torch
 from anomalib.data import AnomalibDataModule, get_datamodule
 from jsonargparse import ArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
-from made_up_images import save_image, save_mask
 from PIL import Image
 from reading_back import split_counts
 from torchvision.transforms import v2
 
-from anomalib_exdd.data import KSDD2, ksdd2, reading
+from anomalib_exdd.data import KSDD2, ksdd2
 from anomalib_exdd.data.official_splits import read_official_split
+from anomalib_exdd.images import reading
+from made_up_images import save_image, save_mask
 
 Make = Callable[..., Path]
 

@@ -13,9 +13,10 @@ from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as transforms
 
+from anomalib_exdd.images.masks import DefectMask
+from anomalib_exdd.images.reading import check_same_size, read_image, read_mask
+
 from .items import DefectBatch, DefectItem
-from .masks import DefectMask
-from .reading import check_same_size, read_image, read_mask
 
 
 class DefectDataset(AnomalibDataset):  # type: ignore[misc]

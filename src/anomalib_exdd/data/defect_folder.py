@@ -11,10 +11,18 @@ from anomalib.data.utils import LabelName, Split
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
+from anomalib_exdd.images.reading import inspect_image, inspect_pair, map_files
+from anomalib_exdd.images.sources import (
+    Source,
+    expected_mask_names,
+    list_images,
+    mask_suffixes,
+    match_masks,
+    separate_masks,
+)
+
 from .csv_samples import read_csv_samples
 from .defect_datamodule import DefectDataModule, take
-from .reading import inspect_image, inspect_pair, map_files
-from .sources import Source, expected_mask_names, list_images, mask_suffixes, match_masks, separate_masks
 from .splits import check_ratio, held_out_counts
 
 _NORMAL, _DEFECTIVE = int(LabelName.NORMAL), int(LabelName.ABNORMAL)

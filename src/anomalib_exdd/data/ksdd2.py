@@ -31,11 +31,12 @@ from anomalib.data.utils import LabelName
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
+from anomalib_exdd.images.reading import inspect_pair, map_files
+from anomalib_exdd.images.sources import contents_of
+
 from .defect_datamodule import DefectDataModule
 from .download import Archive, fetch_folder
 from .official_splits import OFFICIAL_SPLITS, read_official_split, split_path
-from .reading import inspect_pair, map_files
-from .sources import contents_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from omegaconf import DictConfig
 from pandas import DataFrame
 from torch.utils.data import DataLoader
 
+from anomalib_exdd.images.reading import inspect_pair, map_files
 from anomalib_exdd.synthesis.manifest import SyntheticImage, read_synthetic
 from anomalib_exdd.synthesis.review import REVIEW_NAME
 
 from .dataset import with_origins
 from .defect_datamodule import DefectDataModule
-from .reading import inspect_pair, map_files
 from .splits import draw, key_of
 
 logger = logging.getLogger(__name__)

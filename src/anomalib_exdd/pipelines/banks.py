@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from anomalib_exdd.data.reading import check_same_size, read_image, read_mask
+from anomalib_exdd.images.reading import check_same_size, read_image, read_mask
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.surgery import summary

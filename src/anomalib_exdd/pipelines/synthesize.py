@@ -18,7 +18,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from tqdm import tqdm
 
 from anomalib_exdd.data.defect_datamodule import DefectDataModule
-from anomalib_exdd.data.reading import read_image, read_mask
+from anomalib_exdd.images.reading import read_image, read_mask
 from anomalib_exdd.reporting.contact_sheet import preview
 from anomalib_exdd.synthesis.change import MaskMode
 from anomalib_exdd.synthesis.diag import DiagSynthesizer

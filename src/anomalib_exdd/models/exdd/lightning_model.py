@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from anomalib_exdd.models.components.metrics import default_evaluator
 from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
-from anomalib_exdd.models.components.results import log_results
 from anomalib_exdd.neighbors import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
@@ -32,7 +31,9 @@ from .calibration import Decisions
 from .checkpoints import HISTORY
 from .distributed import DistributedFit
 from .memory_bank import BankPrecision
-from .pictures import DecisionVisualizer, explanations_folder
+from .pictures import DecisionVisualizer
+from .predictions import Predictions, RawScores
+from .results import report_results
 from .scoring import ScoringName
 from .surgery import BankSurgery
 from .torch_model import ExDDModel
@@ -206,8 +207,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         """Return no optimizer: nothing is trained by gradients."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add to Anomalib's callbacks what lets an interrupted training go on."""
-        return [*cast("Sequence[Callback]", super().configure_callbacks()), ReleaseStores()]
+        """Add to Anomalib's callbacks the table of predictions, and what lets an interrupted training go on."""
+        raw = RawScores()  # first, because Anomalib's post-processor overwrites the scores
+        return [raw, *cast("Sequence[Callback]", super().configure_callbacks()), Predictions(raw), ReleaseStores()]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -341,9 +343,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
         super().teardown(stage)
-        folder = log_results(self.trainer, self.visualizer, stage)
-        if folder is not None and stage == TrainerFn.PREDICTING and self.settings.explain:
-            logger.info("Explanations: %s", explanations_folder(folder).resolve())
+        report_results(self, stage)
 
 
 def _fingerprint(checkpoint: dict[str, Any]) -> str:

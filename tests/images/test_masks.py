@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import Image, Mask
 
-from anomalib_exdd.data.masks import DefectMask, resize_defects
+from anomalib_exdd.images.masks import DefectMask, resize_defects
 
 sides = st.integers(min_value=1, max_value=24)
 

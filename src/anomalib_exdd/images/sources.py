@@ -115,13 +115,9 @@ def separate_masks(
     if not images:
         return [], []
     known_masks = set(masks)
-    by_folder: dict[Path, list[Path]] = defaultdict(list)
-    for path in images:
-        by_folder[path.parent].append(path)
     among: set[Path] = set()
-    for files in by_folder.values():
-        stems = {path.stem for path in files}
-        paired = {path for path in files if any(stem in stems for stem in _bases(path, suffixes) - {path.stem})}
+    for files in _by_folder(images).values():
+        paired = set(named_like_masks(files, suffixes))
         if strangers := sorted(paired - known_masks):
             msg = (
                 f"`{strangers[0]}` was found as an image of argument `{argument}`, but looks like the mask of the "
@@ -138,6 +134,28 @@ def separate_masks(
         )
         raise ValueError(msg)
     return [path for path in images if path not in among], sorted(among)
+
+
+def named_like_masks(files: Iterable[Path], suffixes: Sequence[str]) -> dict[Path, list[Path]]:
+    """Find files that have the name of another file in their folder plus a suffix, as a mask beside its image has.
+
+    Args:
+        files: Image files of any folders.
+        suffixes: Suffixes of masks, lower case.
+
+    Returns:
+        For every such file those whose mask it may be.
+    """
+    pairs: dict[Path, list[Path]] = {}
+    for folder in _by_folder(files).values():
+        by_stem: dict[str, list[Path]] = defaultdict(list)
+        for path in folder:
+            by_stem[path.stem].append(path)
+        for path in folder:
+            bases = sorted(_bases(path, suffixes) - {path.stem})
+            if images := [image for base in bases for image in by_stem.get(base, ())]:
+                pairs[path] = images
+    return pairs
 
 
 def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, Path]:
@@ -216,6 +234,13 @@ def contents_of(folder: Path) -> str:
         return "is empty"
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return "holds " + ", ".join(f"`{name}`" for name in names[:_SHOWN_NAMES]) + more
+
+
+def _by_folder(files: Iterable[Path]) -> dict[Path, list[Path]]:
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in files:
+        by_folder[path.parent].append(path)
+    return by_folder
 
 
 def _bases(mask: Path, suffixes: Sequence[str]) -> set[str]:

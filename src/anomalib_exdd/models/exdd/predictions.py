@@ -1,0 +1,278 @@
+"""`anomalib predict` for real use: a table of all predictions, in constant memory, whatever the files are like.
+
+Anomalib's command hands the model a loader, and the model has no say before its callbacks do. Two of them do it all:
+:class:`RawScores` comes before Anomalib's post-processor, :class:`Predictions` after everything else. This is the one
+file of a model that knows a data set, the loader of the photos: nobody else is asked before Anomalib reads them.
+"""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import numpy as np
+import torch
+from anomalib.data import ImageBatch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchvision.transforms.v2 import Compose, Normalize, Resize, ToDtype, ToImage, Transform
+
+from anomalib_exdd.images.photos import PhotoLoader, tolerant
+from anomalib_exdd.images.reading import inspect_image
+
+from .calibration import Decisions
+from .prediction_table import (
+    CSV_NAME,
+    JSON_NAME,
+    PredictionRow,
+    Summary,
+    partial_path,
+    summarise,
+    unreadable_rows,
+    write_tables,
+)
+from .regions import Region, find_regions
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = 3
+"""Exit code of the command if some files could not be read, and all others were predicted."""
+
+
+class RawScores(Callback):
+    """Measures what the post-processor, which comes next, does not leave: the model's own scores, and its time.
+
+    Attributes:
+        scores: Scores of the batch as the model gave them, shape (B,).
+        seconds: Time that the batch took, from its arrival on the device to its scores.
+    """
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        del args, kwargs
+        self._start = time.perf_counter()
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the scores, and stop the clock."""
+        del trainer, pl_module, args, kwargs
+        self.scores = torch.as_tensor(outputs.pred_score).flatten().tolist()  # waits for the GPU
+        self.seconds = time.perf_counter() - self._start
+
+
+class Predictions(Callback):
+    """Writes a row for every predicted image, and files of all rows at the end, beside the folder of the pictures.
+
+    Args:
+        raw: The callback that looks at the batches before they are post-processed.
+
+    Attributes:
+        summary: What the last finished prediction came to; None before, and in all processes but the first.
+    """
+
+    def __init__(self, raw: RawScores) -> None:
+        self.raw = raw
+        self.summary: Summary | None = None
+        self.folder: Path | None = None
+        self._rows: TextIO | None = None
+        self._decisions: Decisions | None = None
+        self._locates = True
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let Anomalib's loader tolerate broken files, and let no predictions pile up that the command never uses."""
+        del pl_module
+        if stage != TrainerFn.PREDICTING:
+            return
+        if run_by_command(trainer):
+            trainer.predict_loop.return_predictions = False
+        # Lightning has no hook before a loader that it was given: this is where it keeps it.
+        source = trainer.predict_loop._data_source  # noqa: SLF001
+        process = (trainer.global_rank, trainer.world_size)
+        if isinstance(source.instance, Sequence):
+            source.instance = [tolerant(loader, process) for loader in source.instance]
+        else:
+            source.instance = tolerant(source.instance, process)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open the file of this process's rows; from here on the model's settings are those of its checkpoint."""
+        self.summary, self._decisions = None, pl_module.decisions
+        transform = getattr(pl_module.pre_processor, "transform", None)
+        self._locates = _shows_all(transform)
+        if not self._locates:
+            logger.warning(
+                "The pre-processor does more than resize and normalise images: defect regions cannot be located in "
+                "the original images, and are left out."
+            )
+        if pl_module.settings.explain and pl_module.visualizer is None:
+            logger.warning("`explain` has no effect with `visualizer` false: explanations are pictures as well.")
+        loaders = _photo_loaders(trainer)
+        for loader in loaders:
+            loader.resize = _first_resize(transform)
+        if masks := [mask for loader in loaders for mask in loader.masks]:
+            logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
+        self.folder = Path(trainer.default_root_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._rows = partial_path(self.folder, trainer.global_rank).open("w", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: ImageBatch, *args: Any, **kwargs: Any
+    ) -> None:
+        """Write the rows of a batch."""
+        del args, kwargs
+        self._write_unreadable(trainer)
+        for number in range(len(self.raw.scores)):
+            self._write(self._row(outputs, number, pl_module.post_processor))
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make the files of the rows of all processes, once all of them are done."""
+        del pl_module
+        self._write_unreadable(trainer)
+        self._close()
+        trainer.strategy.barrier("predictions")
+        if self.folder is None or not trainer.is_global_zero:
+            return
+        loaders = _photo_loaders(trainer)
+        partials = [partial_path(self.folder, process) for process in range(trainer.world_size)]
+        summary = summarise(partials, sum(len(loader.masks) for loader in loaders))
+        write_tables(partials, self.folder, summary)
+        self.summary = summary
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the rows so far where they are."""
+        del trainer, pl_module, exception
+        self._close()
+
+    def _close(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def _write(self, row: PredictionRow) -> None:
+        if self._rows is not None:
+            self._rows.write(row.to_json() + "\n")
+
+    def _write_unreadable(self, trainer: Any) -> None:
+        for loader in _photo_loaders(trainer):
+            for file in loader.take_unreadable():
+                self._write(PredictionRow(file.path, error=file.reason))
+
+    def _row(self, batch: ImageBatch, number: int, post_processor: Any) -> PredictionRow:
+        """Describe image ``number`` of a post-processed batch."""
+        decisions, raw = self._decisions, _finite(self.raw.scores[number])
+        probability = raw if decisions is not None else None
+        label = _label(None if batch.pred_label is None else batch.pred_label[number])
+        scores = torch.as_tensor(batch.pred_score).flatten()
+        path = str(batch.image_path[number]) if batch.image_path else ""
+        regions = self._regions(batch, number, path)
+        return PredictionRow(
+            path=path,
+            score=_finite(float(scores[number])),
+            raw_score=raw,
+            probability=probability,
+            decision=decisions.name(probability) if decisions is not None and probability is not None else None,
+            label=label,
+            threshold=None if label is None else _threshold(post_processor),
+            accept_threshold=decisions.accept if decisions is not None else None,
+            reject_threshold=decisions.reject if decisions is not None else None,
+            num_regions=None if regions is None else len(regions),
+            regions=regions,
+            seconds=round(self.raw.seconds / len(self.raw.scores), 6),
+        )
+
+    def _regions(self, batch: ImageBatch, number: int, path: str) -> list[Region] | None:
+        # Without a threshold, Anomalib's "mask" is the map itself.
+        masks, maps = batch.pred_mask, batch.anomaly_map
+        if not self._locates or masks is None or maps is None or masks.dtype != torch.bool:
+            return None
+        mask_HW, values_HW = _plane(masks[number]), _plane(maps[number])
+        try:
+            size = inspect_image(path)
+        except ValueError:  # gone since it was read, or never a file
+            return None
+        return find_regions(mask_HW, values_HW, size)
+
+
+def report(trainer: Any) -> None:
+    """Say what a prediction came to and where its table is; the command exits with a code if files were unreadable.
+
+    Raises:
+        SystemExit: With code 3 if the command could not read some of the files, and with a message if it could not
+            read any.
+        ValueError: If no file could be read, outside the command.
+    """
+    predictions = next((each for each in trainer.callbacks if isinstance(each, Predictions)), None)
+    if predictions is None or predictions.summary is None or predictions.folder is None:
+        return
+    summary, folder = predictions.summary, predictions.folder
+    if summary.images:
+        logger.info("%s", summary)
+    logger.info("Predictions: %s and %s", (folder / CSV_NAME).resolve(), JSON_NAME)
+    by_command = run_by_command(trainer)
+    for row in unreadable_rows(folder):
+        if by_command:
+            sys.stderr.write(f"Not predicted: {row['error']}\n")
+        else:
+            logger.warning("Not predicted: %s", row["error"])
+    if summary.unreadable and not summary.images:
+        _fail(f"No file can be read as an image; {summary.unreadable} were tried.", by_command=by_command)
+    if summary.unreadable and by_command:
+        raise SystemExit(UNREADABLE)
+
+
+def run_by_command(trainer: Any) -> bool:
+    """Tell whether a trainer works for a command line, which has no use for what it returns, or for Python code."""
+    return any(isinstance(callback, SaveConfigCallback) for callback in trainer.callbacks)
+
+
+def _fail(message: str, *, by_command: bool) -> NoReturn:
+    raise SystemExit(f"Error: {message}") if by_command else ValueError(message)
+
+
+def _photo_loaders(trainer: Any) -> list[PhotoLoader]:
+    loaders = trainer.predict_dataloaders
+    loaders = loaders if isinstance(loaders, Sequence) else [loaders]
+    return [loader for loader in loaders if isinstance(loader, PhotoLoader)]
+
+
+def _steps(transform: Transform | None) -> list[Transform]:
+    if transform is None:
+        return []
+    return list(transform.transforms) if isinstance(transform, Compose) else [transform]
+
+
+def _first_resize(transform: Transform | None) -> Transform | None:
+    """Return the step that may as well be done when an image is read: doing it twice changes nothing."""
+    steps = _steps(transform)
+    return steps[0] if steps and isinstance(steps[0], Resize) else None
+
+
+def _shows_all(transform: Transform | None) -> bool:
+    return all(isinstance(step, Resize | Normalize | ToDtype | ToImage) for step in _steps(transform))
+
+
+def _plane(values: Tensor) -> Any:
+    return np.asarray(values.detach().cpu()).reshape(values.shape[-2:])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _threshold(post_processor: Any) -> float | None:
+    threshold = getattr(post_processor, "normalized_image_threshold", None)
+    return None if threshold is None else _finite(float(threshold))
+
+
+def _label(pred_label: Tensor | None) -> str | None:
+    if pred_label is None or pred_label.dtype != torch.bool:  # without a threshold, the "label" is the score itself
+        return None
+    return "defective" if bool(pred_label) else "normal"
