@@ -8,11 +8,12 @@ TYPE_CHECKING = False  # as in `typing`, whose import alone would cost more than
 if TYPE_CHECKING:
     from anomalib_exdd.data import KSDD2, DefectFolder, SurfaceSample, SyntheticDefects
     from anomalib_exdd.models.exdd.lightning_model import ExDD
+    from anomalib_exdd.pipelines.compare import compare
     from anomalib_exdd.plugin import register
 
     __version__: str
 
-__all__ = ["KSDD2", "DefectFolder", "ExDD", "SurfaceSample", "SyntheticDefects", "__version__", "register"]
+__all__ = ["KSDD2", "DefectFolder", "ExDD", "SurfaceSample", "SyntheticDefects", "__version__", "compare", "register"]
 
 _HOME_OF_NAME = {
     "DefectFolder": "anomalib_exdd.data",
@@ -20,6 +21,7 @@ _HOME_OF_NAME = {
     "KSDD2": "anomalib_exdd.data",
     "SurfaceSample": "anomalib_exdd.data",
     "SyntheticDefects": "anomalib_exdd.data",
+    "compare": "anomalib_exdd.pipelines.compare",
     "register": "anomalib_exdd.plugin",
 }
 
