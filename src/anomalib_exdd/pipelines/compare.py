@@ -235,8 +235,8 @@ def _claim(settings: ComparisonSettings) -> None:
         theirs = json.loads(marker.read_text(encoding="utf-8"))
         if theirs != ours:
             msg = (
-                f"The folder {settings.output} has a comparison on {theirs['data']} in {theirs['root']}, but this one is "
-                f"on {ours['data']} in {ours['root']}. Give another --output."
+                f"The folder {settings.output} has a comparison on {theirs['data']} in {theirs['root']}, but this one "
+                f"is on {ours['data']} in {ours['root']}. Give another --output."
             )
             raise ValueError(msg)
         return

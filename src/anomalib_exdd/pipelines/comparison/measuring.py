@@ -19,6 +19,8 @@ SPEED_IMAGES = 128
 """Test images that throughput is measured with."""
 LATENCY_IMAGES = 30
 """Single images whose median time is the latency."""
+EXPLAINED_IMAGES = 100
+"""Normal, and defective, test images that are explained."""
 _WARM_UP = 3
 
 
@@ -30,27 +32,24 @@ class Speed(NamedTuple):
 
 
 class Predictions(Callback):
-    """Collects raw scores, and where wanted maps and explanations, while Lightning tests a model.
+    """Collects raw scores, and where wanted maps, while Lightning tests a model.
 
     Args:
         with_maps: Keep maps and masks.
-        with_explanations: Explain the highest patch of every image, if the model is ExDD.
     """
 
-    def __init__(self, *, with_maps: bool = False, with_explanations: bool = False) -> None:
+    def __init__(self, *, with_maps: bool = False) -> None:
         self.with_maps = with_maps
-        self.with_explanations = with_explanations
         self.paths: list[str] = []
         self.mask_paths: list[str] = []
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._maps: list[Tensor] = []
         self._masks: list[Tensor] = []
-        self.explanations: dict[str, NearestPatches] = {}
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
         """Keep what the model says of a batch."""
-        del trainer, outputs, args, kw
+        del trainer, pl_module, outputs, args, kw
         images = len(batch.image)
         scores, maps = batch.pred_score, batch.anomaly_map
         if scores is None:
@@ -63,9 +62,6 @@ class Predictions(Callback):
             self._maps.append(maps.detach().float().reshape(images, *maps.shape[-2:]).cpu())
             if batch.gt_mask is not None:
                 self._masks.append(batch.gt_mask.reshape(images, *batch.gt_mask.shape[-2:]).bool().cpu())
-        if self.with_explanations and isinstance(pl_module, ExDD):
-            for image, path in zip(batch.image, batch.image_path, strict=True):
-                self.explanations[str(path)] = nearest_patches(pl_module, image, str(path))
 
     @property
     def scores(self) -> Tensor:
@@ -97,6 +93,33 @@ class Predictions(Callback):
             if not all(bool(torch.isfinite(value).all()) for value in values):
                 msg = f"Some {name} of the model are not finite, as after a training that diverged."
                 raise ValueError(msg)
+
+
+def explain_worst(
+    model: ExDD, datamodule: AnomalibDataModule, found: Predictions, device: torch.device
+) -> dict[str, NearestPatches]:
+    """Explain the images that a report shows first: the highest of the normal and the lowest of the defective ones.
+
+    Args:
+        model: Trained model.
+        datamodule: Data module that was set up with the model.
+        found: Predictions of its test images.
+        device: Where the model runs.
+
+    Returns:
+        By path of the image; 100 images of either label, or all if there are fewer.
+    """
+    signed = torch.where(found.labels == 1, found.scores, -found.scores)
+    order = signed.argsort(stable=True)
+    chosen = [int(n) for label in (0, 1) for n in order[found.labels[order] == label][:EXPLAINED_IMAGES]]
+    model = model.to(device).eval()
+    transform = model.pre_processor.transform
+    explained = {}
+    for number in sorted(chosen):
+        item: Any = datamodule.test_data[number]
+        image = torch.Tensor(transform(item.image) if transform else item.image).to(device)
+        explained[str(item.image_path)] = nearest_patches(model, image, str(item.image_path))
+    return explained
 
 
 def nearest_patches(model: ExDD, image_CHW: Tensor, path: str) -> NearestPatches:

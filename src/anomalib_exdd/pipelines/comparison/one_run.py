@@ -1,11 +1,10 @@
-"""One method with one seed, in a process of its own: `python -m anomalib_exdd.pipelines.comparison.one_run FOLDER`.
+"""One method with one seed, in a process of its own.
 
 The folder's `settings.json` says what to do; `run.json` and the files beside it say what came of it.
 """
 
 import json
 import logging
-import sys
 import tempfile
 import time
 import traceback
@@ -22,13 +21,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from anomalib_exdd.models.exdd import ExDD
-from anomalib_exdd.plugin import register
 from anomalib_exdd.reporting.comparison import ImageResult, Run, write_images, write_json
 
 from .classes import built_arguments, one_line
 from .data import build_data, without_defective_training_images
 from .histograms import pixel_histograms
-from .measuring import Predictions, measure_speed, peak_gpu_memory_mb, peak_memory_mb
+from .measuring import Predictions, explain_worst, measure_speed, peak_gpu_memory_mb, peak_memory_mb
 from .metrics import best_f1_threshold, image_metrics, pixel_metrics, small_maps
 from .models import build_model
 
@@ -40,6 +38,7 @@ QUICK: dict[str, Any] = {"max_epochs": 3, "limit_train_batches": 20}
 
 def main(folder: Path) -> None:
     """Run what the folder's settings say, and write down what came of it, failures too."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     run = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))["run"]
     place = f"{folder.parent.parent.name}/{folder.parent.name}/{folder.name}"
     try:
@@ -78,10 +77,13 @@ def measure(run: Mapping[str, Any], folder: Path, place: str) -> Run:
         speed = measure_speed(model, datamodule, device)
         memory, gpu_memory = peak_memory_mb(), peak_gpu_memory_mb(device)  # before maps of all images are collected
         threshold = _threshold(model, datamodule, run["accelerator"], scratch)
-        found = Predictions(with_maps=True, with_explanations=True)
+        found = Predictions(with_maps=True)
         _test(model, datamodule.test_dataloader(), found, run["accelerator"], scratch)
     found.check()
     metrics = _write(found, folder)
+    if isinstance(model, ExDD):
+        explained = explain_worst(model, datamodule, found, device)
+        write_json({path: asdict(patches) for path, patches in explained.items()}, folder / "explanations.json")
     decisions = model.decisions if isinstance(model, ExDD) else None
     return Run(
         method=run["method"],
@@ -150,7 +152,7 @@ def _threshold(model: AnomalibModule, datamodule: AnomalibDataModule, accelerato
 
 
 def _write(found: Predictions, folder: Path) -> dict[str, float]:
-    """Write images, maps, histograms and explanations; return the metrics."""
+    """Write images, maps and histograms; return the metrics."""
     metrics = image_metrics(found.scores, found.labels)
     maps, masks = found.maps, found.masks
     if maps is not None:
@@ -166,9 +168,6 @@ def _write(found: Predictions, folder: Path) -> dict[str, float]:
     write_images(
         [ImageResult(path, mask if label else "", label, score) for path, mask, label, score in images], folder
     )
-    if found.explanations:
-        content = {path: asdict(patches) for path, patches in found.explanations.items()}
-        write_json(content, folder / "explanations.json")
     return metrics
 
 
@@ -176,9 +175,3 @@ def _entries(model: AnomalibModule, *names: str) -> int | None:
     """Count the entries of a memory bank, whatever it is called; None without one."""
     bank = next((found for name in names if (found := getattr(model.model, name, None)) is not None), None)
     return len(bank) if bank is not None and len(bank) else None
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    register()
-    main(Path(sys.argv[1]))

@@ -21,7 +21,16 @@ from anomalib_exdd.reporting.comparison import Run, write_json
 from .one_run import RUN_NAME, SETTINGS_NAME
 
 LOG_NAME = "log.txt"
-MODULE = "anomalib_exdd.pipelines.comparison.one_run"
+PROGRAM = """
+import sys
+from pathlib import Path
+import anomalib_exdd
+anomalib_exdd.register()
+from anomalib_exdd.pipelines.comparison.one_run import main
+main(Path(sys.argv[1]))
+"""
+"""What the process of a run does: it knows the names of this package's classes, whether or not Python told it."""
+
 _PATIENCE = 10  # seconds that an interrupted process has to end by itself
 
 
@@ -71,8 +80,8 @@ class PlannedRun:
         write_json(self.settings, self.folder / SETTINGS_NAME)
         paths = os.pathsep.join(path for path in sys.path if path)  # the process finds what this one has found
         with (self.folder / LOG_NAME).open("wb") as log:
-            return subprocess.Popen(  # noqa: S603  this Python, and a module of this package
-                [sys.executable, "-m", MODULE, str(self.folder)],
+            return subprocess.Popen(  # noqa: S603  this Python and the text above
+                [sys.executable, "-c", PROGRAM, str(self.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
