@@ -239,7 +239,11 @@ def test_changed_settings_and_data_run_again_with_a_line_that_says_so(
 
 
 def test_interrupted_comparison_leaves_results_and_goes_on(
-    root: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    tmp_path: Path,
+    executed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = configuration(root, tmp_path / "out", EXDD, NORMAL, seeds=[0])
     stopped: list[Any] = []
@@ -253,8 +257,11 @@ def test_interrupted_comparison_leaves_results_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(verb, "wait", interrupted)
         patch.setattr(verb, "stop", stopped.append)
-        with pytest.raises(KeyboardInterrupt):
-            compare(config)
+        parser = Compare.get_parser()
+        with pytest.raises(SystemExit) as caught:
+            Compare().run(parser.parse_object(config))
+    assert caught.value.code == 130
+    assert "goes on from there" in capsys.readouterr().err
     assert len(stopped) == 1
     assert [run.method for run in read_comparison(tmp_path / "out").runs] == ["ExDD"]
     # What the process had written when it was stopped is not trusted.

@@ -40,6 +40,8 @@ from .verb import Verb
 MARKER_NAME = "comparison.json"
 """File that says whose results a folder holds."""
 _ENVIRONMENT = ("anomalib-exdd", "anomalib", "torch", "processor", "accelerator")  # that results depend on
+_INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
+_KEPT = "Finished runs are kept; the same command goes on from there."
 
 
 class Compare(Verb):
@@ -49,6 +51,17 @@ class Compare(Verb):
     def get_parser() -> ArgumentParser:
         """Return the parser of the subcommand's arguments."""
         return _parser()
+
+    def run(self, config: Namespace) -> None:
+        """Run the subcommand, and end with one line where input or machine do not suffice, or when interrupted."""
+        try:
+            super().run(config)
+        except (RuntimeError, OSError) as error:  # no network for the data, no space on the disk
+            msg = f"Error: {one_line(error)} ({_KEPT})"
+            raise SystemExit(msg) from error
+        except KeyboardInterrupt as error:
+            print(f"Interrupted. {_KEPT}", file=sys.stderr)
+            raise SystemExit(_INTERRUPTED) from error
 
     def call(self, config: Namespace) -> None:
         """Run what is missing, write the results and say what came out."""
@@ -191,7 +204,8 @@ def _run_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
     if finished:
         print(f"{len(finished)} of {len(planned)} runs are there already and are kept.")
     pause = 1 if sys.stderr.isatty() else 60  # seconds between two states of the bar: a file keeps them all
-    with tqdm(total=len(planned), initial=len(finished), unit="run", smoothing=0, mininterval=pause) as bar:
+    bar = tqdm(total=len(planned), initial=len(finished), unit="run", smoothing=0, mininterval=pause, miniters=0)
+    with bar:
         for run in todo:
             if changes := run.changes():
                 bar.write(f"{run.method}, seed {run.seed}: run again, because of {', '.join(changes)}.")
@@ -201,6 +215,7 @@ def _run_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
                 code = wait(process, lambda: bar.update(0))
             except BaseException:
                 stop(process)
+                run.clean()
                 raise
             result = run.result(code)
             finished.append(result)

@@ -93,11 +93,15 @@ class PlannedRun:
         found = self._read(RUN_NAME)
         if found is not None:
             return Run(**found)
-        for left in self.folder.glob("training-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        self.clean()
         run = Run(self.method, self.seed, self.place, error=_why(returncode, self.folder / LOG_NAME))
         write_json(asdict(run), self.folder / RUN_NAME)
         return run
+
+    def clean(self) -> None:
+        """Remove what a process that was ended left of its training."""
+        for left in self.folder.glob("training-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
