@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 from anomalib.data import AnomalibDataModule
@@ -45,7 +46,8 @@ def main(folder: Path) -> None:
         result = measure(run, folder, place)
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a model fails with, the others go on
         traceback.print_exc()
-        result = Run(run["method"], run["seed"], place, error=f"{type(error).__name__}: {one_line(error)}")
+        kind = "A download failed" if isinstance(error, URLError) else type(error).__name__
+        result = Run(run["method"], run["seed"], place, error=f"{kind}: {one_line(error)}")
     write_json(asdict(result), folder / RUN_NAME)
 
 
