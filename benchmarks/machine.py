@@ -1,53 +1,12 @@
-"""Result files: what they say of the machine and the versions that made them, and how they are read and written."""
+"""Result files of the benchmarks: how they are read and written."""
 
 import json
-import platform
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from anomalib_exdd.reporting.machine import describe, markdown_table, processor
 
-_PACKAGES = (
-    "anomalib-exdd",
-    "anomalib",
-    "torch",
-    "torchvision",
-    "timm",
-    "lightning",
-    "faiss-cpu",
-    "faiss-gpu",
-    "numpy",
-)
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if info.is_file() and names else platform.processor()
-
-
-def describe() -> dict[str, str]:
-    """Return date, processor, threads, accelerator and package versions."""
-    installed = {str(found.metadata["Name"]).lower(): found.version for found in metadata.distributions()}
-    versions = {package: installed[package] for package in _PACKAGES if package in installed}
-    return {
-        "date": date.today().isoformat(),  # noqa: DTZ011  the day where the benchmark runs
-        "processor": f"{processor()} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})",
-        "threads": str(torch.get_num_threads()),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def markdown_table(rows: list[dict[str, str]]) -> str:
-    """Format rows of equal keys as a Markdown table."""
-    header = list(rows[0])
-    lines = [header, ["---"] * len(header), *[[row[name] for name in header] for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+__all__ = ["describe", "known_results", "markdown_table", "processor", "save_results"]
 
 
 def known_results(output: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "plugin": {"data", "models", "pipelines"},
     "_autoload": {"plugin"},
     "cli": {"plugin"},
-    "__init__": {"data", "models", "plugin"},
+    "__init__": {"data", "models", "pipelines", "plugin"},
 }
 
 # Library -> the only place (file or folder) that imports it.

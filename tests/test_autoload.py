@@ -38,6 +38,10 @@ FILES = {
         class Teach: ...
         class Forget: ...
     """,
+    "anomalib_exdd/pipelines/compare.py": """
+        from anomalib_exdd.models.exdd import ExDD
+        class Compare: ...
+    """,
     "anomalib_exdd/pipelines/synthesize.py": """
         from anomalib_exdd.data.defect_folder import DefectFolder
         class Synthesize: ...
@@ -83,7 +87,8 @@ EVERYTHING_IS_REGISTERED = """
 import sys
 import anomalib.data, anomalib.models, anomalib.cli.pipelines
 import anomalib_exdd, anomalib_exdd.models.exdd.lightning_model
-assert list(anomalib.cli.pipelines.PIPELINE_REGISTRY) == ["benchmark", "info", "teach", "forget", "synthesize"]
+verbs = ["benchmark", "compare", "info", "teach", "forget", "synthesize"]
+assert list(anomalib.cli.pipelines.PIPELINE_REGISTRY) == verbs
 assert anomalib.models.ExDD is anomalib_exdd.models.exdd.lightning_model.ExDD is anomalib_exdd.ExDD
 assert "anomalib_exdd" in anomalib.models.ALLOWED_MODULES
 for name in ("KSDD2", "DefectFolder", "SurfaceSample", "SyntheticDefects"):

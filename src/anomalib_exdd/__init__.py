@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from anomalib_exdd.data import KSDD2, DefectFolder, SurfaceSample, SyntheticDefects
     from anomalib_exdd.models.defect_classifier.lightning_model import DefectClassifier
     from anomalib_exdd.models.exdd.lightning_model import ExDD
+    from anomalib_exdd.pipelines.compare import compare
     from anomalib_exdd.plugin import register
 
     __version__: str
@@ -21,6 +22,7 @@ __all__ = [
     "SurfaceSample",
     "SyntheticDefects",
     "__version__",
+    "compare",
     "register",
 ]
 
@@ -31,6 +33,7 @@ _HOME_OF_NAME = {
     "KSDD2": "anomalib_exdd.data",
     "SurfaceSample": "anomalib_exdd.data",
     "SyntheticDefects": "anomalib_exdd.data",
+    "compare": "anomalib_exdd.pipelines.compare",
     "register": "anomalib_exdd.plugin",
 }
 

@@ -25,6 +25,7 @@ DATAMODULES = {
 }
 # Subcommand -> the file its class is defined in, and the class.
 SUBCOMMANDS = {
+    "compare": ("anomalib_exdd.pipelines.compare", "Compare"),
     "info": ("anomalib_exdd.pipelines.banks", "Info"),
     "teach": ("anomalib_exdd.pipelines.banks", "Teach"),
     "forget": ("anomalib_exdd.pipelines.banks", "Forget"),

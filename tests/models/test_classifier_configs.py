@@ -44,8 +44,9 @@ def test_every_cell_of_the_tables_can_be_built(
     assert content["baseline"] in methods
     roots = {"init_args": {"base": {"init_args": {"root": str(tmp_path)}}}}
     for name, method in methods.items():
-        assert set(method) <= {"name", "model", "data", "uses_defects", "published", "published_source"}
-        described = OmegaConf.to_container(OmegaConf.merge(content["data"], method.get("data", {}), roots))
+        assert set(method) <= {"name", "class_path", "init_args", "data", "published", "published_source"}
+        changes = {"init_args": method.get("data", {})}
+        described = OmegaConf.to_container(OmegaConf.merge(content["data"], changes, roots))
         data = built(AnomalibDataModule, "data", described)
         assert isinstance(data, SyntheticDefects)
         assert isinstance(data.base, KSDD2)
@@ -53,16 +54,15 @@ def test_every_cell_of_the_tables_can_be_built(
         synthesizer, _, count = name.rpartition(" ")
         assert data.count == (0 if name == "real only" else int(count))
         assert name == "real only" or data.synthetic_root.parts[-2:] == (shot, synthesizer)
-        arguments = method["model"]["init_args"]
-        assert method["model"]["class_path"] == "DefectClassifier"
+        arguments = method["init_args"]
+        assert method["class_path"] == "DefectClassifier"
         assert arguments["preset"] == ("diag" if synthesizer == "diag" else "in_and_out")
         assert data.train_batch_size == PRESETS[arguments["preset"]].batch_size
-        assert method["uses_defects"] is True
         assert set(method.get("published", {})) <= set(METRICS)
         assert bool(method.get("published")) == bool(method.get("published_source"))
-    for arguments in {str(m["model"]): m["model"] for m in methods.values()}.values():
-        model = built(AnomalibModule, "model", OmegaConf.to_container(OmegaConf.merge(arguments, {"init_args": TINY})))
-        assert model.input_size == PRESETS[arguments["init_args"]["preset"]].image_size
+    for arguments in {str(m["init_args"]): m["init_args"] for m in methods.values()}.values():
+        model = built(AnomalibModule, "model", {"class_path": "DefectClassifier", "init_args": {**arguments, **TINY}})
+        assert model.input_size == PRESETS[arguments["preset"]].image_size
 
 
 TINY = {"backbone": "test_resnet"}  # instead of a ResNet-50, whose construction takes long
@@ -72,7 +72,8 @@ def test_a_zero_shot_cell_trains_as_written(repository: Path, tmp_path: Path) ->
     """Paths and the size of the network aside: the keys are those of the data modules and of the model."""
     content = load(repository, "zero_shot")
     cell = next(method for method in content["methods"] if method["name"] == "diag 80")
-    config = {"model": cell["model"], "data": OmegaConf.to_container(OmegaConf.merge(content["data"], cell["data"]))}
+    data = OmegaConf.to_container(OmegaConf.merge(content["data"], {"init_args": cell["data"]}))
+    config = {"model": {name: cell[name] for name in ("class_path", "init_args")}, "data": data}
     path = tmp_path / "cell.yaml"
     path.write_text(yaml.safe_dump(config))
     parsed = AnomalibCLI(["train", "--config", str(path), "--model.init_args.backbone", "test_resnet"], run=False)

@@ -10,7 +10,10 @@ for every run:
 | `runs/<method>/<seed>/run.json` | :class:`Run`: one method with one seed, written when it has ended |
 | `runs/<method>/<seed>/images.csv` | :class:`ImageResult`, a line for every test image |
 | `runs/<method>/<seed>/maps.npz` | `maps`: float16, shape (images, height, width), in the order of `images.csv` |
-| `runs/<method>/<seed>/explanations.json` | image path -> :class:`NearestPatches`, where the method explains itself |
+| `runs/<method>/<seed>/explanations.json` | image -> :class:`NearestPatches`, for the worst 100 of either label |
+| `runs/<method>/<seed>/histograms.npz` | pixels of every test image by score, which the intervals are drawn from |
+| `runs/<method>/<seed>/settings.json` | everything that the run depends on; an equal one is not run again |
+| `runs/<method>/<seed>/log.txt` | what its process said |
 | `data.csv` | every image and mask of the data with its split, label and SHA-256 |
 """
 

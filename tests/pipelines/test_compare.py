@@ -1,0 +1,459 @@
+"""`anomalib compare`: what it leaves behind, resumed, interrupted and with failures.
+
+Runs are done in this process, which spares importing Anomalib for each of them; the last test has real ones.
+"""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from anomalib.cli import AnomalibCLI
+from anomalib.cli.pipelines import PIPELINE_REGISTRY
+from made_up_surfaces import make_surfaces
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import anomalib_exdd
+from anomalib_exdd.models.defect_classifier.presets import PRESETS
+from anomalib_exdd.pipelines import compare as verb
+from anomalib_exdd.pipelines.compare import Compare, compare, settings_of
+from anomalib_exdd.pipelines.comparison import one_run
+from anomalib_exdd.pipelines.comparison.data import DataFiles
+from anomalib_exdd.pipelines.comparison.methods import input_size, prepare
+from anomalib_exdd.pipelines.comparison.models import build_model
+from anomalib_exdd.pipelines.comparison.runs import PlannedRun
+from anomalib_exdd.reporting.comparison import METRICS, read_comparison, read_explanations, read_images, read_maps
+
+
+class Finished:
+    """A process that has ended."""
+
+    def __init__(self, returncode: int = 0) -> None:
+        self.returncode = returncode
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_surfaces(tmp_path_factory.mktemp("data") / "surfaces")
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Do runs in this process; the list names those that were done."""
+    return in_process(monkeypatch)
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    start, done = PlannedRun.execute, []
+
+    def execute(run: PlannedRun) -> Finished:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", lambda *_args, **_kwargs: Finished())
+            start(run)
+        done.append(f"{run.method} {run.seed}")
+        one_run.main(run.folder)
+        return Finished()
+
+    monkeypatch.setattr(PlannedRun, "execute", execute)
+    return done
+
+
+EXDD = {"name": "ExDD", "class_path": "ExDD"}
+NORMAL = {"name": "Normal only", "class_path": "ExDD", "init_args": {"scoring": "normal"}, "uses_defects": False}
+FAILS = {"name": "EfficientAd", "class_path": "EfficientAd"}  # refuses batches of more than one image
+
+
+def configuration(root: Path, output: Path, *methods: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    arguments = {"root": str(root), "num_workers": 0, "eval_batch_size": 3, "val_split_ratio": 0.5}
+    return {
+        "data": {"class_path": "KSDD2", "init_args": arguments},
+        "methods": list(methods),
+        "image_size": [64, 48],
+        "backbone": "filter_bank",
+        "seeds": [0, 1],
+        "resamples": 100,
+        "accelerator": "cpu",
+        "output": str(output),
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def output(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two methods that work and one that fails, with two seeds."""
+    folder = tmp_path_factory.mktemp("compared") / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_process(monkeypatch)
+        compare(configuration(root, folder, EXDD, NORMAL, FAILS, baseline="Normal only", title="A try"))
+    return folder
+
+
+def test_results_are_complete(output: Path, root: Path) -> None:
+    results = read_comparison(output)
+    assert results.title == "A try"
+    assert [method.name for method in results.methods] == ["ExDD", "Normal only", "EfficientAd"]
+    assert [(run.method, run.seed) for run in results.runs if not run.error] == [
+        ("ExDD", 0),
+        ("ExDD", 1),
+        ("Normal only", 0),
+        ("Normal only", 1),
+    ]
+    for run in results.of("ExDD"):
+        assert set(run.metrics) == set(METRICS)
+        measured = (
+            "negative_entries",
+            "positive_entries",
+            "fit_seconds",
+            "images_per_second",
+            "latency_ms",
+            "model_mb",
+        )
+        assert min(getattr(run, name) for name in measured) > 0
+        assert run.peak_memory_mb > 100
+        assert run.epochs == 1
+        assert 0 <= run.accept <= run.reject <= 1
+        assert json.loads((output / run.folder / "run.json").read_text()) == vars(run)
+    assert results.of("Normal only")[0].positive_entries is None
+    assert results.data["name"] == "KSDD2"
+    assert {name: results.data[f"test_{name}"] for name in ("normal", "defective")} == {"normal": 4, "defective": 4}
+    assert results.data["root"] == str(root.resolve())
+
+
+def test_failed_runs_are_listed_with_the_reason(output: Path) -> None:
+    failed = [run for run in read_comparison(output).runs if run.error]
+    assert [(run.method, run.seed) for run in failed] == [("EfficientAd", 0), ("EfficientAd", 1)]
+    assert failed[0].error == "ValueError: train_batch_size for EfficientAd should be 1."
+    assert failed[0].metrics == {}
+    page = (output / "results.md").read_text()
+    assert "- EfficientAd, seed 0: ValueError: train_batch_size" in page
+    assert not list(output.rglob("training-*"))
+
+
+def test_image_metrics_are_those_of_the_scores_that_are_kept(output: Path, root: Path) -> None:
+    for run in read_comparison(output).of("ExDD"):
+        images = read_images(output / run.folder)
+        labels, scores = [image.label for image in images], [image.score for image in images]
+        assert run.metrics["image_AUROC"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+        assert run.metrics["image_AP"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+        names = {Path(image.image).name for image in images}
+        assert names == {path.name for path in (root / "test").glob("?????.png")}
+        for image in images:
+            assert bool(image.mask) == bool(image.label)
+            assert not image.mask or Path(image.mask).is_file()
+
+
+def test_maps_show_the_defects(output: Path) -> None:
+    run = read_comparison(output).of("ExDD")[0]
+    images, maps = read_images(output / run.folder), read_maps(output / run.folder)
+    assert maps is not None
+    assert maps.shape == (8, 64, 48)
+    inside = [maps[n, 27:34, 15:22].mean() for n, image in enumerate(images) if image.label]
+    outside = [maps[n, :20].mean() for n, image in enumerate(images) if image.label]
+    assert min(inside) > max(outside)
+
+
+def test_explanations_name_training_patches(output: Path) -> None:
+    results = read_comparison(output)
+    run = results.of("ExDD")[0]
+    with (output / "data.csv").open(newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    found = read_explanations(output / run.folder)
+    assert set(found) == {image.image for image in read_images(output / run.folder)}
+    for nearest in found.values():
+        assert 0 < min(nearest.row, nearest.column) <= max(nearest.row, nearest.column) < 1
+        assert nearest.defect is not None
+        for patch, label in ((nearest.normal, "0"), (nearest.defect, "1")):
+            assert rows[patch["source"]]["label"] == label
+            assert rows[patch["source"]]["seed_0"] == "train"
+            assert 0 < min(patch["row"], patch["column"]) <= max(patch["row"], patch["column"]) < 1
+            assert patch["distance"] >= 0
+
+
+def test_data_are_listed_with_hashes_and_splits(output: Path, root: Path) -> None:
+    content = (output / "data.csv").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == read_comparison(output).data["sha256"]
+    rows = list(csv.DictReader(content.decode().splitlines()))
+    assert len(rows) == 26
+    for row in rows:
+        assert row["sha256"] == hashlib.sha256(Path(row["image"]).read_bytes()).hexdigest()
+        assert row["split"] == Path(row["image"]).parent.name
+        assert row["seed_0"] in ({"test"} if row["split"] == "test" else {"train", "val"})
+    assert any(row["seed_0"] != row["seed_1"] for row in rows)
+    assert sum(row["label"] == "1" for row in rows) == 10
+
+
+def test_tables_say_the_same_as_the_results(output: Path) -> None:
+    results = read_comparison(output)
+    with (output / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], int(row["seed"])) for row in rows] == [(run.method, run.seed) for run in results.runs]
+    assert float(rows[0]["pixel_AP"]) == results.runs[0].metrics["pixel_AP"]
+    assert rows[-1]["error"].startswith("ValueError")
+    page = (output / "results.md").read_text()
+    values = [100 * run.metrics["image_AUROC"] for run in results.of("ExDD")]
+    assert f"| ExDD | {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} |" in page
+    difference = next(d for d in results.differences if (d.method, d.metric) == ("ExDD", "AUPRO"))
+    assert difference.baseline == "Normal only"
+    assert difference.seeds == 2
+    assert f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]" in page
+    assert "- Normal only: Without the defective training images." in page
+
+
+def test_finished_runs_are_kept_and_failed_ones_tried_again(
+    root: Path, tmp_path: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configuration(root, tmp_path / "out", EXDD, FAILS, seeds=[0])
+    first = compare(config)
+    assert executed == ["ExDD 0", "EfficientAd 0"]
+    executed.clear()
+    again = compare(config)
+    assert executed == ["EfficientAd 0"]
+    assert "1 of 2 runs are there already" in capsys.readouterr().out
+    assert again.of("ExDD") == first.of("ExDD")
+
+
+def test_changed_settings_and_data_run_again_with_a_line_that_says_so(
+    root: Path, tmp_path: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_surfaces(tmp_path / "data")
+    compare(configuration(data, tmp_path / "out", EXDD, NORMAL, seeds=[0]))
+    executed.clear()
+    changed = {**EXDD, "init_args": {"num_neighbors": 2}}
+    compare(configuration(data, tmp_path / "out", changed, NORMAL, seeds=[0]))
+    assert executed == ["ExDD 0"]
+    assert "ExDD, seed 0: run again, because of run.model.init_args.num_neighbors." in capsys.readouterr().out
+    executed.clear()
+    image = data / "train" / "10000.png"
+    image.write_bytes((data / "train" / "10001.png").read_bytes())
+    compare(configuration(data, tmp_path / "out", changed, NORMAL, seeds=[0]))
+    assert executed == ["ExDD 0", "Normal only 0"]
+    assert "ExDD, seed 0: run again, because of data." in capsys.readouterr().out
+
+
+def test_interrupted_comparison_leaves_results_and_goes_on(
+    root: Path,
+    tmp_path: Path,
+    executed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = configuration(root, tmp_path / "out", EXDD, NORMAL, seeds=[0])
+    stopped: list[Any] = []
+
+    def interrupted(process: Any, tick: Callable[[], Any]) -> int:
+        tick()
+        if len(executed) == 2:
+            raise KeyboardInterrupt
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "wait", interrupted)
+        patch.setattr(verb, "stop", stopped.append)
+        parser = Compare.get_parser()
+        with pytest.raises(SystemExit) as caught:
+            Compare().run(parser.parse_object(config))
+    assert caught.value.code == 130
+    assert "goes on from there" in capsys.readouterr().err
+    assert len(stopped) == 1
+    assert [run.method for run in read_comparison(tmp_path / "out").runs] == ["ExDD"]
+    # What the process had written when it was stopped is not trusted.
+    (tmp_path / "out" / "runs" / "Normal_only" / "0" / "run.json").unlink()
+    executed.clear()
+    assert [run.method for run in compare(config).runs] == ["ExDD", "Normal only"]
+    assert executed == ["Normal only 0"]
+
+
+@pytest.mark.parametrize(
+    ("returncode", "said", "error"),
+    [
+        (-9, "", "The process was ended by SIGKILL: most likely out of memory."),
+        (-11, "", "The process was ended by SIGSEGV."),
+        (3, "one\nthe last words\n\n", "The process ended with code 3: the last words"),
+    ],
+)
+def test_killed_process_fails_alone(
+    root: Path,
+    tmp_path: Path,
+    executed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    returncode: int,
+    said: str,
+    error: str,
+) -> None:
+    works = PlannedRun.execute
+
+    def execute(run: PlannedRun) -> Any:
+        if run.method == "ExDD":
+            return works(run)
+        run.folder.mkdir(parents=True)
+        (run.folder / "log.txt").write_text(said)
+        (run.folder / "training-x").mkdir()
+        return Finished(returncode)
+
+    monkeypatch.setattr(PlannedRun, "execute", execute)
+    results = compare(configuration(root, tmp_path / "out", NORMAL, EXDD, seeds=[0]))
+    assert [run.error for run in results.runs] == [error, ""]
+    assert not list(tmp_path.rglob("training-*"))
+
+
+def test_folder_of_something_else_is_refused(root: Path, tmp_path: Path, executed: list[str]) -> None:
+    other = make_surfaces(tmp_path / "other", seed=1)
+    compare(configuration(other, tmp_path / "out", EXDD, seeds=[0]))
+    with pytest.raises(ValueError, match="Give another --output"):
+        compare(configuration(root, tmp_path / "out", EXDD, seeds=[0]))
+    with pytest.raises(ValueError, match="new or empty folder"):
+        compare(configuration(root, other, EXDD, seeds=[0]))
+    assert executed == ["ExDD 0"]
+
+
+def test_different_test_images_are_refused(root: Path, tmp_path: Path) -> None:
+    other = make_surfaces(tmp_path / "other", seed=1)
+    elsewhere = {**NORMAL, "data": {"root": str(other)}}
+    with pytest.raises(ValueError, match=r"'ExDD' and 'Normal only' have different test images with seed 0"):
+        compare(configuration(root, tmp_path / "out", EXDD, elsewhere, seeds=[0]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_validate_with_test_images_are_refused(root: Path, tmp_path: Path) -> None:
+    for label, number in (("good", 20000), ("bad", 20007)):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "a.png").write_bytes((root / "test" / f"{number}.png").read_bytes())
+        (tmp_path / label / "b.png").write_bytes(
+            (root / "test" / f"{number - 1 + 2 * (label == 'good')}.png").read_bytes()
+        )
+    arguments = {"name": "x", "root": str(tmp_path), "normal_dir": "good", "abnormal_dir": "bad"}
+    arguments |= {"normal_test_dir": "good", "val_split_mode": "same_as_test"}
+    data = {"class_path": "Folder", "init_args": arguments}
+    with pytest.raises(ValueError, match=r"use .* test images for validation or training"):
+        compare(configuration(root, tmp_path / "out", EXDD, data=data))
+
+
+def test_unknown_data_are_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="KSDD3"):
+        compare(configuration(root, tmp_path / "out", EXDD, data={"class_path": "KSDD3"}))
+    with pytest.raises(ValueError, match=r"there is no file nothing.yaml"):
+        compare("nothing.yaml")
+
+
+def test_package_offers_the_function() -> None:
+    assert anomalib_exdd.compare is compare
+
+
+UNTRAINED = {"backbone": "test_resnet", "pre_trained": False}  # quickly built
+
+
+def parsed(path: Path, **changes: Any) -> Any:
+    parser = Compare.get_parser()
+    content = yaml.safe_load(path.read_text())
+    return settings_of(parser, parser.parse_object({**content, **changes}))
+
+
+@pytest.mark.parametrize("name", ["compare_patchcore", "compare_sample", "paper_table1", "paper_table2"])
+def test_shipped_configurations_are_valid(repository: Path, name: str) -> None:
+    """Every model, argument, schedule and data module in them exists."""
+    settings = parsed(repository / "configs" / f"{name}.yaml")
+    for method in settings.methods:
+        ready = prepare(method, settings)
+        run = ready.run_settings(settings, 0)
+        assert run["data"]["class_path"].endswith(settings.data["class_path"].rpartition(".")[2])
+        # What is trained by gradients has a length; the others ask for their one pass themselves.
+        trained = method.class_path in {"Draem", "Dsr", "EfficientAd", "Supersimplenet"}
+        assert trained == bool({"max_epochs", "max_steps"} & set(method.trainer))
+        if name == "compare_patchcore":
+            assert not any("Input" in note for note in ready.notes)
+    if name == "compare_patchcore":
+        names = {method.class_path for method in settings.methods}
+        assert names == {"ExDD", "Patchcore", "Padim", "Draem", "Dsr", "EfficientAd", "Supersimplenet"}
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "few_shot", "full_shot"])
+def test_configurations_of_the_classifier_are_valid(repository: Path, name: str) -> None:
+    """Every cell is prepared with its preset's input size and batches, and sees the defective images."""
+    settings = parsed(repository / "configs" / "in_and_out" / f"{name}.yaml")
+    for method in settings.methods:
+        ready = prepare(method, settings)
+        run = ready.run_settings(settings, 0)
+        preset = PRESETS[method.init_args["preset"]]
+        assert ready.uses_defects
+        assert run["image_size"] is None
+        built = build_model({**run, "model": {**run["model"], "init_args": {**method.init_args, **UNTRAINED}}})
+        assert input_size(built.pre_processor) == preset.image_size
+        assert run["data"]["init_args"]["base"]["init_args"]["train_batch_size"] == preset.batch_size
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 synthetic defects, as from somewhere else."""
+    return make_surfaces(tmp_path_factory.mktemp("synthetic") / "drawn", train=(0, 150), test=(0, 0), seed=5)
+
+
+@pytest.mark.parametrize("name", ["paper_table1", "paper_table2"])
+def test_tables_of_the_paper_run(
+    repository: Path, root: Path, synthetic: Path, tmp_path: Path, executed: list[str], name: str
+) -> None:
+    """The configurations on made-up images, with the small backbone and without those that download."""
+    content = yaml.safe_load((repository / "configs" / f"{name}.yaml").read_text())
+    base = {"class_path": "KSDD2", "init_args": {"root": str(root), "num_workers": 0}}
+    data = {"class_path": "SyntheticDefects"}
+    data["init_args"] = {**content["data"]["init_args"], "base": base, "synthetic_root": str(synthetic)}
+    methods = [method for method in content["methods"] if method["class_path"] in {"ExDD", "Patchcore"}][:4]
+    for method in methods:
+        if method["class_path"] == "Patchcore":
+            method["init_args"] |= {"backbone": "resnet18", "pre_trained": False}
+    changes = {"data": data, "methods": methods, "image_size": [64, 48], "backbone": "filter_bank", "seeds": [0]}
+    results = compare({**content, **changes, "output": str(tmp_path / "out"), "resamples": 100, "accelerator": "cpu"})
+    assert [run.error for run in results.runs] == [""] * len(methods)
+    entries = {run.method: run.positive_entries for run in results.runs}
+    page = (tmp_path / "out" / "results.md").read_text()
+    if name == "paper_table2":
+        drawn = [entries[f"Paper, {count} synthetic"] for count in (0, 50, 100, 150)]
+        assert drawn == sorted(set(drawn))
+        published = [method.published.get("image_AUROC") for method in results.methods]
+        assert published == [0.931, 0.934, 0.942, 0.935]
+        assert "| *Paper, 100 synthetic, published: ExDD, Table 2* | *94.2* |" in page
+    else:
+        assert entries["PatchCore"] is None
+        assert entries["ExDD (full)"] > entries["ExDD (base)"]
+        assert "| *PatchCore, published: ExDD, Table 1* | *91.2* |" in page
+
+
+def test_images_of_one_seed_are_listed_once(root: Path) -> None:
+    files = DataFiles()
+    described = {"class_path": "KSDD2", "init_args": {"root": str(root)}}
+    images = files.images(described)
+    assert len(images) == len({image.image for image in images}) == 26
+    assert files.fingerprint(described) == DataFiles().fingerprint(described)
+    assert files.fingerprint(described) != files.fingerprint(
+        {"class_path": "KSDD2", "init_args": {"root": str(root), "seed": 1}}
+    )
+
+
+def test_the_command_with_a_process_for_the_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(configuration(root, tmp_path / "out", EXDD, seeds=[0, 1])))
+    monkeypatch.setitem(PIPELINE_REGISTRY, "compare", Compare)
+    arguments = ["compare", "--config", str(path), "--seeds", "[4]"]
+    monkeypatch.setattr(sys, "argv", ["anomalib", *arguments])
+    AnomalibCLI(arguments)
+    results = read_comparison(tmp_path / "out")
+    assert [(run.seed, run.error) for run in results.runs] == [(4, "")]
+    assert results.command == f"anomalib compare --config {path} --seeds '[4]'"
+    assert "Throughput" in (tmp_path / "out" / "runs" / "ExDD" / "4" / "log.txt").read_text()
+    said = capsys.readouterr().out
+    for name in ("results.csv", "results.json", "results.md", "report.html"):
+        assert f"{name}: {(tmp_path / 'out' / name).resolve()}" in said
+    with pytest.raises(SystemExit, match="Error: Argument `baseline` has to be one of the methods") as caught:
+        AnomalibCLI([*arguments, "--baseline", "Best"])
+    assert "\n" not in str(caught.value)
