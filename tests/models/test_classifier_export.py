@@ -1,21 +1,17 @@
 """Exported classifiers give the checkpoint's probabilities and maps, for any number of images."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from anomalib.deploy import OpenVINOInferencer, TorchInferencer
+from exported import needs_openvino, random_images, run_exports
 from PIL import Image
 
 from anomalib_exdd import DefectClassifier
 
 SIZE = (64, 96)
-needs_openvino = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript", "openvino")),
-    reason="the extra `openvino` is not installed",
-)
 
 
 @pytest.fixture
@@ -26,17 +22,13 @@ def model() -> DefectClassifier:
     model.train().model(torch.randn(8, 3, *SIZE))
     torch.nn.init.normal_(model.model.head.weight, std=0.3)
     with torch.no_grad():
-        scores = model.eval().model(model.pre_processor(torch.from_numpy(images(8))))
+        scores = model.eval().model(model.pre_processor(torch.from_numpy(random_images(8, SIZE))))
     post = model.post_processor
     post._image_threshold.copy_(scores.pred_score.median())
     reach = scores.anomaly_map.abs().max() * 4  # wide enough for nothing to be clipped
     post.pixel_min.copy_(-reach)
     post.pixel_max.copy_(reach)
     return model
-
-
-def images(count: int) -> np.ndarray:
-    return np.random.default_rng(count).random((count, 3, *SIZE)).astype(np.float32)
 
 
 def assert_parity(found: dict[str, np.ndarray], model: DefectClassifier, batch: np.ndarray) -> None:
@@ -52,20 +44,8 @@ def assert_parity(found: dict[str, np.ndarray], model: DefectClassifier, batch: 
 
 @needs_openvino
 def test_onnx_and_openvino_parity_at_any_batch_size(model: DefectClassifier, tmp_path: Path) -> None:
-    import onnxruntime  # noqa: PLC0415
-    import openvino  # noqa: PLC0415
-
-    session = onnxruntime.InferenceSession(model.to_onnx(tmp_path, input_size=SIZE), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    compiled = openvino.Core().compile_model(
-        model.to_openvino(tmp_path, input_size=SIZE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    for count in (1, 3):
-        batch = images(count)
-        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: batch}), strict=True))
+    for batch, found in run_exports(model, tmp_path, SIZE):
         assert_parity(found, model, batch)
-        result = compiled(batch)
-        assert_parity({output.any_name: result[output] for output in compiled.outputs}, model, batch)
 
 
 @needs_openvino

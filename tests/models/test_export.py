@@ -1,6 +1,5 @@
 """Exported models give the checkpoint's scores, for any number of images."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,11 @@ import numpy as np
 import pytest
 import torch
 from anomalib.deploy import OpenVINOInferencer, TorchInferencer
+from exported import needs_openvino, random_images, run_exports
 
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.models.exdd.memory_bank import BankContent
 
-needs_openvino = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript", "openvino")),
-    reason="the extra `openvino` is not installed",
-)
 SIZE = (96, 64)
 
 
@@ -46,10 +42,6 @@ def filled(scoring: str, image_scoring: str = "auto", *, positive: bool = True, 
     return model
 
 
-def images(count: int) -> np.ndarray:
-    return np.random.default_rng(count).random((count, 3, *SIZE)).astype(np.float32)
-
-
 def assert_parity(found: dict[str, np.ndarray], model: ExDD, batch: np.ndarray) -> None:
     with torch.no_grad():
         expected = model(torch.from_numpy(batch))
@@ -78,23 +70,9 @@ def assert_parity(found: dict[str, np.ndarray], model: ExDD, batch: np.ndarray) 
     ],
 )
 def test_onnx_and_openvino_parity_at_any_batch_size(scoring: str, arguments: dict[str, Any], tmp_path: Path) -> None:
-    import onnxruntime  # noqa: PLC0415
-    import openvino  # noqa: PLC0415
-
     model = filled(scoring, **arguments)
-    onnx = model.to_onnx(tmp_path, input_size=SIZE)
-    assert "faiss" not in onnx.read_bytes().decode("latin1").lower()
-    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    compiled = openvino.Core().compile_model(
-        model.to_openvino(tmp_path, input_size=SIZE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    for count in (1, 2, 3):
-        batch = images(count)
-        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: batch}), strict=True))
+    for batch, found in run_exports(model, tmp_path, SIZE):
         assert_parity(found, model, batch)
-        result = compiled(batch)
-        assert_parity({output.any_name: result[output] for output in compiled.outputs}, model, batch)
 
 
 @needs_openvino
@@ -119,7 +97,7 @@ def test_torch_export_keeps_the_scores_and_leaves_the_index_out(
     trained: tuple[ExDD, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_root: Path
 ) -> None:
     model = trained[0]
-    batch = torch.from_numpy(images(2))
+    batch = torch.from_numpy(random_images(2, SIZE))
     expected = model(batch)
     assert model.model.negative_bank._index is not None
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from anomalib.cli import AnomalibCLI
 from anomalib.cli.pipelines import PIPELINE_REGISTRY
+from made_up_surfaces import make_surfaces
 from PIL import Image
 
 from anomalib_exdd.data import KSDD2
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
 from anomalib_exdd.pipelines.synthesize import Synthesize, material_of, read_pixels
 from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
-
-SIZE = (96, 64)
 
 # What the installed command does, whether or not this package is registered already.
 SCRIPT = """
@@ -41,19 +40,7 @@ Command = Callable[..., str]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small folder in KSDD2's layout: 12 normal and 6 defective training images, 2 and 2 test images."""
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    for split, first, normal, defective in (("train", 10000, 12, 6), ("test", 20000, 2, 2)):
-        (folder / split).mkdir(parents=True)
-        for number in range(normal + defective):
-            rng = np.random.default_rng((first, number))
-            image = np.clip(rng.normal(120, 8, (*SIZE, 3)), 0, 255).astype(np.uint8)
-            mask = np.zeros(SIZE, dtype=np.uint8)
-            if number >= normal:
-                mask[40:52, 20 : 30 + number % 8] = 255
-                image[mask > 0] = 30
-            Image.fromarray(image).save(folder / split / f"{first + number}.png")
-            Image.fromarray(mask).save(folder / split / f"{first + number}_GT.png")
-    return folder
+    return make_surfaces(tmp_path_factory.mktemp("data") / "tiny", test=(2, 2))
 
 
 @pytest.fixture
