@@ -16,10 +16,12 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from anomalib import metrics
 from anomalib.engine import Engine
-from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
+from anomalib.metrics import AUPRO, Evaluator
 from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
@@ -27,6 +29,7 @@ from lightning.pytorch import Callback, seed_everything
 
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
+from anomalib_exdd.pipelines.comparison.metrics import unit_interval
 from machine import describe, markdown_table
 
 METRICS = ("image_AUROC", "image_AUPR", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
@@ -62,6 +65,26 @@ class ForwardTimer(Callback):
         """Stop the clock."""
         self.seconds += time.perf_counter() - self._start
         self.images += len(batch.image)
+
+
+class _OfRawScores:
+    """A ranking metric of scores of any range, which torchmetrics would tie where they are large."""
+
+    fields: list[str]
+
+    def update(self, batch: Any) -> None:
+        """Take in a batch, its scores brought to 0..1 in the same order."""
+        scores, labels = self.fields
+        mapped = {scores: unit_interval(getattr(batch, scores).float()), labels: getattr(batch, labels)}
+        super().update(SimpleNamespace(**mapped))  # type: ignore[misc]
+
+
+class AUROC(_OfRawScores, metrics.AUROC):  # type: ignore[misc]
+    """Anomalib's, of raw scores."""
+
+
+class AUPR(_OfRawScores, metrics.AUPR):  # type: ignore[misc]
+    """Anomalib's, of raw scores."""
 
 
 def evaluator() -> Evaluator:

@@ -156,7 +156,7 @@ class Study:
         model.positive_bank.clear()
         blank = torch.zeros(3, *self.size)
         for row in rows:
-            mask_HW = self.train.mask_NHW[row]
+            mask_HW = self.train.mask_NHW[row] if positive_patches == "mask" else None
             builder.add_defective(self.train.paths[row], blank, self.train.features_NDhw[row], mask_HW)
         builder.build_positive_bank()
         model.positive_bank.look_around(NEIGHBORHOOD)
