@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from made_up_images import labels_of, save_image, save_mask, save_pairs
 from PIL import Image
+
+from made_up_images import labels_of, save_image, save_mask, save_pairs
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from made_up_images import save_image, save_mask
 from reading_back import ready_folder, sample_rows, split_counts
+
+from made_up_images import save_image, save_mask
 
 
 def write_csv(path: Path, *lines: str, encoding: str = "utf-8") -> Path:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from anomalib import TaskType
 from anomalib.data.utils import read_image as read_with_anomalib
-from made_up_images import SIZE, save_image, save_mask
 from pandas import DataFrame
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -17,6 +16,7 @@ from torchvision.tv_tensors import Mask
 from anomalib_exdd.data import DefectDataset
 from anomalib_exdd.data.dataset import collate
 from anomalib_exdd.images.reading import read_image, read_mask
+from made_up_images import SIZE, save_image, save_mask
 
 
 def table(*rows: tuple[Path, Path | str, int]) -> DataFrame:

@@ -17,13 +17,13 @@ from anomalib.models import Padim
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
-from made_up_images import save_mask, save_pairs
 from reading_back import ready_folder, split_counts
 
 from anomalib_exdd.data import KSDD2, DefectFolder
 from anomalib_exdd.data.items import DefectBatch
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
 from anomalib_exdd.synthesis.manifest import Record, manifest_json
+from made_up_images import save_mask, save_pairs
 
 Sources = Sequence[tuple[str, str | None]]
 
