@@ -1,6 +1,7 @@
 """Training, selection, resuming and predictions of the classifier, through Anomalib's engine and command line."""
 
 import copy
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -250,7 +251,7 @@ def test_synthetic_defects_are_defective_images_and_no_defect_validates_without_
     assert torch.load(trainer.best_model_path, weights_only=True)["epoch"] == 2
     assert "does not stop early, and the last epoch is kept" in caplog.text
     assert "16 normal images count 0.583 each, 5 defective ones 2.33" in caplog.text  # 21 / (16 + 4 * 5), 4 times
-    assert "published with batches of 32 images; the data module has 8" in caplog.text
+    assert "published with batches of 32 images, but a step takes 8" in caplog.text
     network = torch.nn.Sequential(model.pre_processor, model.model).eval()
     with torch.no_grad():
         scores = [network(batch.image).pred_score for batch in data.val_dataloader()]
@@ -276,9 +277,16 @@ def test_the_literal_commands(toy_root: Path, tmp_path: Path, monkeypatch: pytes
     predicted = AnomalibCLI(
         ["predict", "--model", "DefectClassifier", "--data", str(image), "--ckpt_path", str(checkpoint)]
     )
-    assert list(Path(predicted.engine.trainer.default_root_dir).rglob("20009.png"))
+    results = Path(predicted.engine.trainer.default_root_dir)
+    assert list(results.rglob("20009.png"))
+    (row,) = json.loads((results / "predictions.json").read_text(encoding="utf-8"))["predictions"]
+    assert Path(row["path"]).name == "20009.png"
+    assert row["score"] == row["raw_score"] == row["probability"]
+    assert row["label"] == ("defective" if row["score"] > row["threshold"] else "normal")
+    assert row["num_regions"] == len(row["regions"])
+    assert row["decision"] is row["accept_threshold"] is None
     with Image.open(image) as picture:
         pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255
     model = DefectClassifier.load_from_checkpoint(checkpoint).eval()
     with torch.no_grad():
-        assert 0 < model(pixels).pred_score.item() < 1
+        assert model(pixels).pred_score.item() == pytest.approx(row["probability"], abs=1e-5)

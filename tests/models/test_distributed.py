@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
+from toy_surfaces import HEIGHT, WIDTH, write_toy
 
-from anomalib_exdd import ExDD
+from anomalib_exdd import DefectClassifier, ExDD
 from anomalib_exdd.data.sample import generate_sample
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "anomalib"
@@ -78,12 +79,69 @@ def test_results_are_in_one_folder(trained_by: dict[int, tuple[Path, str]]) -> N
     assert [path.name for path in trained_by[2][0].parent.iterdir() if not path.is_symlink()] == ["v0"]
 
 
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, str]]:
+    """Train the classifier in steps of all 28 training images, which one process takes alone and two share.
+
+    A backbone without batch norms: their statistics would be those of each process.
+    """
+    root = write_toy(tmp_path_factory.mktemp("data") / "toy", train=(20, 15), test=(3, 4))
+    found = {}
+    for number, strategy in PROCESSES.items():
+        results = tmp_path_factory.mktemp(f"classifier{number}")
+        arguments = ["train", "--model", "DefectClassifier", "--model.backbone", "test_convnext"]
+        arguments += ["--model.pre_trained", "false", "--model.image_size", f"[{HEIGHT}, {WIDTH}]"]
+        arguments += ["--model.learning_rate", "0.05", "--data", "KSDD2", "--data.root", str(root)]
+        arguments += ["--data.num_workers", "0", "--data.train_batch_size", str(28 // number)]
+        arguments += ["--default_root_dir", str(results), "--trainer.max_epochs", "3"]
+        arguments += ["--trainer.accelerator", "cpu", "--trainer.devices", str(number), *strategy]
+        found[number] = (results / "DefectClassifier" / "KSDD2" / "latest", run(*arguments))
+    return found
+
+
+def test_a_classifier_learns_what_it_learns_in_one_process(classifiers: dict[int, tuple[Path, str]]) -> None:
+    first, last = "model.backbone.stem.0.weight", "model.head.weight"
+    one, two = (state(classifiers[number][0]) for number in PROCESSES)
+    untrained = DefectClassifier("test_convnext", pre_trained=False).state_dict()
+    for name in (first, last):
+        assert not torch.equal(one[name], untrained[name])
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
+    for name, value in one.items():  # thresholds too
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
+        else:
+            assert two[name] == value, name
+    contents = [
+        torch.load(classifiers[number][0] / "weights" / "lightning" / "model.ckpt", weights_only=True)
+        for number in PROCESSES
+    ]
+    assert contents[0]["epoch"] == contents[1]["epoch"]
+    trained_with = [content["defect_classifier_training"] for content in contents]
+    assert trained_with[0] == trained_with[1]
+    assert trained_with[1]["batch_size"] == 28
+
+
+def test_a_classifiers_metrics_and_pictures_are_those_of_one_process(classifiers: dict[int, tuple[Path, str]]) -> None:
+    one, two = (metrics(classifiers[number][1]) for number in PROCESSES)
+    assert len(one) == 6
+    assert two == pytest.approx(one, abs=1e-3)
+    names = [sorted(path.name for path in (classifiers[n][0] / "images" / "test").iterdir()) for n in PROCESSES]
+    assert len(names[0]) == 7
+    assert names[0] == names[1]
+    assert [path.name for path in classifiers[2][0].parent.iterdir() if not path.is_symlink()] == ["v0"]
+    weights = sorted(path.name for path in (classifiers[2][0] / "weights" / "lightning").iterdir())
+    assert weights == ["last.ckpt", "model.ckpt"]
+
+
+@pytest.mark.parametrize("model", [ExDD, DefectClassifier])
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
-def test_a_strategy_that_splits_the_model_is_refused(kind: type[Strategy], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strategy_that_splits_the_model_is_refused(
+    kind: type[Strategy], model: type[ExDD | DefectClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Trainer:
         strategy = kind.__new__(kind)  # without what it takes to run one
 
-    model = ExDD(backbone="filter_bank")
-    monkeypatch.setattr(type(model), "trainer", property(lambda self: Trainer()))
+    backbone = "filter_bank" if model is ExDD else "test_resnet"
+    monkeypatch.setattr(model, "trainer", property(lambda self: Trainer()))
     with pytest.raises(ValueError, match=rf"strategy {kind.__name__}.*--trainer\.strategy ddp"):
-        model.setup("fit")
+        model(backbone).setup("fit")

@@ -18,7 +18,7 @@ from anomalib.pre_processing import PreProcessor
 from small import SMALL, batch
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd import KSDD2, DefectClassifier, ExDD
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.patches import patch_centres
 
@@ -454,9 +454,10 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str, small_
         small_model(**arguments)
 
 
-def test_it_is_a_direct_subclass() -> None:
+@pytest.mark.parametrize("model", [ExDD, DefectClassifier])
+def test_it_is_a_direct_subclass(model: type) -> None:
     """Anomalib lists direct subclasses only."""
-    assert AnomalibModule in ExDD.__bases__
+    assert AnomalibModule in model.__bases__
 
 
 class TestMemoryBank:

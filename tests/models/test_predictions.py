@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from anomalib_exdd import KSDD2, ExDD
-from anomalib_exdd.models.exdd.predictions import UNREADABLE, Predictions
+from anomalib_exdd.models.components.predictions import UNREADABLE, Predictions
 
 Make = Callable[..., Any]
 Command = Callable[..., Path]

@@ -222,6 +222,22 @@ def test_finished_runs_are_kept_and_failed_ones_tried_again(
     assert again.of("ExDD") == first.of("ExDD")
 
 
+def test_only_some_methods_take_part_and_all_runs_are_kept(root: Path, tmp_path: Path, executed: list[str]) -> None:
+    absent = {**EXDD, "name": "No data", "data": {"root": str(tmp_path / "absent")}}
+    config = configuration(root, tmp_path / "out", EXDD, NORMAL, absent, seeds=[0], baseline="ExDD")
+    some = compare(config, only=["Normal only"])
+    assert executed == ["Normal only 0"]
+    assert [method.name for method in some.methods] == ["Normal only"]
+    assert not some.differences
+    more = compare(config, only=["Normal only", "ExDD"])
+    assert executed == ["Normal only 0", "ExDD 0"]
+    assert [method.name for method in more.methods] == ["ExDD", "Normal only"]
+    assert {(each.method, each.baseline) for each in more.differences} == {("Normal only", "ExDD")}
+    assert more.of("Normal only") == some.of("Normal only")
+    with pytest.raises(ValueError, match=r"`only` has to name some of the methods, .*, but got 'Exdd'"):
+        compare(config, only=["Exdd"])
+
+
 def test_changed_settings_and_data_run_again_with_a_line_that_says_so(
     root: Path, tmp_path: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,14 @@ def _parser(*, exit_on_error: bool = True) -> ArgumentParser:
         "(metrics, 0 to 1, to print beside), published_source.",
     )
     add("--baseline", type=str | None, help="Method that the others are compared with; default: the first one.")
+    add(
+        "--only",
+        type=list[str],
+        default=[],
+        help='Names of the methods to run and to show, such as --only "[ExDD, Patchcore]"; default: all. What others '
+        "have finished in the folder is kept for a later call. Without its baseline they are compared with the first "
+        "of them.",
+    )
     add("--seeds", type=list[int], default=[0, 1, 2], help="Seeds of splits, models and trainings: a run for each.")
     add(
         "--image_size",
@@ -154,6 +162,7 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> ComparisonSettings
         output=config.output,
         seeds=list(config.seeds),
         baseline=config.baseline,
+        only=list(config.only),
         image_size=None if config.image_size is None else (config.image_size[0], config.image_size[1]),
         backbone=config.backbone,
         layers=config.layers,
@@ -175,7 +184,7 @@ def run_comparison(settings: ComparisonSettings, command: str = "") -> Compariso
     Raises:
         ValueError: If the settings, the data or the folder do not allow it.
     """
-    methods = [prepare(method, settings) for method in settings.methods]
+    methods = [prepare(method, settings) for method in settings.selected]
     files = DataFiles()
     by_seed = {seed: [m.run_settings(settings, seed) for m in methods] for seed in settings.seeds}
     files.read_all(run["data"] for runs in by_seed.values() for run in runs)
@@ -279,7 +288,6 @@ def _collect(
             scores.setdefault(run.method, {})[run.seed] = RunScores(
                 read_images(folder), PixelHistograms.load(folder), run.metrics
             )
-    baseline = settings.baseline or methods[0].settings.name
     configuration = json.loads(json.dumps(asdict(settings), default=str))
     quick = " (a quick try: trainings were cut short)" if settings.quick else ""
     return Comparison(
@@ -301,7 +309,7 @@ def _collect(
             for method in methods
         ],
         runs=runs,
-        differences=all_differences(scores, baseline, list(METRICS), settings.resamples),
+        differences=all_differences(scores, settings.reference, list(METRICS), settings.resamples),
     )
 
 

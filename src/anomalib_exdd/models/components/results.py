@@ -6,27 +6,35 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from .predictions import report
+
 logger = logging.getLogger(__name__)
 
 
-def log_results(trainer: Any, visualizer: Any, stage: str) -> Path | None:
-    """Say once where the pictures and the trained model are.
+def pictures_folder(visualizer: Any) -> Path | None:
+    """Return where a visualizer has put its pictures; None if there are none."""
+    pictures = getattr(visualizer, "output_dir", None)
+    return Path(pictures) if pictures is not None and Path(pictures).is_dir() else None
+
+
+def report_results(trainer: Any, visualizer: Any, stage: str) -> None:
+    """Say once where the results are; the last step of a prediction, which may end the command with a code.
 
     Args:
         trainer: Trainer that has finished.
         visualizer: The model's visualizer, if it has one.
         stage: What the trainer did.
 
-    Returns:
-        Folder of the pictures; None if there is none, or nothing was to be said.
+    Raises:
+        SystemExit: If the command `predict` met unreadable files; see :func:`.predictions.report`.
     """
     if stage not in {TrainerFn.TESTING, TrainerFn.PREDICTING} or not trainer.is_global_zero:
-        return None
-    pictures = getattr(visualizer, "output_dir", None)
-    folder = Path(pictures) if pictures is not None and Path(pictures).is_dir() else None
+        return
+    folder = pictures_folder(visualizer)
     if folder is not None:
         logger.info("Pictures with heat maps: %s", folder.resolve())
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
         logger.info("Trained model: %s", Path(checkpoint).resolve())
-    return folder
+    if stage == TrainerFn.PREDICTING:
+        report(trainer)

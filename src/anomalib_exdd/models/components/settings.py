@@ -1,5 +1,6 @@
 """Checks of models' arguments, and how they meet those that a checkpoint was trained with."""
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def check_image_size(image_size: Sequence[int]) -> None:
     if len(image_size) != 2 or min(image_size) < 32:
         msg = f"Argument `image_size` has to be (height, width), both at least 32, but got {tuple(image_size)}."
         raise ValueError(msg)
+
+
+def default_arguments(model: type) -> dict[str, Any]:
+    """Return the defaults of a model's arguments."""
+    return {name: parameter.default for name, parameter in inspect.signature(model).parameters.items()}
 
 
 def checkpoint_settings(

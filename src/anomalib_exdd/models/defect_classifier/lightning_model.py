@@ -1,31 +1,26 @@
 """The classifier as an Anomalib model: trained by gradients from image labels, selected on validation images."""
 
-import hashlib
-import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import ImageVisualizer, Visualizer
+from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_exdd.models.components.metrics import default_evaluator
-from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
-from anomalib_exdd.models.components.results import log_results
-from anomalib_exdd.models.components.settings import check_at_least, checkpoint_settings
+from anomalib_exdd.models.components.inspection import Inspection
+from anomalib_exdd.models.components.settings import check_at_least, checkpoint_settings, default_arguments
 
 from .loss import LabelLoss, PositiveWeight
 from .post_processor import ProbabilityPostProcessor
@@ -44,7 +39,7 @@ _FIXED = frozenset({"backbone", "image_size", "optimizer", "learning_rate", "mom
 _TRAINING = ("image_size", "optimizer", "learning_rate", "momentum", "weight_decay")
 
 
-class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Supervised baseline: a classifier of normal and defective images, from image labels alone.
 
     The fair answer to "why not just train a classifier?". It needs defective training images, real or synthetic (data
@@ -90,6 +85,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
     model: DefectClassifierModel
     loss: LabelLoss
     validation: ValidationRecord
+    trained_part = "model.head.weight"
+    scores_are_probabilities = True
 
     def __init__(
         self,
@@ -128,7 +125,6 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             visualizer=visualizer,
         )
         self._own_visualizer = visualizer is True
-        self._resumed_from: str | None = None
         self.trained_with: dict[str, Any] = {}
         self._build_model()
 
@@ -140,9 +136,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
     def _build_model(self) -> None:
         """Build the torch model, and what depends on the settings, from the hyper-parameters."""
         settings = self.settings
-        if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
-            self.visualizer.field_size = panel_size(settings.image_size)
-            self.visualizer.text_config["size"] = LABEL_SIZE
+        self._shape_pictures(settings.image_size)
         self.model = DefectClassifierModel(
             settings.backbone,
             pre_trained=settings.pre_trained,
@@ -163,11 +157,6 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         """Find the threshold on validation images; scores stay probabilities."""
         return ProbabilityPostProcessor()
 
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Report ranking and F1 of images and pixels."""
-        return default_evaluator()
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimizer of all weights."""
         settings = self.settings
@@ -177,8 +166,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         return torch.optim.SGD(self.model.parameters(), rate, momentum=settings.momentum, weight_decay=decay)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add to Anomalib's callbacks the end of the training, unless the user has one, and the point to resume at."""
-        callbacks = [*cast("Sequence[Callback]", super().configure_callbacks()), ResumePoint()]
+        """Add the end of the training, unless the user has one, and the point to resume at."""
+        callbacks = [*super().configure_callbacks(), ResumePoint()]
         present = [] if self._trainer is None else cast("Any", self.trainer).callbacks
         if self.settings.patience is not None and not any(isinstance(each, EarlyStopping) for each in present):
             callbacks.append(EarlyStopping(SELECTION, patience=self.settings.patience, mode="max"))
@@ -188,11 +177,6 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
     def trainer_arguments(self) -> dict[str, Any]:
         """No validation before training; epochs and devices are the user's."""
         return {"num_sanity_val_steps": 0}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class for the engine, which then fits, validates and tests: Anomalib has no name for "supervised"."""
-        return LearningType.ONE_CLASS
 
     def setup(self, stage: str) -> None:
         """Choose the checkpoint that is kept, before Lightning looks for its state in one to resume from."""
@@ -225,9 +209,10 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         defective = int((samples["label_index"] == 1).sum())
         self.loss.count(len(samples) - defective, defective)
         settings = self.settings
+        batch_size = loader.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trained_with = {
             **{name: getattr(settings, name) for name in ("backbone", "preset", *_TRAINING)},
-            "batch_size": loader.batch_size,
+            "batch_size": batch_size,
             "max_epochs": self.trainer.max_epochs,
             "label_weights": self.loss.weights,
         }
@@ -235,21 +220,23 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             "Training %s (preset %s): %s, learning rate %g, momentum %g, weight decay %g, batches of %d, at most %d "
             "epochs, images of %d x %d; %d normal images count %.3g each, %d defective ones %.3g.",
             *(settings.backbone, settings.preset, settings.optimizer, settings.learning_rate, settings.momentum),
-            *(settings.weight_decay, loader.batch_size, self.trainer.max_epochs, *settings.image_size),
+            *(settings.weight_decay, batch_size, self.trainer.max_epochs, *settings.image_size),
             *(len(samples) - defective, self.loss.weights[0], defective, self.loss.weights[1]),
         )
-        if loader.batch_size != settings.batch_size:
+        if batch_size != settings.batch_size:
             logger.warning(
-                "The preset %s was published with batches of %d images; the data module has %s. For the published "
-                "size: `--data.train_batch_size %d` (with SyntheticDefects `--data.base.train_batch_size`).",
-                *(settings.preset, settings.batch_size, loader.batch_size, settings.batch_size),
+                "The preset %s was published with batches of %d images, but a step takes %d. For the published size: "
+                "`--data.train_batch_size %d` (with SyntheticDefects `--data.base.train_batch_size`)%s.",
+                *(settings.preset, settings.batch_size, batch_size, settings.batch_size),
+                ", divided by the number of processes" if self.trainer.world_size > 1 else "",
             )
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of a batch."""
         logits = self.model.activation(cast("Tensor", batch.image)).mean(dim=(1, 2))
         loss: Tensor = self.loss(logits, batch.gt_label)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(logits))
+        shown = {"train_loss": loss.detach()}
+        self.log_dict(shown, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return loss
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -268,8 +255,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             logger.warning(
                 "The validation images are of one kind only: training does not stop early, and the last epoch is kept."
             )
-        self.log_dict(shown, prog_bar=True)
-        self.log(SELECTION, values[SELECTION])
+        self.log_dict(shown, prog_bar=True, sync_dist=True)  # the same in all processes already
+        self.log(SELECTION, values[SELECTION], sync_dist=True)
 
     def on_fit_end(self) -> None:
         """Go on with the weights and the threshold of the best epoch: the engine tests the model as it is."""
@@ -287,43 +274,13 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         checkpoint[TRAINED_WITH] = self.trained_with
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make a checkpoint that the trainer restores mean what its user expects.
-
-        The command line builds the model from its own arguments and then loads the checkpoint into it. Arguments that
-        were left at their defaults are taken from the checkpoint. A fit goes on with the next epoch.
-
-        Raises:
-            ValueError: If a given argument contradicts what the checkpoint was trained with.
-        """
+        """Restore what the model was trained with."""
         super().on_load_checkpoint(checkpoint)
         self.trained_with = dict(checkpoint.get(TRAINED_WITH, {}))
-        if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
-            return
-        defaults = {name: each.default for name, each in inspect.signature(DefectClassifier).parameters.items()}
-        changes = checkpoint_settings(self.hparams, defaults, checkpoint.get("hyper_parameters", {}), _FIXED)
-        if changes:
-            self.hparams.update(changes)
-            self._build_model()
-            self.model.to(self.device)
-        trainer: Any = self.trainer
-        if trainer.datamodule is not None:
-            trainer.datamodule.setup(trainer.state.fn)  # its resize follows the pre-processor, which has just changed
-        if trainer.state.fn == TrainerFn.FITTING:
-            carry_over_best(checkpoint, trainer.checkpoint_callback)
-            self._resumed_from = _fingerprint(checkpoint)
-        elif self._resumed_from is not None and self._resumed_from == _fingerprint(checkpoint):
-            # Anomalib's engine tests the checkpoint that training went on from; what was asked for is a test of the
-            # model that has just been trained.
-            checkpoint["state_dict"] = self.state_dict()
-            checkpoint.pop("callbacks", None)  # which would name the old best checkpoint again
 
-    def teardown(self, stage: str) -> None:
-        """Say where the results are."""
-        super().teardown(stage)
-        log_results(self.trainer, self.visualizer, stage)
+    def _adopted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        return checkpoint_settings(self.hparams, default_arguments(DefectClassifier), saved, _FIXED)
 
-
-def _fingerprint(checkpoint: dict[str, Any]) -> str:
-    """Identify a checkpoint by its linear layer, whatever its file is called."""
-    weight: Tensor = checkpoint["state_dict"]["model.head.weight"]
-    return hashlib.sha256(weight.cpu().numpy().tobytes()).hexdigest()
+    def _fit_from(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the next epoch, and know the best one so far."""
+        carry_over_best(checkpoint, self.trainer.checkpoint_callback)

@@ -1,15 +1,12 @@
 """ExDD as an Anomalib model: builds the banks during one pass over the training images."""
 
-import hashlib
-import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
-from anomalib import LearningType
 from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
@@ -21,8 +18,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_exdd.models.components.metrics import default_evaluator
-from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
+from anomalib_exdd.models.components.inspection import Inspection
+from anomalib_exdd.models.components.results import pictures_folder
+from anomalib_exdd.models.components.settings import default_arguments
 from anomalib_exdd.neighbors import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
@@ -31,9 +29,7 @@ from .calibration import Decisions
 from .checkpoints import HISTORY
 from .distributed import DistributedFit
 from .memory_bank import BankPrecision
-from .pictures import DecisionVisualizer
-from .predictions import Predictions, RawScores
-from .results import report_results
+from .pictures import DecisionVisualizer, explanations_folder
 from .scoring import ScoringName
 from .surgery import BankSurgery
 from .torch_model import ExDDModel
@@ -42,7 +38,7 @@ from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, fe
 logger = logging.getLogger(__name__)
 
 
-class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Dual memory banks: finds and locates defects by their distance to normal and to known defective patches.
 
     Training takes one pass: the patches of normal images fill the negative bank, the defect patches of defective images
@@ -106,6 +102,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
     """
 
     model: ExDDModel
+    trained_part = "model.negative_bank.features"
 
     def __init__(
         self,
@@ -153,7 +150,6 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         self._own_visualizer = visualizer is True
         self.builder: BankBuilder | None = None
         self.history: list[dict[str, Any]] = []
-        self._rebuilt_from: str | None = None
         self._build_model()
 
     @property
@@ -164,9 +160,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
     def _build_model(self) -> None:
         """Build the torch model, and take over the settings of training, from the hyper-parameters."""
         settings = self.settings
-        if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
-            self.visualizer.field_size = panel_size(settings.image_size)
-            self.visualizer.text_config["size"] = LABEL_SIZE
+        self._shape_pictures(settings.image_size)
         image_scoring = settings.image_scoring
         self.model = ExDDModel(
             settings.backbone,
@@ -198,28 +192,17 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         return PostProcessor()
 
     @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Report ranking and F1 of images and pixels."""
-        return default_evaluator()
-
-    @staticmethod
     def configure_optimizers() -> None:
         """Return no optimizer: nothing is trained by gradients."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add to Anomalib's callbacks the table of predictions, and what lets an interrupted training go on."""
-        raw = RawScores()  # first, because Anomalib's post-processor overwrites the scores
-        return [raw, *cast("Sequence[Callback]", super().configure_callbacks()), Predictions(raw), ReleaseStores()]
+        """Add what lets an interrupted training go on."""
+        return [*super().configure_callbacks(), ReleaseStores()]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """One pass over the training images, and no validation before it."""
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class for the engine, which fits the model in one pass; defects are optional."""
-        return LearningType.ONE_CLASS
 
     def on_fit_start(self) -> None:
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
@@ -247,7 +230,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
             msg = "Patches are collected during fit only. Train through Anomalib's Engine or Lightning's Trainer."
             raise RuntimeError(msg)
         self.builder.add_batch(batch)
-        return self.loss()
+        return self.no_loss()
 
     def fit(self) -> None:
         """Select the coresets, fill the banks, and calibrate.
@@ -306,47 +289,34 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, AnomalibModule):  # typ
         checkpoint[HISTORY] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make a checkpoint that the trainer restores mean what its user expects.
-
-        The command line builds the model from its own arguments and then loads the checkpoint into it. Arguments that
-        were left at their defaults are taken from the checkpoint; those that were given stay, as long as the banks
-        allow it. A fit rebuilds the banks: what the checkpoint says of finished epochs is dropped.
-
-        Raises:
-            ValueError: If a given argument contradicts what the checkpoint's banks were built with.
-        """
+        """Restore what was done to the banks after training."""
         super().on_load_checkpoint(checkpoint)
         self.history = list(checkpoint.get(HISTORY, []))
-        if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
-            return
-        defaults = {name: parameter.default for name, parameter in inspect.signature(ExDD).parameters.items()}
-        changes = adopted(self.hparams, defaults, checkpoint.get("hyper_parameters", {}))
-        if changes:
-            self.hparams.update(changes)
-            tiler = self.model.tiler
-            self._build_model()
-            self.model.tiler = tiler
-            self.model.to(self.device)
-        trainer: Any = self.trainer
-        if trainer.datamodule is not None:
-            trainer.datamodule.setup(trainer.state.fn)  # its resize follows the pre-processor, which has just changed
-        if trainer.state.fn == TrainerFn.FITTING:
-            logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
-            checkpoint.pop("loops", None)
-            checkpoint.update(epoch=0, global_step=0)
-            self._rebuilt_from = _fingerprint(checkpoint)
-        elif self._rebuilt_from is not None and self._rebuilt_from == _fingerprint(checkpoint):
-            # Anomalib's engine tests the checkpoint that training started from; what was asked for is a test of the
-            # banks that training has just built.
-            checkpoint["state_dict"] = self.state_dict()
+
+    def _adopted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        return adopted(self.hparams, default_arguments(ExDD), saved)
+
+    def _rebuild(self, changes: Mapping[str, Any]) -> None:
+        tiler = self.model.tiler
+        super()._rebuild(changes)
+        self.model.tiler = tiler
+
+    def _fit_from(self, checkpoint: dict[str, Any]) -> None:
+        """Build the banks anew: what the checkpoint says of finished epochs is dropped."""
+        logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
+        checkpoint.pop("loops", None)
+        checkpoint.update(epoch=0, global_step=0)
+
+    def on_predict_start(self) -> None:
+        """Warn where explanations were asked for and cannot be drawn."""
+        super().on_predict_start()
+        if self.settings.explain and self.visualizer is None:
+            logger.warning("`explain` has no effect with `visualizer` false: explanations are pictures as well.")
 
     def teardown(self, stage: str) -> None:
-        """Say where the results are."""
+        """Say where the explanations are, and all the rest."""
+        folder = pictures_folder(self.visualizer)
+        explained = stage == TrainerFn.PREDICTING and self.settings.explain and self.trainer.is_global_zero
+        if folder is not None and explained:
+            logger.info("Explanations: %s", explanations_folder(folder).resolve())
         super().teardown(stage)
-        report_results(self, stage)
-
-
-def _fingerprint(checkpoint: dict[str, Any]) -> str:
-    """Identify a checkpoint by its negative bank, whatever its file is called."""
-    features: Tensor = checkpoint["state_dict"]["model.negative_bank.features"]
-    return hashlib.sha256(features.cpu().numpy().tobytes()).hexdigest()

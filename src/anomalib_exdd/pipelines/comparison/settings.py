@@ -100,6 +100,7 @@ class ComparisonSettings:
         output: Folder to write.
         seeds: Seeds of splits, models and trainings.
         baseline: Method that the others are compared with.
+        only: Names of the methods that take part this time; none: all.
         image_size: Height and width of every method's input; None: each model's own.
         backbone: timm model of every method that has a choice; None: each model's own.
         layers: Its layers, likewise.
@@ -115,6 +116,7 @@ class ComparisonSettings:
     output: Path
     seeds: Sequence[int] = (0, 1, 2)
     baseline: str | None = None
+    only: Sequence[str] = ()
     image_size: tuple[int, int] | None = None
     backbone: str | None = None
     layers: Sequence[str] | None = None
@@ -140,6 +142,9 @@ class ComparisonSettings:
         if self.baseline is not None and self.baseline not in names:
             msg = f"Argument `baseline` has to be one of the methods, {names}, but got {self.baseline!r}."
             raise ValueError(msg)
+        if unknown := [name for name in self.only if name not in names]:
+            msg = f"Argument `only` has to name some of the methods, {names}, but got {unknown[0]!r}."
+            raise ValueError(msg)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             msg = f"Argument `seeds` has to be a list of different numbers from 0 on, but got {list(self.seeds)}."
             raise ValueError(msg)
@@ -152,6 +157,17 @@ class ComparisonSettings:
         if self.resamples < 100:
             msg = f"Argument `resamples` has to be at least 100, but got {self.resamples}."
             raise ValueError(msg)
+
+    @property
+    def selected(self) -> list[MethodSettings]:
+        """The methods that take part, in their order."""
+        return [method for method in self.methods if not self.only or method.name in self.only]
+
+    @property
+    def reference(self) -> str:
+        """Name of the method that the others are compared with: the baseline, or the first if that takes no part."""
+        names = [method.name for method in self.selected]
+        return next((name for name in names if name == self.baseline), names[0])
 
 
 class Methods(tuple[Any, ...]):

@@ -26,8 +26,8 @@ class PredictionRow:
         path: The image.
         score: Anomalib's normalised score, 0 to 1.
         raw_score: The score before that.
-        probability: Probability that the image is defective, where images are scored by a fitted calibration.
-        decision: What follows from it: "accept", "review" or "reject".
+        probability: Probability that the image is defective, where images are scored by one.
+        decision: What follows from it, for a model that has thresholds for it: "accept", "review" or "reject".
         label: Anomalib's decision by ``threshold``: "normal" or "defective".
         threshold: Images with a higher ``score`` are labelled defective.
         accept_threshold: Images with a lower ``probability`` are accepted.

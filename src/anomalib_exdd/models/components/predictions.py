@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, Protocol, TextIO
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, ToDtype, ToIma
 from anomalib_exdd.images.photos import PhotoLoader, tolerant
 from anomalib_exdd.images.reading import inspect_image
 
-from .calibration import Decisions
 from .prediction_table import (
     CSV_NAME,
     JSON_NAME,
@@ -42,6 +41,24 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE = 3
 """Exit code of the command if some files could not be read, and all others were predicted."""
+
+
+class Decisions(Protocol):
+    """Two thresholds on the probability of a defect: good below ``accept``, defective from ``reject`` on."""
+
+    @property
+    def accept(self) -> float:
+        """Images with a lower probability are accepted."""
+
+    @property
+    def reject(self) -> float:
+        """Images with at least this probability are rejected."""
+
+    def name(self, probability: float) -> str:
+        """Return "accept", "review" or "reject"."""
+
+    def describe(self, probability: float) -> str:
+        """Return the decision on an image and what it stands on, in one line."""
 
 
 class RawScores(Callback):
@@ -85,6 +102,7 @@ class Predictions(Callback):
         self.folder: Path | None = None
         self._rows: TextIO | None = None
         self._decisions: Decisions | None = None
+        self._probabilities = False
         self._locates = True
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -104,7 +122,8 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the file of this process's rows; from here on the model's settings are those of its checkpoint."""
-        self.summary, self._decisions = None, pl_module.decisions
+        self.summary = None
+        self._decisions, self._probabilities = pl_module.decisions, pl_module.scores_are_probabilities
         transform = getattr(pl_module.pre_processor, "transform", None)
         self._locates = _shows_all(transform)
         if not self._locates:
@@ -112,8 +131,6 @@ class Predictions(Callback):
                 "The pre-processor does more than resize and normalise images: defect regions cannot be located in "
                 "the original images, and are left out."
             )
-        if pl_module.settings.explain and pl_module.visualizer is None:
-            logger.warning("`explain` has no effect with `visualizer` false: explanations are pictures as well.")
         loaders = _photo_loaders(trainer)
         for loader in loaders:
             loader.resize = _first_resize(transform)
@@ -168,7 +185,7 @@ class Predictions(Callback):
     def _row(self, batch: ImageBatch, number: int, post_processor: Any) -> PredictionRow:
         """Describe image ``number`` of a post-processed batch."""
         decisions, raw = self._decisions, _finite(self.raw.scores[number])
-        probability = raw if decisions is not None else None
+        probability = raw if self._probabilities else None
         label = _label(None if batch.pred_label is None else batch.pred_label[number])
         scores = torch.as_tensor(batch.pred_score).flatten()
         path = str(batch.image_path[number]) if batch.image_path else ""

@@ -1,0 +1,149 @@
+"""What every model of this package adds to Anomalib's own: the same predictions, folders and checkpoints for all."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from anomalib import LearningType
+from anomalib.metrics import Evaluator
+from anomalib.visualization import ImageVisualizer
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from .distributed import check_strategy, join_processes, warn_of_repeats
+from .metrics import default_evaluator
+from .pictures import LABEL_SIZE, panel_size
+from .predictions import Decisions, Predictions, RawScores
+from .results import report_results
+
+if TYPE_CHECKING:  # every class that it is mixed into is one
+    from anomalib.models.components import AnomalibModule as _Module
+else:
+    _Module = ABC
+
+
+class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+    """Mixed into a model: a table of its predictions, one folder of results, and checkpoints that keep their meaning.
+
+    The command line builds a model from its own arguments and then loads a checkpoint into it. Arguments that were left
+    at their defaults are taken from the checkpoint; those that were given stay, as long as its content allows it.
+
+    It is no base class, because Anomalib knows the direct subclasses of its own module only, and it has to come before
+    that module.
+
+    A model builds its torch model in :meth:`_build_model`, from :attr:`settings` alone, and calls it at the end of its
+    constructor.
+    """
+
+    trained_part: ClassVar[str]
+    """Name, in the state dict, of a tensor that no two trainings have in common."""
+    _own_visualizer = False
+    _fitted_from: str | None = None
+
+    @property
+    @abstractmethod
+    def settings(self) -> Any:
+        """The arguments in force as attributes."""
+
+    @abstractmethod
+    def _build_model(self) -> None:
+        """Build the torch model, and what depends on the settings."""
+
+    @abstractmethod
+    def _adopted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell which arguments change to those that a checkpoint was trained with.
+
+        Raises:
+            ValueError: If a given argument contradicts the checkpoint.
+        """
+
+    @abstractmethod
+    def _fit_from(self, checkpoint: dict[str, Any]) -> None:
+        """Prepare a checkpoint that a fit starts from; it is restored afterwards."""
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class for the engine, which then fits, validates and tests, whether there are defects or not."""
+        return LearningType.ONE_CLASS
+
+    @property
+    def decisions(self) -> Decisions | None:
+        """The thresholds of accept, review and reject, for a model that has them."""
+        return None
+
+    @property
+    def scores_are_probabilities(self) -> bool:
+        """Whether an image's score, before Anomalib's normalisation, is the probability that it is defective."""
+        return self.decisions is not None
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Report ranking and F1 of images and pixels."""
+        return default_evaluator()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the table of predictions to Anomalib's callbacks."""
+        raw = RawScores()  # first, because Anomalib's post-processor overwrites the scores
+        return [raw, *cast("Sequence[Callback]", super().configure_callbacks()), Predictions(raw)]
+
+    def setup(self, stage: str) -> None:
+        """Prepare for several processes.
+
+        Raises:
+            ValueError: If the strategy would give a process parts of the model only.
+        """
+        check_strategy(self.trainer, self.name)
+        super().setup(stage)
+        join_processes(self.trainer)
+
+    def on_test_start(self) -> None:
+        """Warn where images count twice."""
+        super().on_test_start()
+        warn_of_repeats(self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make a checkpoint that the trainer restores mean what its user expects.
+
+        Raises:
+            ValueError: If a given argument contradicts what the checkpoint was trained with.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
+            return
+        if changes := self._adopted(checkpoint.get("hyper_parameters", {})):
+            self._rebuild(changes)
+        trainer: Any = self.trainer
+        if trainer.datamodule is not None:
+            trainer.datamodule.setup(trainer.state.fn)  # its resize follows the pre-processor, which has just changed
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._fit_from(checkpoint)
+            self._fitted_from = self._fingerprint(checkpoint)
+        elif self._fitted_from is not None and self._fitted_from == self._fingerprint(checkpoint):
+            # Anomalib's engine tests the checkpoint that a fit started from; what was asked for is a test of the model
+            # that has just been trained.
+            checkpoint["state_dict"] = self.state_dict()
+            checkpoint.pop("callbacks", None)  # which would name the old best checkpoint again
+
+    def teardown(self, stage: str) -> None:
+        """Say where the results are."""
+        super().teardown(stage)
+        report_results(self.trainer, self.visualizer, stage)
+
+    def _rebuild(self, changes: Mapping[str, Any]) -> None:
+        """Build the torch model anew, with other arguments."""
+        self.hparams.update(changes)
+        self._build_model()
+        self.model.to(self.device)
+
+    def _shape_pictures(self, image_size: Sequence[int]) -> None:
+        """Give the pictures the shape of the images, unless the user brought a visualizer."""
+        if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
+            self.visualizer.field_size = panel_size(image_size)
+            self.visualizer.text_config["size"] = LABEL_SIZE
+
+    def _fingerprint(self, checkpoint: Mapping[str, Any]) -> str:
+        """Identify a checkpoint, whatever its file is called."""
+        content: Tensor = checkpoint["state_dict"][self.trained_part]
+        return hashlib.sha256(content.cpu().numpy().tobytes()).hexdigest()
