@@ -59,7 +59,7 @@ def import_library(name: str) -> ModuleType:
     if missing:
         msg = (
             f"Defects cannot be drawn by a diffusion model, because {', '.join(missing)} cannot be found. Install the "
-            'extra with `pip install "anomalib-exdd[synthesis]"`, or use the synthesizer `perlin` or `paste`.'
+            'extra with `pip install "anomalib-exdd[synthesis]"`, or use PerlinSynthesizer or PasteSynthesizer.'
         )
         raise RuntimeError(msg)
     return import_module(name)

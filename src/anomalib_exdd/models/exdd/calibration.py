@@ -67,7 +67,10 @@ class Decisions(NamedTuple):
         limits = f"accept below {self.accept:.3f}, reject from {self.reject:.3f}, review between"
         parts = [f"Decisions by the probability of a defect: {limits}."]
         if not self.accept_backed:
-            parts.append("Too few defective training images back the false-accept rate: `accept` is the least of them.")
+            parts.append(
+                "Too few defective training images back the false-accept rate: `accept` is the least of them, or "
+                "`reject` where there are none."
+            )
         if not self.reject_backed:
             parts.append("Too few normal training images back the false-reject rate: `reject` is the highest of them.")
         return " ".join(parts)

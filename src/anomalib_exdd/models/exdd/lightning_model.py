@@ -64,7 +64,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             least the patch that holds most of it.
         projected_dimension: Dimension of the Gaussian projection in which the coresets are selected.
         scoring: How the map is scored. "calibrated": the probability of a defect from the log-distances to both banks,
-            weighed as the training images tell; never materially worse than "normal". "ratio": distance to normal over
+            weighed as the training images tell; with few defects close to "normal". "ratio": distance to normal over
             distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper": equations
             12-23 as printed. "published": as the published code computes them, its pooling without padding included.
         image_scoring: How images are scored, one of the same names; "auto" takes the rule that belongs to ``scoring``,
