@@ -121,7 +121,6 @@ def test_presets_are_the_published_settings_and_each_can_be_replaced() -> None:
         ({"pos_weight": -2.0}, "`pos_weight` has to be"),
         ({"patience": 0}, "`patience` has to be at least 1"),
         ({"image_size": (8, 600)}, "`image_size` has to be"),
-        ({"weights": "missing.pth"}, "`weights` has to be a file, but there is none at missing.pth"),
         ({"freeze_batch_norm": True}, "`freeze_batch_norm` keeps loaded statistics"),
     ],
 )

@@ -13,7 +13,7 @@ import timm
 import torch
 from anomalib.cli import AnomalibCLI
 from anomalib.engine import Engine
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
 from toy_surfaces import HEIGHT, TOY, WIDTH, write_toy
 
@@ -231,6 +231,53 @@ def test_a_checkpoint_needs_no_network_no_file_and_no_settings(
             datamodule=toy_data(),
             ckpt_path=learned[1].best_model_path,
         )
+
+
+def test_a_checkpoint_of_another_machine_needs_no_file_of_weights(
+    learned: tuple[DefectClassifier, Engine, Any], tmp_path: Path
+) -> None:
+    content = torch.load(learned[1].best_model_path, weights_only=True)
+    content["hyper_parameters"] |= {"weights": str(tmp_path / "gone.safetensors")}
+    torch.save(content, tmp_path / "model.ckpt")
+    loaded = DefectClassifier.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert torch.equal(loaded.model.head.weight, learned[0].model.head.weight)
+    with pytest.raises(ValueError, match=r"`weights` has to be a file, but there is none at .*gone\.safetensors"):
+        classifier(weights=tmp_path / "gone.safetensors").model.load_weights()
+
+
+def test_patience_is_that_of_the_resumed_training(toy_data: Make, engine: Make) -> None:
+    first = engine(max_epochs=1)
+    first.fit(model=classifier(patience=2), datamodule=toy_data())
+    last = Path(str(first.best_model_path)).with_name("last.ckpt")
+    for given, expected in ((7, 7), (10, 2)):  # 10, the default, counts as not given
+        again = engine(max_epochs=2)
+        again.fit(model=classifier(patience=given), datamodule=toy_data(), ckpt_path=str(last))
+        (stopping,) = again.trainer.early_stopping_callbacks
+        assert stopping.patience == expected
+
+
+def test_lightnings_trainer_selects_as_well_and_needs_no_checkpoints(toy_data: Make, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_epochs": 1}
+    model = classifier(evaluator=False)
+    Trainer(**arguments, default_root_dir=tmp_path).fit(model, datamodule=toy_data())
+    assert model.trainer.checkpoint_callback.monitor == SELECTION
+    assert list(tmp_path.rglob("last.ckpt"))
+    Trainer(**arguments, enable_checkpointing=False).fit(classifier(evaluator=False), datamodule=toy_data())
+
+
+def test_the_checkpoint_that_is_tested_is_the_one_that_is_named(
+    learned: tuple[DefectClassifier, Engine, Any], toy_data: Make, engine: Make
+) -> None:
+    last = Path(str(learned[1].best_model_path)).with_name("last.ckpt")
+    model = classifier()
+    again = engine(max_epochs=torch.load(last, weights_only=True)["epoch"] + 2)
+    again.fit(model=model, datamodule=toy_data(), ckpt_path=str(last))
+    fitted = copy.deepcopy(model.state_dict())
+    again.test(model=model, datamodule=toy_data(), ckpt_path=str(last), verbose=False)  # as `anomalib train` does
+    assert torch.equal(model.state_dict()["model.head.weight"], fitted["model.head.weight"])
+    again.test(model=model, datamodule=toy_data(), ckpt_path=learned[1].best_model_path, verbose=False)
+    again.test(model=model, datamodule=toy_data(), ckpt_path=str(last), verbose=False)
+    assert_same_weights(model, torch.load(last, weights_only=True))
 
 
 def test_synthetic_defects_are_defective_images_and_no_defect_validates_without_selecting(

@@ -15,6 +15,7 @@ from anomalib.data import Folder, PredictDataset
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Trainer
 from small import SMALL, batch
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -446,12 +447,35 @@ def test_anomalibs_own_data_modules_work(sample_root: Path, small_model: Make, e
         ({"backbone": "resnet_18"}, "`backbone` has to be a timm model, but got 'resnet_18'"),
         ({"layers": ["layer9"]}, "has the layers"),
         ({"layers": []}, "at least one layer"),
-        ({"weights": "nowhere.pth"}, "`weights` has to be a file"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str, small_model: Make) -> None:
     with pytest.raises(ValueError, match=message):
         small_model(**arguments)
+
+
+def test_lightnings_trainer_fits_without_a_check_of_empty_banks(
+    small_model: Make, small_data: Make, tmp_path: Path
+) -> None:
+    model = small_model(evaluator=False)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.fit(model, datamodule=small_data())
+    assert len(model.model.negative_bank.features) > 0
+    assert model.decisions is not None
+
+
+def test_a_checkpoint_of_another_machine_needs_no_file_of_weights(small_model: Make, tmp_path: Path) -> None:
+    model = small_model(backbone="resnet18", weights=tmp_path / "gone.pth")
+    with pytest.raises(ValueError, match=r"`weights` has to be a file, but there is none at .*gone\.pth"):
+        model.model.feature_extractor.load_weights()
+    trained = small_model(backbone="resnet18", pre_trained=False).state_dict()
+    model.load_state_dict(trained)
+    model.model.feature_extractor.load_weights()  # there are weights
+    torch.testing.assert_close(
+        model.state_dict()["model.negative_bank.features"], trained["model.negative_bank.features"]
+    )
 
 
 @pytest.mark.parametrize("model", [ExDD, DefectClassifier])

@@ -55,6 +55,8 @@ def join_processes(trainer: Any) -> None:
 def warn_of_repeats(trainer: Any) -> None:
     """Warn where Lightning counts test images twice, to give every process equally many."""
     size = trainer.world_size
+    if size == 1:
+        return
     loaders = trainer.test_dataloaders
     for loader in loaders if isinstance(loaders, list) else [loaders]:
         repeats = not isinstance(getattr(loader, "sampler", None), UnrepeatedDistributedSampler)

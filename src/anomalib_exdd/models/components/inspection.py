@@ -1,18 +1,17 @@
 """What every model of this package adds to Anomalib's own: the same predictions, folders and checkpoints for all."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anomalib import LearningType
 from anomalib.metrics import Evaluator
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from .distributed import check_strategy, join_processes, warn_of_repeats
+from .fingerprint import fingerprint
 from .metrics import default_evaluator
 from .pictures import LABEL_SIZE, panel_size
 from .predictions import Decisions, Predictions, RawScores
@@ -37,8 +36,6 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
     constructor.
     """
 
-    trained_part: ClassVar[str]
-    """Name, in the state dict, of a tensor that no two trainings have in common."""
     _own_visualizer = False
     _fitted_from: str | None = None
 
@@ -97,6 +94,10 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         check_strategy(self.trainer, self.name)
         super().setup(stage)
         join_processes(self.trainer)
+        if stage == TrainerFn.FITTING:
+            self._fitted_from = None
+            # There is nothing to check before training: Lightning's own trainer, unlike the engine, would try.
+            cast("Any", self.trainer).num_sanity_val_steps = 0
 
     def on_test_start(self) -> None:
         """Warn where images count twice."""
@@ -119,17 +120,23 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
             trainer.datamodule.setup(trainer.state.fn)  # its resize follows the pre-processor, which has just changed
         if trainer.state.fn == TrainerFn.FITTING:
             self._fit_from(checkpoint)
-            self._fitted_from = self._fingerprint(checkpoint)
-        elif self._fitted_from is not None and self._fitted_from == self._fingerprint(checkpoint):
+            self._fitted_from = fingerprint(checkpoint["state_dict"].values())
+        elif trainer.state.fn == TrainerFn.TESTING and self._was_fitted_from(checkpoint):
             # Anomalib's engine tests the checkpoint that a fit started from; what was asked for is a test of the model
             # that has just been trained.
             checkpoint["state_dict"] = self.state_dict()
+            self.on_save_checkpoint(checkpoint)
             checkpoint.pop("callbacks", None)  # which would name the old best checkpoint again
+        else:
+            self._fitted_from = None
 
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
         super().teardown(stage)
         report_results(self.trainer, self.visualizer, stage)
+
+    def _was_fitted_from(self, checkpoint: Mapping[str, Any]) -> bool:
+        return self._fitted_from is not None and self._fitted_from == fingerprint(checkpoint["state_dict"].values())
 
     def _rebuild(self, changes: Mapping[str, Any]) -> None:
         """Build the torch model anew, with other arguments."""
@@ -142,8 +149,3 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
             self.visualizer.field_size = panel_size(image_size)
             self.visualizer.text_config["size"] = LABEL_SIZE
-
-    def _fingerprint(self, checkpoint: Mapping[str, Any]) -> str:
-        """Identify a checkpoint, whatever its file is called."""
-        content: Tensor = checkpoint["state_dict"][self.trained_part]
-        return hashlib.sha256(content.cpu().numpy().tobytes()).hexdigest()

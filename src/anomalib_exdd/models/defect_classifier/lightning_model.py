@@ -1,6 +1,7 @@
 """The classifier as an Anomalib model: trained by gradients from image labels, selected on validation images."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,15 @@ from anomalib_exdd.models.components.settings import check_at_least, checkpoint_
 from .loss import LabelLoss, PositiveWeight
 from .post_processor import ProbabilityPostProcessor
 from .presets import OptimizerName, PresetName, in_force
-from .selection import SELECTION, ResumePoint, ValidationRecord, best_checkpoint, carry_over_best, keep_best
+from .selection import (
+    SELECTION,
+    ResumePoint,
+    ValidationRecord,
+    best_checkpoint,
+    carry_over_best,
+    checkpoint_keeper,
+    keep_best,
+)
 from .torch_model import DefectClassifierModel, predictions
 
 logger = logging.getLogger(__name__)
@@ -85,7 +94,6 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
     model: DefectClassifierModel
     loss: LabelLoss
     validation: ValidationRecord
-    trained_part = "model.head.weight"
     scores_are_probabilities = True
 
     def __init__(
@@ -182,7 +190,7 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         """Choose the checkpoint that is kept, before Lightning looks for its state in one to resume from."""
         super().setup(stage)
         if stage == TrainerFn.FITTING:
-            keep_best(self.trainer.checkpoint_callback)
+            keep_best(checkpoint_keeper(self.trainer))
 
     def on_fit_start(self) -> None:
         """Set the number of epochs, and load the backbone's weights where no checkpoint has brought them."""
@@ -209,6 +217,9 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         defective = int((samples["label_index"] == 1).sum())
         self.loss.count(len(samples) - defective, defective)
         settings = self.settings
+        for callback in cast("Any", self.trainer).early_stopping_callbacks:
+            if callback.monitor == SELECTION:  # its state, restored from a checkpoint, has the patience of that one
+                callback.patience = math.inf if settings.patience is None else settings.patience
         batch_size = loader.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trained_with = {
             **{name: getattr(settings, name) for name in ("backbone", "preset", *_TRAINING)},
@@ -260,7 +271,7 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
 
     def on_fit_end(self) -> None:
         """Go on with the weights and the threshold of the best epoch: the engine tests the model as it is."""
-        best = best_checkpoint(self.trainer.checkpoint_callback)
+        best = best_checkpoint(checkpoint_keeper(self.trainer))
         if best is None:
             return
         content = torch.load(best, map_location=self.device, weights_only=True)
@@ -283,4 +294,4 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
 
     def _fit_from(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the next epoch, and know the best one so far."""
-        carry_over_best(checkpoint, self.trainer.checkpoint_callback)
+        carry_over_best(checkpoint, checkpoint_keeper(self.trainer))

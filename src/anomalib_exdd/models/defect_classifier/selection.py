@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.callbacks import ModelCheckpoint
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAveragePrecision
@@ -76,7 +75,7 @@ class ResumePoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the epoch; the file of the epoch before stays until it is complete."""
         del pl_module
-        keeper = trainer.checkpoint_callback
+        keeper = checkpoint_keeper(trainer)
         if keeper is None or keeper.dirpath is None or trainer.fast_dev_run:
             return
         last = Path(keeper.dirpath) / "last.ckpt"
@@ -86,8 +85,13 @@ class ResumePoint(Checkpoint):
             partial.replace(last)
 
 
+def checkpoint_keeper(trainer: Any) -> ModelCheckpoint | None:
+    """Return the callback that keeps the trainer's checkpoints, if it has one."""
+    return next((each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)), None)
+
+
 def keep_best(keeper: Any) -> None:
-    """Make Anomalib's checkpoint callback keep the epoch of the best selection, unless the user gave it a task."""
+    """Make the checkpoint callback keep the epoch of the best selection, unless the user gave it a task."""
     if isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
         keeper.monitor, keeper.mode, keeper.kth_value = SELECTION, "max", torch.tensor(-torch.inf)
 

@@ -62,7 +62,6 @@ class DefectClassifierModel(nn.Module):
         super().__init__()
         check_is_known(backbone)
         self.weights = None if weights is None else Path(weights)
-        check_is_file(self.weights)
         self.backbone_name = backbone
         self.freeze_batch_norm = freeze_batch_norm
         self.seed = seed
@@ -83,6 +82,7 @@ class DefectClassifierModel(nn.Module):
         """
         if self.weights_ready:
             return
+        check_is_file(self.weights)  # here and not above: a checkpoint of another machine brings its weights
         if self.weights is None:
             loaded = timm_weights(self.backbone_name, **_UNPOOLED)
         else:

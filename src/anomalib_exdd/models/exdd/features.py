@@ -74,7 +74,6 @@ class PatchFeatureExtractor(nn.Module):
             self.backbone = FilterBank()
             return
         _check_backbone(backbone, self.layers)
-        check_is_file(self.weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(INITIAL_SEED)
             self.backbone = TimmFeatureExtractor(backbone, self.layers, pre_trained=False)
@@ -89,6 +88,7 @@ class PatchFeatureExtractor(nn.Module):
         """
         if self.weights_ready:
             return
+        check_is_file(self.weights)  # here and not above: a checkpoint of another machine brings its weights
         options: dict[str, Any] = {}
         if not self.backbone._uses_intermediates:  # noqa: SLF001  Anomalib has no public name for it
             options = {"features_only": True, "out_indices": self.backbone.idx}

@@ -102,7 +102,6 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     """
 
     model: ExDDModel
-    trained_part = "model.negative_bank.features"
 
     def __init__(
         self,
@@ -315,8 +314,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
 
     def teardown(self, stage: str) -> None:
         """Say where the explanations are, and all the rest."""
-        folder = pictures_folder(self.visualizer)
+        pictures = pictures_folder(self.visualizer)
         explained = stage == TrainerFn.PREDICTING and self.settings.explain and self.trainer.is_global_zero
-        if folder is not None and explained:
-            logger.info("Explanations: %s", explanations_folder(folder).resolve())
+        if pictures is not None and explained and explanations_folder(pictures).is_dir():
+            logger.info("Explanations: %s", explanations_folder(pictures).resolve())
         super().teardown(stage)

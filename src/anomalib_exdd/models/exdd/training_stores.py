@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback
 
+from anomalib_exdd.models.components.fingerprint import fingerprint
 from anomalib_exdd.processes import rank, world_size
 from anomalib_exdd.sampling import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
 
@@ -111,10 +112,7 @@ def features_identity(module: Any) -> dict[str, Any]:
     """
     names = ("layers", "positive_patches", "min_coverage", "projected_dimension", "seed")
     identity = {name: getattr(module.settings, name) for name in names}
-    weights = hashlib.sha256()
     extractor = module.model.feature_extractor
-    for value in extractor.state_dict().values():
-        weights.update(value.detach().cpu().contiguous().numpy().tobytes())
     dataset = module.trainer.train_dataloader.dataset
     files = hashlib.sha256()
     for column in ("image_path", "mask_path"):
@@ -124,7 +122,7 @@ def features_identity(module: Any) -> dict[str, Any]:
     return identity | {
         "backbone": extractor.backbone_name,
         "padded": extractor.padded,
-        "weights": weights.hexdigest(),
+        "weights": fingerprint(extractor.state_dict().values()),
         "files": files.hexdigest(),
         "pre_processor": repr(module.pre_processor),
         "augmentations": repr(getattr(dataset, "augmentations", None)),
