@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from anomalib.cli import AnomalibCLI
 from anomalib.cli.pipelines import PIPELINE_REGISTRY
 from made_up_surfaces import make_surfaces
+from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import anomalib_exdd
@@ -29,6 +32,7 @@ from anomalib_exdd.pipelines.comparison.data import DataFiles
 from anomalib_exdd.pipelines.comparison.methods import input_size, prepare
 from anomalib_exdd.pipelines.comparison.models import build_model
 from anomalib_exdd.pipelines.comparison.runs import PlannedRun
+from anomalib_exdd.pipelines.comparison.settings import ComparisonSettings, MethodSettings
 from anomalib_exdd.reporting.comparison import METRICS, read_comparison, read_explanations, read_images, read_maps
 
 
@@ -320,6 +324,33 @@ def test_killed_process_fails_alone(
     results = compare(configuration(root, tmp_path / "out", NORMAL, EXDD, seeds=[0]))
     assert [run.error for run in results.runs] == [error, ""]
     assert not list(tmp_path.rglob("training-*"))
+
+
+def test_folder_of_another_part_of_the_same_data_is_refused(root: Path, tmp_path: Path, executed: list[str]) -> None:
+    arguments = {"root": str(root), "normal": "train/1*[0-9].png", "defective": "test", "num_workers": 0}
+    markers = []
+    for name, seed in (("bolts", 0), ("bolts", 1), ("nuts", 0)):
+        data = {"class_path": "DefectFolder", "init_args": {**arguments, "name": name, "seed": seed}}
+        settings = ComparisonSettings(data, [MethodSettings("ExDD", "ExDD")], tmp_path / "out")
+        if name == "nuts":
+            with pytest.raises(ValueError, match=r"name bolts.* than this one .*name nuts.*Give another --output"):
+                verb._claim(settings)
+        else:
+            verb._claim(settings)
+        markers.append((tmp_path / "out" / verb.MARKER_NAME).read_text())
+    assert len(set(markers)) == 1
+    assert not executed
+
+
+def test_other_weights_under_the_same_name_run_again(root: Path, tmp_path: Path, executed: list[str]) -> None:
+    weights = tmp_path / "weights.safetensors"
+    methods = {**EXDD, "init_args": {"backbone": "resnet18", "weights": str(weights)}}
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        save_file(timm.create_model("resnet18", pretrained=False).state_dict(), weights)
+        results = compare(configuration(root, tmp_path / "out", methods, seeds=[0]))
+        assert [run.error for run in results.runs] == [""]
+    assert executed == ["ExDD 0", "ExDD 0"]
 
 
 def test_folder_of_something_else_is_refused(root: Path, tmp_path: Path, executed: list[str]) -> None:

@@ -74,6 +74,10 @@ def test_an_interrupted_selection_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(KeyboardInterrupt):
             greedy_k_center(points, 300, candidates=16, state=state)
     assert state.is_file()
+    larger = state.read_bytes()
+    assert torch.equal(greedy_k_center(points, 20, candidates=16, state=state), whole[:20])  # fewer are wanted now
+    assert not state.exists()
+    state.write_bytes(larger)
     done = []
     monkeypatch.setattr(k_center._Selection, "advance", lambda *a: (done.append(len(a[0])), advance(*a)))
     assert torch.equal(greedy_k_center(points, 300, candidates=16, state=state), whole)

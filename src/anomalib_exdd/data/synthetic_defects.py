@@ -1,7 +1,8 @@
 """Synthetic defects in the training data of any other data module.
 
 Only training gets them: validation and test images are those of the base, so that thresholds and metrics are measured
-on real images. For the same reason an image that was made from a validation or test image is left out.
+on real images. For the same reason an image that was made from a validation or test image is left out. What a LoRA has
+learnt from is not in the manifest, and not looked at.
 """
 
 from __future__ import annotations

@@ -39,7 +39,11 @@ from .verb import Verb
 
 MARKER_NAME = "comparison.json"
 """File that says whose results a folder holds."""
-_ENVIRONMENT = ("anomalib-exdd", "anomalib", "torch", "processor", "accelerator")  # that results depend on
+_PACKAGES = ("anomalib-exdd", "anomalib", "torch", "torchvision", "timm", "lightning", "numpy")
+_ENVIRONMENT = (*_PACKAGES, "processor", "accelerator")  # that results depend on
+_HOW = {"root", "base", "seed", "num_workers", "num_defects", "count"}
+_HOW_ENDS = ("batch_size", "augmentations", "split_mode", "split_ratio")
+"""Arguments of data modules that say how data are used, not which they are; folders are compared on their own."""
 _INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 _KEPT = "Finished runs are kept; the same command goes on from there."
 
@@ -234,7 +238,9 @@ def _run_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
 
 def _plan(run: dict[str, Any], files: DataFiles, environment: dict[str, str], output: Path) -> PlannedRun:
     place = f"runs/{folder_name(run['method'])}/{run['seed']}"
-    settings = {"run": run, "data": files.fingerprint(run["data"]), "environment": environment}
+    named = (run["weights"], run["model"]["init_args"].get("weights"))
+    weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
+    settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
     # As a file holds them, so that they compare equal to those of an earlier call.
     return PlannedRun(output / place, place, json.loads(json.dumps(settings)))
 
@@ -254,13 +260,13 @@ def _check_test_images(by_seed: Mapping[int, Sequence[Mapping[str, Any]]], files
 def _claim(settings: ComparisonSettings) -> None:
     """Make the folder that of this comparison's data, or refuse one that is another's."""
     marker = settings.output / MARKER_NAME
-    ours = {"data": _name(settings.data), "root": _root(settings.data)}
+    ours = {"data": _name(settings.data), "root": _root(settings.data), "arguments": _which(settings.data)}
     if marker.is_file():
         theirs = json.loads(marker.read_text(encoding="utf-8"))
         if theirs != ours:
             msg = (
-                f"The folder {settings.output} has a comparison on {theirs['data']} in {theirs['root']}, but this one "
-                f"is on {ours['data']} in {ours['root']}. Give another --output."
+                f"The folder {settings.output} has a comparison on other data ({_described(theirs)}) than this one "
+                f"({_described(ours)}). Give another --output."
             )
             raise ValueError(msg)
         return
@@ -346,6 +352,20 @@ def _root(data: Mapping[str, Any]) -> str:
     base = arguments.get("base")
     root = arguments.get("root") or (_root(base) if isinstance(base, Mapping) else "")
     return str(Path(root).resolve()) if root else ""
+
+
+def _which(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that say which data they are, those of a base included."""
+    arguments = data.get("init_args") or {}
+    base = arguments.get("base")
+    found = {f"base.{name}": value for name, value in _which(base).items()} if isinstance(base, Mapping) else {}
+    chosen = {name: value for name, value in arguments.items() if name not in _HOW and not name.endswith(_HOW_ENDS)}
+    return json.loads(json.dumps({**found, **chosen}, default=str))  # type: ignore[no-any-return]
+
+
+def _described(marker: Mapping[str, Any]) -> str:
+    given = [f"{name} {value}" for name, value in marker.get("arguments", {}).items() if value is not None]
+    return ", ".join([f"{marker['data']} in {marker['root']}", *given])
 
 
 def _this_command() -> str:

@@ -100,7 +100,7 @@ def greedy_k_center(
         centred_ND = points_ND.sub_(shard.mean_D) if overwrite else points_ND - shard.mean_D
         selection = _Selection(Coverage(centred_ND, count), shard, alone)
         if state is not None and state.is_file():
-            selection.load(state)
+            selection.load(state, count)
         else:
             selection.start(int(np.random.default_rng(seed).integers(total)))
         bar.update(len(selection))
@@ -187,11 +187,13 @@ class _Selection:
         save_file({name: value.cpu().contiguous() for name, value in state.items()}, partial)
         partial.replace(path)
 
-    def load(self, path: Path) -> None:
-        """Go on from a saved state."""
+    def load(self, path: Path, count: int) -> None:
+        """Go on from a saved state, which may be that of a selection of more: the first centres are the same."""
         device = self.chosen.device
         state = {name: value.to(device) for name, value in load_file(path).items()}
-        self.chosen = state["chosen"]
+        self.chosen = state["chosen"][:count]
+        if len(self.chosen) == count:
+            return
         self.coverage.restore(state["nearest"], state["seen"], state["centres"], float(state["threshold"]))
 
 
