@@ -17,7 +17,6 @@ Results are written as they come; the same command goes on where it was interrup
 
 import argparse
 import copy
-import csv
 import json
 import statistics
 import time
@@ -48,9 +47,10 @@ HELD_OUT = 0.3  # share of the training images that choices are made on
 class Images:
     """Features, labels and masks of one split, by path."""
 
-    def __init__(self, model: ExDD, data: KSDD2, split: str, classes: dict[str, str]) -> None:
+    def __init__(self, model: ExDD, data: KSDD2, split: str) -> None:
         features, masks, labels = [], [], []
         self.paths: list[str] = []
+        self.kinds: list[str] = []
         pre_processor: Any = model.pre_processor
         torch.manual_seed(0)
         loaders = [data.test_dataloader()] if split == "test" else [data.train_dataloader(), data.val_dataloader()]
@@ -61,16 +61,16 @@ class Images:
                     masks.append(batch.gt_mask.bool())
                     labels.append(batch.gt_label.bool())
                     self.paths += batch.image_path
+                    self.kinds += batch.kinds
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
-        self.paths = [self.paths[i] for i in order]
+        self.paths, self.kinds = [self.paths[i] for i in order], [self.kinds[i] for i in order]
         self.features_NDhw, self.mask_NHW = torch.cat(features)[order], torch.cat(masks)[order]
         self.label_N = torch.cat(labels)[order]
-        self.classes = [classes.get(f"{split}/{Path(path).stem}", "") for path in self.paths]
 
     def subset(self, rows: list[int]) -> "Images":
         """Return some of the images."""
         found = copy.copy(self)
-        found.paths, found.classes = [self.paths[row] for row in rows], [self.classes[row] for row in rows]
+        found.paths, found.kinds = [self.paths[row] for row in rows], [self.kinds[row] for row in rows]
         found.features_NDhw, found.mask_NHW = self.features_NDhw[rows], self.mask_NHW[rows]
         found.label_N = self.label_N[rows]
         return found
@@ -95,10 +95,6 @@ class Study:
     """One negative bank, and everything that is measured with it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        classes = {}
-        if (options.root / "sources.csv").is_file():
-            with (options.root / "sources.csv").open(newline="") as file:
-                classes = {f"{row['split']}/{row['id']}": row["class"] for row in csv.DictReader(file)}
         size = tuple(options.image_size)
         self.model = ExDD(
             backbone="resnet18", weights=options.weights, image_size=size, negative_ratio=options.ratio
@@ -106,12 +102,12 @@ class Study:
         data = KSDD2(options.root, num_workers=2, augmentations=Resize(size, antialias=True))  # masks as well
         data.setup()
         start = time.perf_counter()
-        self.train = Images(self.model, data, "train", classes)
+        self.train = Images(self.model, data, "train")
         self.build_seconds = time.perf_counter() - start
         if options.split == "validation":
             self.train, self.test = self.train.held_out(HELD_OUT)
         else:
-            self.test = Images(self.model, data, "test", classes)
+            self.test = Images(self.model, data, "test")
         self.size = size
         self.builder = self._builder("mask")
         start = time.perf_counter()
@@ -168,7 +164,7 @@ class Study:
         keep = torch.tensor(
             [
                 only is None or not label or name == only
-                for label, name in zip(self.test.label_N, self.test.classes, strict=True)
+                for label, name in zip(self.test.label_N, self.test.kinds, strict=True)
             ]
         )
         result: dict[str, Any] = {
@@ -216,8 +212,8 @@ def jobs(study: Study) -> list[dict[str, Any]]:
                 rows = [defective[index] for index in chosen]
                 patches = "mask" if part == "defects" else "farthest"
                 found.append({"part": part, "key": count, "seed": seed, "rows": rows, "positive_patches": patches})
-    for name in sorted({train.classes[row] for row in defective} - {""}):
-        rows = [row for row in defective if train.classes[row] != name]
+    for name in sorted({train.kinds[row] for row in defective} - {""}):
+        rows = [row for row in defective if train.kinds[row] != name]
         found.append({"part": "unseen", "key": name, "seed": 0, "rows": rows, "only": name})
     return found
 

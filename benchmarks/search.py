@@ -259,7 +259,7 @@ def gather(options: argparse.Namespace) -> tuple[dict[int, list[Source]], list[d
         model = ExDD(backbone="resnet18", weights=options.weights, image_size=size).eval()
         images = KSDD2(options.root, num_workers=2, augmentations=Resize(size, antialias=True))  # masks as well
         images.setup()
-        train, test = (Images(model, images, split, {}) for split in ("train", "test"))
+        train, test = (Images(model, images, split) for split in ("train", "test"))
         normal_NDhw, name = train.features_NDhw[train.rows(defective=False)], f"real, {options.root.name}"
         data = real(patches(normal_NDhw, POOL), patches(test.features_NDhw, POOL), name)
         if normal_NDhw.shape[1] in sources:

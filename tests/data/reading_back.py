@@ -23,6 +23,12 @@ def sample_rows(data: AnomalibDataModule) -> list[tuple[str, str, int, str]]:
     )
 
 
+def kinds_by_name(data: AnomalibDataModule) -> dict[str, str]:
+    """Kind of every image of all splits, by file name without ending."""
+    datasets = (data.train_data, data.val_data, data.test_data)
+    return {Path(row.image_path).stem: row.kind for dataset in datasets for row in dataset.samples.itertuples()}
+
+
 def split_counts(data: AnomalibDataModule) -> dict[str, tuple[int, int]]:
     """Number of normal and of defective images in each split."""
     return {

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from reading_back import ready_folder, sample_rows, split_counts
+from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
 from made_up_images import save_image, save_mask
 
@@ -53,6 +53,30 @@ def test_csv_without_labels_takes_them_from_the_masks(folders: Path) -> None:
     assert [row[2] for row in sample_rows(data)] == [1] * 6 + [0] * 10
 
 
+@pytest.mark.parametrize("column", ["kind", "class", "defect_type", "Class"])
+def test_csv_names_the_kinds_of_defects(folders: Path, column: str) -> None:
+    words = {
+        "b0": "scratch",
+        "b1": "dent",
+        "b2": "bad",
+        "b3": "",
+        "b4": "1",
+        "b5": " dent ",
+        "g1": "good",
+        "g2": "dent",
+    }
+    lines = [f"{line},{words.get(Path(line.split(',')[0]).stem, '')}" for line in good_and_bad()]
+    data = ready_folder(None, csv=write_csv(folders / "list.csv", f"image,mask,label,{column}", *lines))
+    expected = {"b0": "scratch", "b1": "dent", "b4": "1", "b5": "dent"}
+    assert {name: kind for name, kind in kinds_by_name(data).items() if kind} == expected
+
+
+def test_csv_kind_goes_before_class(folders: Path) -> None:
+    lines = [f"{line},bolt,{'dent' if ',bad' in line else ''}" for line in good_and_bad()]
+    data = ready_folder(None, csv=write_csv(folders / "list.csv", "image,mask,label,class,kind", *lines))
+    assert set(kinds_by_name(data).values()) == {"", "dent"}
+
+
 @pytest.mark.parametrize(
     ("header", "line", "message"),
     [
@@ -66,6 +90,7 @@ def test_csv_without_labels_takes_them_from_the_masks(folders: Path) -> None:
         ("path,mask,label", "x,,good", r"has to name the column `image`.*\['path', 'mask', 'label'\]"),
         ("image,a,b", "x,,good", "has to name a column `label` or `mask`"),
         ("image,mask,mask_path", "x,,good", "names the column `mask` twice"),
+        ("image,mask,kind,Kind", "x,,good", "names the column `kind` twice"),
     ],
 )
 def test_csv_errors_name_the_line(folders: Path, header: str, line: str, message: str) -> None:

@@ -46,6 +46,15 @@ def test_item_of_a_defective_image(pair: tuple[Path, Path]) -> None:
     assert (item.image_path, item.mask_path) == tuple(map(str, pair))
 
 
+def test_kinds_are_read_from_the_table(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    samples = table((*pair, 1), (save_image(tmp_path / "c.png"), "", 0))
+    assert [item.kind for item in DefectDataset(samples)] == ["", ""]
+    dataset = DefectDataset(samples.assign(kind=["dent", ""]))
+    assert [item.kind for item in dataset] == ["dent", ""]
+    assert collate(list(dataset)).kinds == ["dent", ""]
+    assert sorted((dataset + DefectDataset(samples.iloc[:1])).samples.kind) == ["", "", "dent"]
+
+
 def test_normal_images_have_masks_of_zeros_in_segmentation(pair: tuple[Path, Path], tmp_path: Path) -> None:
     dataset = DefectDataset(table((*pair, 1), (save_image(tmp_path / "a.png"), "", 0)))
     batch = next(iter(DataLoader(dataset, batch_size=2, collate_fn=dataset.collate_fn)))

@@ -7,7 +7,7 @@ import pytest
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule
 from jsonargparse import ArgumentParser
-from reading_back import ready_folder, sample_rows, split_counts
+from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
 from anomalib_exdd.data import DefectFolder
 from made_up_images import save_image, save_mask
@@ -146,6 +146,56 @@ def test_same_names_in_several_folders_are_told_apart_by_the_folder(folders: Pat
     samples = data.train_data.samples.query("label_index == 1")
     assert len(samples) == 4
     assert all(Path(row.image_path).parent.name == Path(row.mask_path).parent.name for row in samples.itertuples())
+
+
+def kinds_folder(folders: Path) -> dict[str, str]:
+    """Write defects of two kinds and of none to folders below `defects`, and return the kinds by name."""
+    kinds = {"s0": "scratch", "s1": "scratch", "d0": "dent", "u0": ""}
+    for name, kind in kinds.items():
+        write_pair(folders, f"defects/{kind}/{name}.png", f"truth/{kind}/{name}_mask.png")
+    return kinds | {f"g{number}": "" for number in range(10)}
+
+
+def test_kinds_are_the_folders_below_the_one_that_is_named(folders: Path) -> None:
+    kinds = kinds_folder(folders)
+    data = ready_folder(folders, normal="good", defective="defects", masks="truth", test_split_ratio=0.5)
+    assert kinds_by_name(data) == kinds
+    assert {"scratch", "dent", ""} == set(kinds_by_name(data).values())
+    without_masks = ready_folder(folders, normal="good", defective="defects")
+    assert kinds_by_name(without_masks) == kinds
+
+
+def test_kinds_are_the_folders_that_are_named(folders: Path) -> None:
+    kinds = kinds_folder(folders)
+    for number in range(2):
+        write_pair(folders, f"test/dent/t{number}.png", f"test_masks/t{number}.png")
+    data = ready_folder(
+        folders,
+        normal="good",
+        defective=["defects/scratch", "defects/dent"],
+        masks="truth",
+        defective_test="test",
+        masks_test="test_masks",
+    )
+    del kinds["u0"]
+    assert kinds_by_name(data) == {**kinds, "t0": "dent", "t1": "dent"}
+
+
+def test_a_single_folder_of_defects_tells_no_kind(folders: Path) -> None:
+    data = ready_folder(folders, normal="good", defective="bad", masks="masks")
+    assert set(kinds_by_name(data).values()) == {""}
+    listed = ready_folder(folders, normal=["good/g[0-7].png"], defective=["bad"], normal_test="good/g[89].png")
+    assert set(kinds_by_name(listed).values()) == {""}
+
+
+def test_counts_name_the_commonest_kinds(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for count, kind in enumerate("fedcba", start=1):
+        for number in range(count):
+            save_image(folders / "defects" / kind / f"{kind}{number}.png")
+    ready_folder(folders, normal="good", defective="defects", defective_test="bad", val_split_ratio=0.01)
+    (line,) = [message for message in caplog.messages if message.startswith("parts: train")]
+    assert line.startswith("parts: train 7 normal + 21 defective (6 a, 5 b, 4 c, 3 d, 2 e, 1 other), val ")
+    assert line.endswith("test 2 normal + 6 defective.")
 
 
 def test_files_patterns_and_lists(folders: Path) -> None:

@@ -1,4 +1,5 @@
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from anomalib.data import AnomalibDataModule, get_datamodule
 from jsonargparse import ArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from reading_back import split_counts
+from reading_back import kinds_by_name, split_counts
 from torchvision.transforms import v2
 
 from anomalib_exdd.data import KSDD2, ksdd2
@@ -64,6 +65,68 @@ def test_one_dark_pixel_makes_an_image_defective(make_ksdd2: Make) -> None:
     mask[11, 7] = 1
     Image.fromarray(mask).save(root / "train" / "10004_GT.png")
     assert names(ready(root).train_data, 1) == {"train/10004.png"}
+
+
+def write_sources(root: Path, header: str, words: dict[str, str], separator: str = ",") -> None:
+    lines = [f"{'train' if name[0] == '1' else 'test'},{name},{word},made up" for name, word in words.items()]
+    text = "\n".join([f"split,id,{header},original", *lines, ""])
+    (root / "sources.csv").write_text(text.replace(",", separator), encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize(("header", "separator"), [("class", ","), ("kind", ","), ("Class", ";")])
+def test_kinds_come_from_the_table_beside_the_images(make_ksdd2: Make, header: str, separator: str) -> None:
+    root = make_ksdd2()
+    data = ready(root)
+    ids = [sorted(Path(name).stem for name in names(dataset, 1)) for dataset in (data.train_data, data.test_data)]
+    words = {ids[0][0]: "dent", ids[0][1]: "scratch", ids[0][2]: "defective", ids[1][0]: "dent"}
+    (normal,) = sorted(Path(name).stem for name in names(data.test_data, 0))[:1]
+    write_sources(root, header, {**words, "19999": "crack", normal: "Free"}, separator)
+    kinds = kinds_by_name(ready(root))
+    assert kinds.keys() == kinds_by_name(data).keys()
+    del words[ids[0][2]]  # no kind
+    assert {name: kind for name, kind in kinds.items() if kind} == words
+
+
+def test_without_the_table_no_kind_is_known(make_ksdd2: Make) -> None:
+    assert set(kinds_by_name(ready(make_ksdd2())).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"sources\.csv` has to name the columns `split`, `id` and `kind` \(or `class`\), but it is \[\]"),
+        ("split,class\ntrain,dent\n", r"but it is \['split', 'class'\]\. Correct it, or remove the file"),
+        ("split,id\ntrain,10000\n", r"but it is \['split', 'id'\]"),
+        ("split,id,class\ntrain,10000\n", r"Line 2 of `.*sources\.csv` has 2 cells, but the header has 3"),
+        (
+            "split,id,class\ntrain,10000,dent\ntrain,10000,crack\n",
+            r"Line 3 of `.*` calls the image `10000` of `train` `crack`, but an earlier line calls it `dent`",
+        ),
+    ],
+)
+def test_a_malformed_table_of_kinds_is_an_error(make_ksdd2: Make, text: str, message: str) -> None:
+    root = make_ksdd2()
+    (root / "sources.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ready(root)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("magnetic_tile", {"Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 98}),
+        ("commutator", {"crack": 25}),
+        ("composite", {}),
+        (
+            "screw",
+            {"manipulated_front": 14, "scratch_head": 19, "scratch_neck": 16, "thread_side": 17, "thread_top": 12},
+        ),
+    ],
+)
+def test_kinds_of_real_data(shared_dir: Path, name: str, kinds: dict[str, int]) -> None:
+    found = kinds_by_name(ready(shared_dir / "data" / name))
+    assert Counter(kind for kind in found.values() if kind) == kinds
 
 
 def test_split_does_not_depend_on_place_or_listing(make_ksdd2: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """The made-up sample: what is drawn and what is written."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,8 +90,41 @@ def test_files_hold_what_is_drawn(root: Path) -> None:
         np.testing.assert_array_equal(read(root / "test" / f"{number}_GT.png"), drawn.mask)
 
 
+def test_the_table_says_what_is_drawn(root: Path) -> None:
+    expected = ["split,id,kind"]
+    for split, counts in (("train", TRAIN), ("test", TEST)):
+        for number, is_defective in numbers(split, counts):
+            expected.append(f"{split},{number},{surface_image(0, number, defective=is_defective).kind or 'good'}")
+    assert (root / "sources.csv").read_text(encoding="utf-8").splitlines() == expected
+    assert sum(line.endswith(",good") for line in expected) == TRAIN[0] + TEST[0]
+
+
+def test_the_kind_is_that_of_all_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def recorded(draw: Callable[..., sample.Field]) -> Callable[..., sample.Field]:
+        @wraps(draw)
+        def record(*arguments: Any) -> sample.Field:
+            drawn.append(draw.__name__)
+            return draw(*arguments)
+
+        return record
+
+    monkeypatch.setattr(sample, "DEFECTS", tuple((recorded(draw), *strength) for draw, *strength in DEFECTS))
+    found = set()
+    for seed in range(30):
+        drawn.clear()
+        _, kind = sample.with_defects(
+            np.random.default_rng(seed), np.random.default_rng(0).normal(120, 5, (620, 200)).astype(np.float32)
+        )
+        assert kind == (drawn[0] if len(set(drawn)) == 1 else "combined")
+        found.add(kind)
+    assert found == {"scratch", "spots", "mark", "combined"}
+    assert surface_image(0, 10_000, defective=False).kind == ""
+
+
 def test_masks_are_where_the_defect_visibly_changes_the_surface(defective: list[SurfaceImage]) -> None:
-    for clean, image, mask in defective:
+    for clean, image, mask, _ in defective:
         assert clean.shape == image.shape == (*mask.shape, 3)
         assert clean.dtype == image.dtype == mask.dtype == np.uint8
         change = np.abs(image.astype(int) - clean.astype(int)).max(axis=2)

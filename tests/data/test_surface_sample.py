@@ -1,13 +1,15 @@
 """The data module of the made-up sample, and that sample read as KSDD2."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from reading_back import split_counts
+from reading_back import kinds_by_name, split_counts
 
 from anomalib_exdd.data import KSDD2, SurfaceSample, surface_sample
-from anomalib_exdd.data.sample import generate_sample
+from anomalib_exdd.data.sample import generate_sample, surface_image
 
 
 def test_generates_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +22,21 @@ def test_generates_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert batch.gt_mask is not None
     assert batch.gt_label.tolist() == batch.gt_mask.flatten(1).any(dim=1).tolist()
     assert data.name == "SurfaceSample"
+
+
+def test_kinds_are_those_that_were_drawn(sample_root: Path, tmp_path: Path) -> None:
+    data = SurfaceSample(sample_root, num_workers=0)
+    data.setup()
+    samples = pd.concat([data.train_data.samples, data.val_data.samples, data.test_data.samples])
+    numbers = [Path(path).stem for path in samples.image_path[samples.label_index == 1]]
+    drawn = {number: surface_image(0, int(number), defective=True).kind for number in numbers}
+    assert {name: kind for name, kind in kinds_by_name(data).items() if kind} == drawn
+    assert len(set(drawn.values())) > 1
+
+    older = shutil.copytree(sample_root, tmp_path / "older", ignore=shutil.ignore_patterns("sources.csv"))
+    data = SurfaceSample(older, num_workers=0)
+    data.setup()
+    assert set(kinds_by_name(data).values()) == {""}
 
 
 def test_asks_for_the_full_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,10 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -38,8 +39,10 @@ def training_images(data: KSDD2, label: int) -> list[str]:
     return samples.image_path[samples.label_index == label].tolist()
 
 
-def save_synthetic(root: Path, sources: Sources, rejected: Sequence[int] = ()) -> Path:
-    """Write a synthetic folder with its manifest: from what each image was made, and in which nothing came out."""
+def save_synthetic(
+    root: Path, sources: Sources, rejected: Sequence[int] = (), told: Mapping[int, str] = MappingProxyType({})
+) -> Path:
+    """Write a synthetic folder with its manifest: from what each image was made, in which nothing came out, kinds."""
     records = []
     for number, (source, defect) in enumerate(sources):
         folder = "rejected" if number in rejected else "train"
@@ -47,6 +50,7 @@ def save_synthetic(root: Path, sources: Sources, rejected: Sequence[int] = ()) -
         content: dict[str, Any] = dict.fromkeys((each.name for each in fields(Record)), "")
         content |= {"index": number, "image": f"{folder}/{image_id}.png", "mask": f"{folder}/{image_id}_GT.png"}
         content |= {"source": source, "defect": defect, "accepted": number not in rejected}
+        content["details"] = {"kind": told[number]} if number in told else {}
         records.append(Record(**content))
     (root / "manifest.json").write_text(manifest_json({"settings": {}, "versions": {}}, records))
     return root
@@ -92,6 +96,24 @@ def test_only_training_gets_synthetic_images(root: Path, synthetic: Path) -> Non
     assert not data.test_data.samples.is_synthetic.any()
     assert names_of(data) == {f"{number:05d}.png" for number in range(6)}
     assert data.task == TaskType.SEGMENTATION
+
+
+def test_synthetic_defects_are_of_the_kind_of_their_real_one(root: Path, tmp_path: Path) -> None:
+    base = base_of(root)
+    normal, defective = training_images(base, 0), training_images(base, 1)
+    lines = [f"train,{Path(path).stem},{kind}" for path, kind in zip(defective, ["dent", "scratch"], strict=False)]
+    (root / "sources.csv").write_text("\n".join(["split,id,kind", *lines]))
+    made_of = [*defective[:3], None, "/gone/1.png", "/gone/1.png", defective[0], defective[2]]
+    told = {5: "stain", 6: "stain", 7: "stain"}
+    folder = save_synthetic(tmp_path / "synthetic", [(normal[0], path) for path in made_of], told=told)
+    samples = ready(base_of(root), folder).train_data.samples
+    kinds = {int(Path(row.image_path).stem): row.kind for row in samples[samples.is_synthetic].itertuples()}
+    # What is known of the real image goes before what the manifest tells.
+    assert kinds == {0: "dent", 1: "scratch", 2: "", 3: "", 4: "", 5: "stain", 6: "dent", 7: "stain"}
+
+    save_pairs(tmp_path / "foreign" / "train", 0, [True])
+    samples = ready(base_of(root), tmp_path / "foreign").train_data.samples
+    assert samples.kind[samples.is_synthetic].tolist() == [""]
 
 
 def test_settings_are_those_of_the_base(root: Path, synthetic: Path) -> None:

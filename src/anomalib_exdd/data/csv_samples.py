@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from anomalib.data.utils import LabelName
 
+from .kinds import DEFECTIVE_WORDS, NORMAL_WORDS
+
 # Names that Anomalib's own tables use are understood too.
 _COLUMNS = {"image_path": "image", "mask_path": "mask", "label_index": "label"}
-_NORMAL_WORDS = frozenset({"normal", "good", "ok", "0", "0.0", "false"})
-_DEFECTIVE_WORDS = frozenset(
-    {"defective", "defect", "bad", "abnormal", "anomalous", "anomaly", "nok", "1", "1.0", "true"}
-)
+_KIND_COLUMNS = ("kind", "defect_type", "class")  # the first of them that there is
 _SPLITS = ("train", "test")
 
 
@@ -28,6 +27,7 @@ class CsvSample:
         mask: Its mask, if any.
         label: 0 normal, 1 defective; None if the mask decides.
         split: ``train``, ``test``, or empty if the file has no splits.
+        kind: What the file says about the kind of the defect, see :func:`.kinds_of`.
     """
 
     line: int
@@ -35,6 +35,7 @@ class CsvSample:
     mask: Path | None
     label: int | None
     split: str
+    kind: str
 
 
 def read_csv_samples(path: Path, roots: list[Path]) -> list[CsvSample]:
@@ -54,7 +55,7 @@ def read_csv_samples(path: Path, roots: list[Path]) -> list[CsvSample]:
     if not path.is_file():
         msg = f"Argument `csv` names `{path}`, but there is no such file."
         raise FileNotFoundError(msg)
-    samples = [_sample(path, line, row, roots) for line, row in _rows(path)]
+    samples = [_sample(path, line, row, roots) for line, row in _rows(path, _check_columns)]
     if not samples:
         msg = f"The file `{path}` lists no image: it holds nothing but a header line."
         raise ValueError(msg)
@@ -68,14 +69,38 @@ def read_csv_samples(path: Path, roots: list[Path]) -> list[CsvSample]:
     return samples
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_kinds(path: Path) -> dict[tuple[str, str], str]:
+    """Read a CSV file that names the kinds of defects of images that are listed elsewhere.
+
+    Args:
+        path: File with the columns ``split``, ``id`` and ``kind`` (or ``class``), one line per image.
+
+    Returns:
+        For split and id of an image what the file says, see :func:`.kinds_of`.
+
+    Raises:
+        ValueError: If a column is missing, a line is not understood, or two lines contradict each other.
+    """
+    words: dict[tuple[str, str], str] = {}
+    for line, row in _rows(path, _check_kind_columns):
+        image, word = (row["split"].lower(), row["id"]), _kind(row)
+        if words.setdefault(image, word) != word:
+            msg = (
+                f"Line {line} of `{path}` calls the image `{row['id']}` of `{row['split']}` `{word}`, but an earlier "
+                f"line calls it `{words[image]}`. Remove one of them."
+            )
+            raise ValueError(msg)
+    return words
+
+
+def _rows(path: Path, check: Callable[[Path, list[str], list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header_line = file.readline()
             separator = max(",;\t", key=header_line.count)
             header = [name.strip().lower() for name in next(csv.reader([header_line], delimiter=separator), [])]
             columns = [_COLUMNS.get(name, name) for name in header]
-            _check_columns(path, header, columns)
+            check(path, header, columns)
             reader = csv.reader(file, delimiter=separator)
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
@@ -96,18 +121,31 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _check_columns(path: Path, header: list[str], columns: list[str]) -> None:
     if "image" not in columns:
         msg = (
-            f"The header of `{path}` has to name the column `image` (and may name `mask`, `label` and `split`), but it "
-            f"is {header}."
+            f"The header of `{path}` has to name the column `image` (and may name `mask`, `label`, `split` and "
+            f"`kind`), but it is {header}."
         )
         raise ValueError(msg)
     if "label" not in columns and "mask" not in columns:
         msg = f"The header of `{path}` has to name a column `label` or `mask`, or both, but it is {header}."
         raise ValueError(msg)
     if repeated := sorted(
-        {name for name in columns if name in {"image", "mask", "label", "split"} and columns.count(name) > 1}
+        {name for name in columns if name in {"image", "mask", "label", "split", "kind"} and columns.count(name) > 1}
     ):
         msg = f"The header of `{path}` names the column `{repeated[0]}` twice: {header}."
         raise ValueError(msg)
+
+
+def _check_kind_columns(path: Path, header: list[str], columns: list[str]) -> None:
+    if not {"split", "id"} <= set(columns) or not set(_KIND_COLUMNS) & set(columns):
+        msg = (
+            f"The header of `{path}` has to name the columns `split`, `id` and `kind` (or `class`), but it is "
+            f"{header}. Correct it, or remove the file if it is not about the kinds of defects."
+        )
+        raise ValueError(msg)
+
+
+def _kind(row: dict[str, str]) -> str:
+    return next((row[name] for name in _KIND_COLUMNS if name in row), "")
 
 
 def _sample(path: Path, line: int, row: dict[str, str], roots: list[Path]) -> CsvSample:
@@ -128,13 +166,14 @@ def _sample(path: Path, line: int, row: dict[str, str], roots: list[Path]) -> Cs
         mask=_find(path, line, "mask", mask, roots) if mask else None,
         label=_label(path, line, row.get("label", ""), has_mask=bool(mask)),
         split=split,
+        kind=_kind(row),
     )
 
 
 def _label(path: Path, line: int, word: str, *, has_mask: bool) -> int | None:
-    if word.lower() in _NORMAL_WORDS:
+    if word.lower() in NORMAL_WORDS:
         return int(LabelName.NORMAL)
-    if word.lower() in _DEFECTIVE_WORDS:
+    if word.lower() in DEFECTIVE_WORDS:
         return int(LabelName.ABNORMAL)
     if word:
         msg = (

@@ -28,8 +28,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
     Args:
         samples: Table with the columns ``image_path``, ``mask_path`` (empty where there is none), ``label_index``
             (0 normal, 1 defective) and ``split``. ``attrs["task"]`` overrides the task found from the masks: a
-            defective image without one then has an all-zero mask. Rows of synthetic images have a column ``origins``,
-            see :func:`with_origins`; a column ``is_synthetic`` (bool) is made from it.
+            defective image without one then has an all-zero mask. Further columns may say more, see :func:`completed`.
         name: Name of the data set.
         augmentations: Transforms applied to image and mask together.
     """
@@ -39,7 +38,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         self._name = name
         samples = samples.copy()
         samples.attrs["task"] = samples.attrs.get("task", task_of(samples))
-        self.samples = with_origins(samples)
+        self.samples = completed(samples)
 
     @property
     def name(self) -> str:
@@ -60,7 +59,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
 
         Returns:
             Item with the image ``[3, H, W]`` (float32, 0..1), the mask ``[H, W]`` (bool; only for segmentation), the
-            label and, if it is synthetic, what it was made from.
+            label, the kind of its defect and, if it is synthetic, what it was made from.
 
         Raises:
             ValueError: If the image or the mask cannot be decoded, or if they differ in size.
@@ -82,6 +81,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
             mask_path=str(sample.mask_path),
         )
         item.origins = list(getattr(sample, "origins", ()))
+        item.kind = str(getattr(sample, "kind", ""))
         return item
 
     @property
@@ -125,21 +125,24 @@ def task_of(samples: DataFrame) -> str:
     return str(TaskType.SEGMENTATION.value if (defective["mask_path"] != "").all() else TaskType.CLASSIFICATION.value)
 
 
-def with_origins(samples: DataFrame) -> DataFrame:
-    """Complete a table by what its rows were made from.
+def completed(samples: DataFrame) -> DataFrame:
+    """Complete a table by the columns that not every data set has.
 
     Args:
         samples: Table of samples. Its column ``origins``, if it has one, holds for each row the paths of the images
-            that a synthetic image was made from (at least one), and nothing for a real image.
+            that a synthetic image was made from (at least one), and nothing for a real image. Its column ``kind``, if
+            it has one, holds the kind of the defect (str), and nothing where it is unknown and for normal images.
 
     Returns:
-        Copy of the table with the columns ``origins`` (tuples; empty ones where the table has none) and
-        ``is_synthetic`` (bool).
+        Copy of the table with the columns ``origins`` (tuples; empty ones where the table has none), ``is_synthetic``
+        (bool) and ``kind`` (empty where the table has none).
     """
     samples = samples.copy()
     if "origins" not in samples:
         samples["origins"] = [()] * len(samples)
     samples["is_synthetic"] = samples["origins"].map(bool).astype(bool)
+    if "kind" not in samples:
+        samples["kind"] = ""
     return samples
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from .dataset import DefectDataset, task_of
 from .splits import MIN_VALIDATION_DEFECTS, check_ratio, draw, key_of, share, validation_counts
 
 logger = logging.getLogger(__name__)
+
+_SHOWN_KINDS = 5
 
 
 class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
@@ -89,7 +93,7 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
 
         Returns:
             Table with the columns ``image_path``, ``mask_path`` (empty where there is none), ``label_index`` (0 normal,
-            1 defective) and ``split`` (``train`` or ``test``).
+            1 defective), ``split`` (``train`` or ``test``) and, where they are known, ``kind`` (of the defect).
         """
 
     def split_samples(self) -> dict[Split, DataFrame]:
@@ -171,7 +175,8 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         parts = []
         for split, table in tables.items():
             normal = int((table["label_index"] == LabelName.NORMAL).sum())
-            parts.append(f"{split.value} {normal} normal + {len(table) - normal} defective")
+            kinds = _count_kinds(table.get("kind", ()))
+            parts.append(f"{split.value} {normal} normal + {len(table) - normal} defective{kinds}")
             if split == Split.TEST and normal in {0, len(table)}:
                 logger.warning(
                     "The test data of `%s` have no %s images: metrics that compare the two, such as AUROC, mean "
@@ -182,6 +187,15 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         logger.info("%s: %s.", self.name, ", ".join(parts))
         if tables[Split.TEST].attrs["task"] != "segmentation":
             logger.info("%s: not every defective test image has a mask, so pixel metrics do not apply.", self.name)
+
+
+def _count_kinds(kinds: Iterable[str]) -> str:
+    """Count the commonest kinds of defects in brackets; nothing where none is known."""
+    counts = Counter(sorted(kind for kind in kinds if kind)).most_common()
+    shown = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]
+    if others := sum(count for _, count in counts[_SHOWN_KINDS:]):
+        shown.append(f"{others} other")
+    return f" ({', '.join(shown)})" if counts else ""
 
 
 def once_each(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from anomalib_exdd.images.sources import (
 
 from .csv_samples import read_csv_samples
 from .defect_datamodule import DefectDataModule, take
+from .kinds import kinds_of, words_of_folders
 from .splits import check_ratio, held_out_counts
 
 _NORMAL, _DEFECTIVE = int(LabelName.NORMAL), int(LabelName.ABNORMAL)
@@ -39,7 +40,8 @@ class DefectFolder(DefectDataModule):
         root: Folder that all other paths start from. Default: the folder of ``csv``, else the working directory.
         normal: Normal images for training: a folder (with all folders in it), a file, a glob pattern such as
             ``parts/*_ok.png``, or a list of these.
-        defective: Defective images for training, given like ``normal``.
+        defective: Defective images for training, given like ``normal``. Of several folders (``[scratch, dent]``) each
+            holds the kind of defect that it is named after; of a single one, the folders in it do.
         masks: Masks of the defective training images, given like ``normal``: one for each of them, of its size, black
             where there is no defect, named like its image or with a suffix (``a17.jpg`` and ``a17_mask.png``,
             ``a17_GT.png`` or ``a17.png``). They may lie in the folder of the images if they have a suffix. Without
@@ -52,9 +54,9 @@ class DefectFolder(DefectDataModule):
             Default: the same name or one of the usual suffixes.
         csv: CSV file instead of the seven arguments above, with a header line and the columns ``image``, ``mask`` (may
             be empty), ``label`` (``normal`` or ``defective``, ``good`` or ``bad``, 0 or 1; without it an image is
-            defective if its mask has any pixel that is not black) and ``split`` (``train`` or ``test``; without it, or
-            without any ``test``, a share is held out for testing). Paths start from ``root`` or from the folder of the
-            file.
+            defective if its mask has any pixel that is not black), ``split`` (``train`` or ``test``; without it, or
+            without any ``test``, a share is held out for testing) and ``kind`` of the defect (or ``defect_type`` or
+            ``class``; may be left out). Paths start from ``root`` or from the folder of the file.
         test_split_ratio: Share of the images held out for testing where no test images are named.
         num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
             a larger one. Default: all. 0 leaves normal images only.
@@ -141,7 +143,7 @@ class DefectFolder(DefectDataModule):
         """List the images, match their masks, check both, and hold out test images where none are named.
 
         Returns:
-            Table with the columns ``image_path``, ``mask_path``, ``label_index`` and ``split``.
+            Table with the columns ``image_path``, ``mask_path``, ``label_index``, ``split`` and ``kind``.
 
         Raises:
             FileNotFoundError: If a file or folder does not exist, or a defective training image has no mask while
@@ -160,6 +162,7 @@ class DefectFolder(DefectDataModule):
                 for row in rows
             ],
         )
+        samples["kind"] = kinds_of([row.word if row.label == _DEFECTIVE else "" for row in rows])
         if self.csv:
             labels = {_NORMAL, _DEFECTIVE} if (samples["split"] == Split.TRAIN.value).all() else set()
         else:
@@ -197,7 +200,11 @@ class DefectFolder(DefectDataModule):
                 self._check_all_matched(defective, masks, matches)
             empty_masks = match_masks(normal, normal_masks, self.suffixes)
             rows += [_Row(image, empty_masks.get(image), _NORMAL, split, f"normal{ending}") for image in normal]
-            rows += [_Row(image, matches.get(image), _DEFECTIVE, split, f"defective{ending}") for image in defective]
+            words = words_of_folders(defective, self.sources[f"defective{ending}"], self.root)
+            rows += [
+                _Row(image, matches.get(image), _DEFECTIVE, split, f"defective{ending}", word)
+                for image, word in zip(defective, words, strict=True)
+            ]
         _check_listed_once(rows)
         return rows
 
@@ -223,8 +230,8 @@ class DefectFolder(DefectDataModule):
     def _read_csv(self, path: Path) -> list[_Row]:
         roots = [self.root, path.parent] if self._has_root else [path.parent]
         rows = [
-            _Row(sample.image, sample.mask, sample.label, Split(sample.split or "train"), f"line {sample.line}")
-            for sample in read_csv_samples(path, roots)
+            _Row(each.image, each.mask, each.label, Split(each.split or "train"), f"line {each.line}", each.kind)
+            for each in read_csv_samples(path, roots)
         ]
         train = [row for row in rows if row.label == _DEFECTIVE and row.split == Split.TRAIN]
         without = [row for row in train if row.mask is None]
@@ -255,13 +262,17 @@ class DefectFolder(DefectDataModule):
 
 @dataclass(frozen=True)
 class _Row:
-    """One image; the label is None if its mask decides, and the source is what named it, for messages."""
+    """One image; the label is None if its mask decides, the source is what named it, for messages.
+
+    The word is what file or folder say about the kind of its defect.
+    """
 
     image: Path
     mask: Path | None
     label: int | None
     split: Split
     source: str
+    word: str = ""
 
 
 def _check_listed_once(rows: Sequence[_Row]) -> None:
@@ -280,7 +291,7 @@ def _check_listed_once(rows: Sequence[_Row]) -> None:
 def _checked(rows: Sequence[_Row]) -> list[_Row]:
     """Read all masks, fill in the labels that they decide, and refuse masks that contradict a label."""
     labels = map_files(_label_of, rows, "Reading the masks")
-    return [_Row(row.image, row.mask, label, row.split, row.source) for row, label in zip(rows, labels, strict=True)]
+    return [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
 
 
 def _label_of(row: _Row) -> int:

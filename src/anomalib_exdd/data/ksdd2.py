@@ -11,7 +11,8 @@ masks::
     ├── test/
     │   ├── 20000.png
     │   └── ...
-    └── split_weakly_16.pyb     # optional: published choices of defective training images
+    ├── split_weakly_16.pyb     # optional: published choices of defective training images
+    └── sources.csv             # optional: kinds of the defects, in the columns split, id (10000) and kind (or class)
 
 The images are licensed under CC BY-NC-SA 4.0: no commercial use, and what is made from them carries the same licence.
 
@@ -34,8 +35,10 @@ from torchvision.transforms.v2 import Transform
 from anomalib_exdd.images.reading import inspect_pair, map_files
 from anomalib_exdd.images.sources import contents_of
 
+from .csv_samples import read_kinds
 from .defect_datamodule import DefectDataModule
 from .download import Archive, fetch_folder
+from .kinds import SOURCES_NAME, kinds_of
 from .official_splits import OFFICIAL_SPLITS, read_official_split, split_path
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,8 @@ class KSDD2(DefectDataModule):
 
     Args:
         root: Folder with ``train`` and ``test``, each holding ``NNNNN.png`` and ``NNNNN_GT.png``. Downloaded if absent.
+            A file ``sources.csv`` in it, with the columns ``split``, ``id`` (``NNNNN``) and ``kind`` (or ``class``),
+            may name the kinds of the defects.
         official_split: 0, 16, 53, 126 or 246: use only the defective training images whose masks the published file
             ``split_weakly_N.pyb`` releases, and leave out the others. Not together with ``num_defects``.
         num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
@@ -138,7 +143,7 @@ class KSDD2(DefectDataModule):
         """Read the folder, find each image's label in its mask, and check that nothing is missing.
 
         Returns:
-            Table with the columns ``image_path``, ``mask_path``, ``label_index`` and ``split``.
+            Table with the columns ``image_path``, ``mask_path``, ``label_index``, ``split`` and ``kind``.
 
         Raises:
             FileNotFoundError: If the root, an image or a mask is missing.
@@ -147,6 +152,7 @@ class KSDD2(DefectDataModule):
         scans = _scan(self.root)
         _check_complete(self.root, scans)
         samples = _table(scans)
+        samples["kind"] = _kinds(samples, self.root / SOURCES_NAME)
         return samples if self.official_split is None else self._keep_released(samples, self.official_split)
 
     def _keep_released(self, samples: DataFrame, number: int) -> DataFrame:
@@ -310,6 +316,13 @@ def _table(scans: dict[str, _Scan]) -> DataFrame:
             for image, mask, defective in zip(scan.images, scan.masks, scan.defective, strict=True)
         ],
     )
+
+
+def _kinds(samples: DataFrame, path: Path) -> list[str]:
+    """Find the kind of each image in the file that names them, if there is one."""
+    words = read_kinds(path) if path.is_file() else {}
+    rows = zip(samples["split"], samples["image_path"], samples["label_index"], strict=True)
+    return kinds_of([words.get((split, Path(image).stem), "") if defective else "" for split, image, defective in rows])
 
 
 def _is_vacant(root: Path) -> bool:

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .kinds import SOURCES_NAME
+
 Field = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int]
@@ -45,12 +47,14 @@ class SurfaceImage(NamedTuple):
     """A made-up surface without and with its defects.
 
     `clean` and `image` are `[H, W, 3]` RGB, uint8; `mask` is `[H, W]`, uint8, 255 where the two differ visibly and
-    0 elsewhere. A normal image equals its clean surface and has an empty mask.
+    0 elsewhere. `kind` says what is drawn: "scratch", "spots" or "mark", and "combined" for two of these. A normal
+    image equals its clean surface and has an empty mask and kind.
     """
 
     clean: Pixels
     image: Pixels
     mask: Pixels
+    kind: str
 
 
 def log_uniform(rng: Generator, low: float, high: float) -> float:
@@ -235,16 +239,18 @@ DEFECTS: tuple[tuple[Callable[[Generator, Shape], Field], float, float], ...] = 
 )
 
 
-def with_defects(rng: Generator, brightness: Field) -> Field:
-    """The surface `[H, W]` with one defect, seldom two, through which its texture still shows."""
+def with_defects(rng: Generator, brightness: Field) -> tuple[Field, str]:
+    """The surface `[H, W]` with one defect, seldom two, through which its texture still shows, and their kind."""
     texture = brightness - cv2.GaussianBlur(brightness, (0, 0), 4)
     follow = np.clip(1 + 0.15 * texture / texture.std(), 0.6, 1.4)
     changed = brightness
+    kinds = set()
     for _ in range(1 + (rng.random() < 0.2)):
         draw, least, greatest = DEFECTS[rng.integers(len(DEFECTS))]
         strength = greatest * (least / greatest) ** (rng.random() ** 1.3)  # most are clear, some hardly visible
         changed = changed * (1 + strength * follow * draw(rng, brightness.shape))
-    return np.asarray(changed, dtype=np.float32)
+        kinds.add(draw.__name__)
+    return np.asarray(changed, dtype=np.float32), kinds.pop() if len(kinds) == 1 else "combined"
 
 
 def coloured(brightness: Field, tint: Field) -> Pixels:
@@ -269,13 +275,14 @@ def surface_image(seed: int, number: int, *, defective: bool) -> SurfaceImage:
     brightness, tint = brushed_surface(Generator(PCG64(surface_seed)))
     clean = coloured(brightness, tint)
     if not defective:
-        return SurfaceImage(clean, clean, np.zeros(clean.shape[:2], dtype=np.uint8))
+        return SurfaceImage(clean, clean, np.zeros(clean.shape[:2], dtype=np.uint8), "")
     rng = Generator(PCG64(defect_seed))
     while True:
-        image = coloured(with_defects(rng, brightness), tint)
+        changed, kind = with_defects(rng, brightness)
+        image = coloured(changed, tint)
         mask = visible_change(clean, image)
         if COVERAGE[0] <= np.count_nonzero(mask) / mask.size <= COVERAGE[1]:
-            return SurfaceImage(clean, image, mask)
+            return SurfaceImage(clean, image, mask, kind)
 
 
 def numbers(split: str, counts: tuple[int, int]) -> Iterator[tuple[int, bool]]:
@@ -315,10 +322,13 @@ def generate_sample(
         folder = Path(temporary) / root.name
         for split in FIRST_NUMBERS:
             (folder / split).mkdir(parents=True)
+        table = ["split,id,kind"]
         for split, number, defective in tqdm(wanted, desc=f"Drawing the sample in {root}", unit="image"):
             drawn = surface_image(seed, number, defective=defective)
             Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
             Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
+            table.append(f"{split},{number},{drawn.kind or 'good'}")
+        (folder / SOURCES_NAME).write_text("\n".join([*table, ""]), encoding="utf-8")
         (folder / "README.md").write_text(readme, encoding="utf-8")
         if root.is_dir():
             root.rmdir()  # empty, as seen above; elsewhere than on POSIX it would be in the way

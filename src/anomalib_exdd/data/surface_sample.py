@@ -14,7 +14,8 @@ class SurfaceSample(KSDD2):
     """A small made-up data set that needs no download: brushed surfaces with scratches, spots and marks.
 
     It is generated at ``root`` when it is not there yet (some seconds, about 20 MB): 60 normal and 20 defective
-    training images, 24 normal and 24 defective test images, with masks, in KSDD2's layout and in sizes like its own.
+    training images, 24 normal and 24 defective test images, with masks and the kinds of the defects, in KSDD2's layout
+    and in sizes like its own.
     It shows that everything works; measure on real images.
 
     Args:

@@ -26,7 +26,7 @@ from anomalib_exdd.images.reading import inspect_pair, map_files
 from anomalib_exdd.synthesis.manifest import SyntheticImage, read_synthetic
 from anomalib_exdd.synthesis.review import REVIEW_NAME
 
-from .dataset import with_origins
+from .dataset import completed
 from .defect_datamodule import DefectDataModule
 from .splits import draw, key_of
 
@@ -38,7 +38,7 @@ class SyntheticDefects(DefectDataModule):
 
     Validation and test images are those of ``base``, without a synthetic one. Synthetic images that were made from a
     validation or test image are left out, with a warning. Models can tell synthetic images from real ones: ExDD trusts
-    them less (``--model.synthetic_weight``).
+    them less (``--model.synthetic_weight``). They are of the kind of the real defect that they were made from.
 
     Args:
         base: Data module of the real images, such as ``KSDD2`` or ``DefectFolder``. Batch sizes, augmentations and all
@@ -111,7 +111,7 @@ class SyntheticDefects(DefectDataModule):
         """Split the real images as the base does, and add the synthetic ones to the training images.
 
         Returns:
-            The base's tables; the training table has rows with ``origins`` besides, see :func:`.with_origins`.
+            The base's tables; the training table has rows with ``origins`` besides, see :func:`.completed`.
 
         Raises:
             FileNotFoundError: If the synthetic folder or one of its files is missing.
@@ -204,6 +204,7 @@ class _Synthetic:
         origins: Paths of the images that it was made from, as the base's tables write them; its own if nobody knows.
         leaks: Whether one of them is a validation or test image.
         is_stranger: Whether one of them is unknown.
+        kind: Kind of the real defect among them, from the base or else from the manifest; empty if neither tells.
     """
 
     path: str
@@ -211,17 +212,21 @@ class _Synthetic:
     origins: tuple[str, ...]
     leaks: bool
     is_stranger: bool
+    kind: str
 
 
 class _RealImages:
     """The real images of the base, found by the paths that the manifest of a synthetic folder gives."""
 
     def __init__(self, tables: dict[Split, DataFrame]) -> None:
+        tables = {split: completed(table) for split, table in tables.items()}
         self._split = {path: split for split, table in tables.items() for path in table["image_path"]}
+        self._kinds: dict[str, str] = {}
         self._path = {Path(path).resolve(): path for path in self._split}
         self._paths_of_name: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
         for table in tables.values():
-            for path in table["image_path"][~with_origins(table)["is_synthetic"]]:
+            self._kinds.update(zip(table["image_path"], table["kind"], strict=True))
+            for path in table["image_path"][~table["is_synthetic"]]:
                 self._paths_of_name[_name(path)].append(path)
 
     def find(self, path: str, *, moved: bool = True) -> str | None:
@@ -237,6 +242,10 @@ class _RealImages:
         namesakes = self._paths_of_name[_name(path)]
         return namesakes[0] if len(namesakes) == 1 else None
 
+    def kind(self, path: str | None) -> str:
+        """Return the kind of the defect in an image that :meth:`find` has found; empty if it is not known."""
+        return self._kinds.get(path, "") if path else ""
+
     def is_for_training(self, path: str) -> bool:
         """Tell whether an image that :meth:`find` has found is a training image."""
         return self._split[path] == Split.TRAIN
@@ -247,6 +256,7 @@ def _traced(image: SyntheticImage, real: _RealImages) -> _Synthetic:
     record = image.record
     sources = [] if record is None else [str(path) for path in (record.source, record.defect) if path]
     found = [real.find(source) for source in sources]
+    told = "" if record is None else str(record.details.get("kind", ""))
     # One of unknown descent has itself: no real image would have any.
     origins = [path or source for path, source in zip(found, sources, strict=True)] or [str(image.image_path)]
     return _Synthetic(
@@ -255,6 +265,7 @@ def _traced(image: SyntheticImage, real: _RealImages) -> _Synthetic:
         origins=tuple(origins),
         leaks=any(path is not None and not real.is_for_training(path) for path in found),
         is_stranger=not found or None in found,
+        kind=next(filter(None, map(real.kind, found)), told),
     )
 
 
@@ -275,11 +286,12 @@ def _joined(train: DataFrame, synthetic: Sequence[_Synthetic]) -> DataFrame:
                 "label_index": int(LabelName.ABNORMAL),
                 "split": Split.TRAIN.value,
                 "origins": image.origins,
+                "kind": image.kind,
             }
             for image in synthetic
         ],
     )
-    joined = pd.concat([with_origins(train), with_origins(rows)], ignore_index=True)
+    joined = pd.concat([completed(train), completed(rows)], ignore_index=True)
     joined.attrs["task"] = TaskType.SEGMENTATION.value
     return joined
 
