@@ -117,6 +117,26 @@ def test_writes_a_reviewed_folder_that_trains(command: Command, root: Path, tmp_
     assert len(mixed.defects) == len(material_of(base).defects)
 
 
+def test_pasted_defects_keep_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where training does not know the real defect that they were made from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PIPELINE_REGISTRY, "synthesize", Synthesize)
+    root = make_surfaces(tmp_path / "tiny", test=(2, 2))
+    lines = [f"train,{number},{('dent', 'scratch')[number % 2]}" for number in range(10012, 10018)]
+    (root / "sources.csv").write_text("\n".join(["split,id,kind", *lines]))
+    data = ["--data", "KSDD2", "--data.root", str(root)]
+    AnomalibCLI(["synthesize", *data, "--synthesizer", "PasteSynthesizer", "--count", "6", "--output", "out"])
+    records = read_manifest(tmp_path / "out")
+    expected = [("dent", "scratch")[int(Path(str(record.defect)).stem) % 2] for record in records]
+    assert set(expected) == {"dent", "scratch"}
+    for num_defects in (None, 0):
+        mixed = SyntheticDefects(KSDD2(root, num_defects=num_defects, num_workers=0), tmp_path / "out")
+        mixed.setup()
+        samples = mixed.train_data.samples
+        made = samples[samples.is_synthetic].sort_values("image_path")
+        assert made.kind.tolist() == [kind for kind, record in zip(expected, records, strict=True) if record.accepted]
+
+
 def test_two_processes_write_what_one_writes(command: Command, root: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

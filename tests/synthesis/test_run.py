@@ -364,6 +364,16 @@ def test_what_took_no_part_is_not_recorded(make: Make, material: Material) -> No
     assert [record.defect is None for record in records] == [True, False] * (COUNT // 2)
 
 
+def test_the_kind_of_the_real_defect_is_recorded(material: Material, tmp_path: Path) -> None:
+    known = replace(material, kinds={material.defects[0][0]: "dent", material.defects[1][0]: ""})
+    records = synthesize(tmp_path / "out", known, Painter(0), replace(SETTINGS, count=8))
+    kinds = [("dent" if record.defect == material.defects[0][0] else None) for record in records]
+    assert [record.details.get("kind") for record in records] == kinds
+    assert set(kinds) == {"dent", None}
+    drawn = replace(SETTINGS, masks="drawn")
+    assert all("kind" not in each.details for each in synthesize(tmp_path / "drawn", known, Painter(0), drawn))
+
+
 def test_refusals_of_the_synthesizer_name_the_image(make: Make) -> None:
     class Refusing(Painter):
         def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:

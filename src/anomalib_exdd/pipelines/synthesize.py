@@ -172,6 +172,7 @@ def material_of(datamodule: DefectDataModule) -> Material:
         ],
         read_image=read_pixels,
         read_mask=read_defect_pixels,
+        kinds={str(image): str(kind) for image, kind in zip(defective.image_path, defective.kind, strict=True)},
     )
 
 

@@ -45,7 +45,7 @@ class Record:
         synthesizer: Name of the synthesizer's class.
         model: Model that drew it and its revision; None if there was none, or none is known.
         revision: See `model`.
-        details: What the synthesizer says besides.
+        details: What the synthesizer says besides, and the `kind` of the real defect, where it is known.
         change: What changed against the normal image: `visible` in grey levels and further measurements. None where
             a number is not finite.
         accepted: Whether the measurement accepts it.

@@ -1,7 +1,7 @@
 """The real images that a synthesis starts from: read when they are looked at, never all at once."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -22,12 +22,14 @@ class Material:
         defects: Files of real defective images, each with the file of its mask; may be empty.
         read_image: Reads an image, `[H, W, 3]`, RGB, uint8.
         read_mask: Reads a mask, `[H, W]`, bool.
+        kinds: Kinds of the defects that are known, by the file of the image.
     """
 
     normals: Sequence[str]
     defects: Sequence[tuple[str, str]]
     read_image: Callable[[str], Pixels]
     read_mask: Callable[[str], Mask]
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def normal_images(self) -> Sequence[Pixels]:
         """Return the normal images as a sequence that reads an image whenever it is looked at."""
@@ -61,7 +63,7 @@ class Material:
                 f"has {image.shape[1]} x {image.shape[0]}. Replace one of them."
             )
             raise ValueError(msg)
-        return Defect(image, mask, image_path)
+        return Defect(image, mask, image_path, self.kinds.get(image_path, ""))
 
 
 class ReadLater(Sequence[Item], Generic[Item]):

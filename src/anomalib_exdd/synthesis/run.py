@@ -197,15 +197,17 @@ class SynthesisRun:
         # Where a synthesizer places its defects itself, mask and words took no part, and the real defect only if it is
         # named.
         as_asked = np.array_equal(made.mask, request.mask)
-        defect = None if request.defect is None else request.defect.path
-        details = as_plain(made.details)
-        took_part = as_asked or defect in details.values()
+        details, defect = as_plain(made.details), request.defect
+        if defect is not None and not as_asked and defect.path not in details.values():
+            defect = None
+        if defect is not None and defect.kind:
+            details["kind"] = defect.kind
         record = Record(
             index=job.index,
             image=f"{name}.png",
             mask=f"{name}_GT.png",
             source=best.asked.source,
-            defect=defect if took_part else None,
+            defect=None if defect is None else defect.path,
             placement=best.asked.placement if as_asked else PLACED_ITSELF,
             prompt=str(details.pop("prompt", request.prompt if as_asked else "")),
             seed=request.seed,

@@ -23,11 +23,13 @@ class Defect:
         image: The defective image, `[H, W, 3]`.
         mask: Its mask, `[H, W]`.
         path: Where the image comes from.
+        kind: Kind of the defect, such as "scratch"; empty if it is not known.
     """
 
     image: Pixels
     mask: Mask
     path: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
