@@ -4,6 +4,7 @@ The commands run in this process, which spares the import of Anomalib for each o
 are run by `test_packaging.py`.
 """
 
+import csv
 import importlib.util
 import json
 from collections.abc import Callable
@@ -99,17 +100,30 @@ def test_banks_are_shown_taught_and_forgotten(
     mask = next(path for path in sorted((sample_root / "test").glob("*_GT.png")) if np.asarray(Image.open(path)).any())
     image, changed = mask.with_name(mask.name.replace("_GT", "")), tmp_path / "changed.ckpt"
     before = checkpoint.read_bytes()
-    run("teach", "--ckpt_path", checkpoint, "--image", image, "--mask", mask, "--output", changed)
+    run(
+        "teach", "--ckpt_path", checkpoint, "--image", image, "--mask", mask, "--output", changed, "--kind", "deep dent"
+    )
     assert checkpoint.read_bytes() == before
-    run("info", "--ckpt_path", changed, "--json", tmp_path / "info.json")
+    assert f"patches of {image} (deep dent) are in the positive bank now" in capsys.readouterr().out
+    run("info", "--ckpt_path", changed, "--json", tmp_path / "info.json", "--all")
     content = json.loads((tmp_path / "info.json").read_text())
-    assert str(image) in {each["source"] for each in content["sources"] if each["bank"] == "positive"}
-    assert content["history"][0]["action"] == "teach"
+    (taught,) = [each for each in content["sources"] if each["bank"] == "positive" and each["source"] == str(image)]
+    assert taught["kind"] == "deep dent"
+    (change,) = content["history"]
+    assert (change["action"], change["kind"], change["entries"]) == ("teach", "deep dent", taught["entries"])
+    shown = capsys.readouterr().out
+    assert f"  {taught['entries']:6d}  {image} (deep dent)\n" in shown
+    assert f"deep dent: {taught['entries']} entries from 1 images" in shown
+    trained = {row["kind"] for row in csv.DictReader((sample_root / "sources.csv").open()) if row["split"] == "train"}
+    assert all(f"{kind}: " in shown for kind in trained - {"good"})
+    assert f"teach {image} (deep dent): {taught['entries']} entries\n" in shown
     assert content["decisions"]["accept"] <= content["decisions"]["reject"]
     capsys.readouterr()
     run("forget", "--ckpt_path", changed, "--source", image.name)
     assert f"entries of {image} are gone" in capsys.readouterr().out
     run("teach", "--ckpt_path", changed, "--image", image, "--box", "[10, 20, 30, 40]")
+    run("info", "--ckpt_path", changed)
+    assert "deep dent: " not in capsys.readouterr().out
     run("predict", "--model", "ExDD", "--model.explain", "2", "--data", image, "--ckpt_path", changed)
     assert list(Path().rglob(f"explanations/{image.stem}.png"))
 

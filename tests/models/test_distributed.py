@@ -59,6 +59,7 @@ def state(folder: Path) -> dict[str, Any]:
 def test_banks_and_calibration_are_those_of_one_process(trained_by: dict[int, tuple[Path, str]]) -> None:
     one, two = (state(trained_by[number][0]) for number in PROCESSES)
     assert one.keys() == two.keys()
+    assert one["model.positive_bank._extra_state"]["kinds"]
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)

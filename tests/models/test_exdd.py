@@ -4,6 +4,7 @@ import copy
 import logging
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def test_training_fills_both_banks_with_their_provenance(trained: tuple[ExDD, Pa
             features = model.model.embed(image[None])[0].flatten(1).T
             row = patch_centres((12, 8), (96, 64)).tolist().index(bank.position[entry].tolist())
             torch.testing.assert_close(features[row], bank.features[entry], rtol=1e-4, atol=1e-5)
+    kinds = dict(zip(train.image_path, train.kind, strict=True))
+    assert positive.kinds == {path: kinds[path] for path in positive.sources}
+    assert len(set(positive.kinds.values())) > 1
+    assert negative.kinds == {}
     for entry in range(len(positive)):  # defect patches lie on or beside a defect
         item = data.train_data[paths[positive.sources[int(positive.source[entry])]]]
         y, x = positive.position[entry].tolist()
@@ -514,6 +519,43 @@ class TestMemoryBank:
         assert other.sources == bank.sources
         for name in ("features", "neighborhood", "source", "position"):
             assert torch.equal(getattr(other, name), getattr(bank, name))
+
+    def known(self) -> MemoryBank:
+        bank = MemoryBank()
+        bank.fill(replace(self.content(), kinds={"a.png": "dent", "c.png": "scratch", "elsewhere.png": "dent"}))
+        return bank
+
+    def test_kinds_are_those_of_the_sources(self) -> None:
+        bank = self.known()
+        assert bank.kinds == {"a.png": "dent", "c.png": "scratch"}
+        more = BankContent(torch.zeros(2, 5), torch.tensor([0, 1]), torch.zeros(2, 2).long(), ["d.png", "e.png"])
+        bank.add(replace(more, kinds={"d.png": "", "e.png": "dent"}))
+        assert bank.kinds == {"a.png": "dent", "c.png": "scratch", "e.png": "dent"}
+        bank.remove("a.png")
+        assert bank.kinds == {"c.png": "scratch", "e.png": "dent"}
+        bank.fill(self.content())
+        assert bank.kinds == {}
+
+    def test_kinds_of_images_without_entries_stay(self) -> None:
+        bank = self.known()
+        entries = bank.source == 0
+        bank.fill(
+            BankContent(bank.features[entries], bank.source[entries], bank.position[entries], bank.sources, bank.kinds)
+        )
+        bank.remove("a.png")
+        assert (len(bank), bank.sources, bank.kinds) == (0, ["b.png", "c.png"], {"c.png": "scratch"})
+        bank.clear()
+        assert bank.kinds == {}
+
+    def test_kinds_are_in_the_state_and_older_states_have_none(self) -> None:
+        other = MemoryBank()
+        state = self.known().state_dict()
+        other.load_state_dict(state)
+        assert other.kinds == {"a.png": "dent", "c.png": "scratch"}
+        del state["_extra_state"]["kinds"]
+        other.load_state_dict(state)
+        assert other.kinds == {}
+        assert other.sources == ["a.png", "b.png", "c.png"]
 
     def test_search_index_is_not_copied_or_pickled(self) -> None:
         bank = MemoryBank()

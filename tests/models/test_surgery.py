@@ -16,6 +16,7 @@ from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.pictures import draw_explanation, save_explanation
+from anomalib_exdd.models.exdd.surgery import SourceInfo, kinds_summary
 
 Make = Callable[..., Any]
 
@@ -100,6 +101,36 @@ def test_a_full_bank_takes_a_share_of_a_large_defect(model: ExDD, defect: tuple[
     assert added == round(0.1 * 12 * 8)
 
 
+def test_a_kind_is_taught_and_forgotten(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
+    bank, path = model.model.positive_bank, defect[2]
+    before = dict(bank.kinds)
+    added = model.teach(*defect, kind="dent")
+    assert bank.kinds == {**before, path: "dent"}
+    assert [(each.kind, each.entries) for each in model.info() if each.source == path] == [("dent", added)]
+    model.teach(*defect, "crack")
+    assert bank.kinds == {**before, path: "crack"}
+    model.teach(*defect)
+    assert bank.kinds == before
+    model.teach(*defect, "dent")
+    model.forget(path)
+    assert bank.kinds == before
+    assert [change.get("kind") for change in model.history] == ["dent", "crack", None, "dent", None]
+
+
+def test_kinds_are_summed_up() -> None:
+    rows = [
+        ("positive", "a", 3, "dent"),
+        ("positive", "b", 0, "crack"),
+        ("positive", "c", 4, ""),
+        ("negative", "n", 9, ""),
+    ]
+    info = [SourceInfo(*row) for row in rows]
+    assert kinds_summary(info) == "crack: 0 entries from 1 images; dent: 3 entries from 1 images"
+    info.append(SourceInfo("positive", "d", 2, "dent"))
+    assert kinds_summary(info) == "dent: 5 entries from 2 images; crack: 0 entries from 1 images"
+    assert kinds_summary(info[2:4]) == ""
+
+
 @pytest.mark.parametrize("kind", ["negative_bank", "positive_bank"])
 def test_forgetting_an_image_leaves_nothing_of_it(model: ExDD, kind: str) -> None:
     bank: MemoryBank = getattr(model.model, kind)
@@ -144,12 +175,14 @@ def test_mistakes_are_named(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> 
 def test_a_changed_checkpoint_loads_and_remembers(
     model: ExDD, trained: tuple[ExDD, Path], defect: tuple[Tensor, Tensor, str], tmp_path: Path
 ) -> None:
-    model.teach(*defect)
+    model.teach(*defect, kind="dent")
     written = save_changed(model, trained[1], tmp_path / "new" / "model.ckpt")
     assert [path.name for path in written.parent.iterdir()] == ["model.ckpt"]
     loaded = ExDD.load_from_checkpoint(written, map_location="cpu").eval()
     assert_same_state(state(model), state(loaded))
     assert loaded.history == model.history
+    assert loaded.model.positive_bank.kinds == model.model.positive_bank.kinds
+    assert loaded.model.positive_bank.kinds[defect[2]] == "dent"
     images = torch.randn(2, 3, 96, 64)
     torch.testing.assert_close(loaded.model(images).pred_score, model.model(images).pred_score, rtol=1e-5, atol=0)
 

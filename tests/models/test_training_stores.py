@@ -30,6 +30,7 @@ def assert_same_banks(first: ExDD, second: ExDD) -> None:
         (first.model.positive_bank, second.model.positive_bank),
     ):
         assert ours.sources == theirs.sources
+        assert ours.kinds == theirs.kinds
         assert torch.equal(ours.source, theirs.source)
         assert torch.equal(ours.position, theirs.position)
         torch.testing.assert_close(ours.features, theirs.features, rtol=1e-3, atol=1e-3)

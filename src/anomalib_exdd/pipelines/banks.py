@@ -12,7 +12,7 @@ from torch import Tensor
 from anomalib_exdd.images.reading import check_same_size, read_image, read_mask
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
-from anomalib_exdd.models.exdd.surgery import summary
+from anomalib_exdd.models.exdd.surgery import kinds_summary, summary
 
 from .verb import Verb
 
@@ -45,13 +45,16 @@ class Info(Verb):
             ours = [each for each in info if each.bank == bank]
             shown = ours if config.all else ours[:10]
             for each in shown:
-                print(f"  {each.entries:6d}  {each.source}")
+                print(f"  {each.entries:6d}  {_named(each.source, each.kind)}")
             if len(ours) > len(shown):
                 print(f"          ... and {len(ours) - len(shown)} more images (--all)")
+        if kinds := kinds_summary(info):
+            print(f"Kinds of defects: {kinds}")
         if decisions is not None:
             print(decisions)
         for change in model.history:
-            print("{date}  {action} {source}: {entries} entries".format(**change))
+            named = _named(change["source"], change.get("kind", ""))
+            print(f"{change['date']}  {change['action']} {named}: {change['entries']} entries")
 
 
 class Teach(Verb):
@@ -67,6 +70,12 @@ class Teach(Verb):
             "--box",
             type=list[int] | None,
             help="Instead of a mask, a box around the defect in pixels of the image: '[left, top, width, height]'.",
+        )
+        parser.add_argument(
+            "--kind",
+            type=str,
+            default="",
+            help="Kind of the defect, such as scratch; `anomalib info` lists those known.",
         )
         return _add_output(parser)
 
@@ -87,9 +96,10 @@ class Teach(Verb):
             check_same_size(image, image_CHW.shape[-2:], mask, mask_HW.shape[-2:])
         else:
             mask_HW = _box_mask(box, (image_CHW.shape[-2], image_CHW.shape[-1]))
-        added = model.teach(image_CHW, mask_HW, str(image))
+        added = model.teach(image_CHW, mask_HW, str(image), config.kind)
         written = save_changed(model, config.ckpt_path, config.output)
-        print(f"{added} patches of {image} are in the positive bank now: {summary(model.info(), 'positive')}.")
+        named = _named(str(image), config.kind)
+        print(f"{added} patches of {named} are in the positive bank now: {summary(model.info(), 'positive')}.")
         print(f"Changed model: {written.resolve()}")
 
 
@@ -112,6 +122,10 @@ class Forget(Verb):
         written = save_changed(model, config.ckpt_path, config.output)
         print(f"{dropped} entries of {model.history[-1]['source']} are gone.")
         print(f"Changed model: {written.resolve()}")
+
+
+def _named(source: str, kind: str) -> str:
+    return f"{source} ({kind})" if kind else source
 
 
 def _parser(verb: type[Verb]) -> ArgumentParser:

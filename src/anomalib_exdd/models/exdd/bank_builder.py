@@ -51,6 +51,7 @@ class BankBuilder:
             for kind in ("normal", "defect", "defective")
         )
         self.origins: Origins = {}
+        self.kinds: dict[str, str] = {}
 
     @property
     def num_images(self) -> int:
@@ -73,6 +74,8 @@ class BankBuilder:
         names = batch.image_path or [f"image {self.num_images + index}" for index in range(len(images_BCHW))]
         origins = getattr(batch, "origins", None) or [[] for _ in names]
         self.origins |= {name: paths for name, paths in zip(names, origins, strict=True) if paths}
+        kinds = getattr(batch, "kinds", None) or ["" for _ in names]
+        self.kinds |= {name: kind for name, kind in zip(names, kinds, strict=True) if kind}
         new = [index for index, name in enumerate(names) if not self.has(name)]
         if not new:
             return
@@ -129,6 +132,7 @@ class BankBuilder:
         self.negative.share()
         self.defective.share()
         self.origins = {path: paths for part in gather_objects(self.origins) for path, paths in part.items()}
+        self.kinds = {path: kind for part in gather_objects(self.kinds) for path, kind in part.items()}
         if self.negative.num_images == 0:
             msg = "ExDD needs normal training images for its negative bank, but the training data has none."
             raise ValueError(msg)
@@ -166,6 +170,7 @@ class BankBuilder:
             if paths:
                 bank.add(self.positive.select(ratio, minimum, title, paths=paths))
         bank.origins = {path: self.origins[path] for path in bank.sources if path in self.origins}
+        bank.kinds = {path: self.kinds[path] for path in bank.sources if path in self.kinds}
 
     def _choose_farthest(self) -> None:
         """Fill the positive collector with the patches of defective images that are least like normal ones."""

@@ -28,12 +28,14 @@ class BankContent:
         source: Index into ``sources`` of the image that each entry comes from, int64, shape (M,).
         position: Row and column of each patch's centre, in pixels of the pre-processed image, int64, shape (M, 2).
         sources: Paths of the images.
+        kinds: Kinds of the defects in those of them of which it is known.
     """
 
     features: Tensor
     source: Tensor
     position: Tensor
     sources: list[str] = field(default_factory=list)
+    kinds: dict[str, str] = field(default_factory=dict)
 
 
 class MemoryBank(DynamicBufferMixin, Float32Buffers):
@@ -51,6 +53,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         position: Int64, shape (M, 2); row and column of the patch's centre in the pre-processed image.
         sources: Paths of the source images.
         origins: What those of them that are synthetic were made from.
+        kinds: Kind of the defect, such as "scratch", in those of them of which it is known.
     """
 
     features: Tensor
@@ -62,12 +65,13 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         self, num_neighbors: int = 3, search: SearchBackend = "auto", precision: BankPrecision = "float32"
     ) -> None:
         super().__init__()
-        self._kind = torch.float16 if precision == "float16" else torch.float32
+        self._dtype = torch.float16 if precision == "float16" else torch.float32
         self.num_neighbors = num_neighbors
         self.search = search
         self.sources: list[str] = []
         self.origins: Origins = {}
-        self.register_buffer("features", torch.empty(0, dtype=self._kind))
+        self.kinds: dict[str, str] = {}
+        self.register_buffer("features", torch.empty(0, dtype=self._dtype))
         self.register_buffer("neighborhood", torch.empty(0, dtype=torch.int64))
         self.register_buffer("source", torch.empty(0, dtype=torch.int64))
         self.register_buffer("position", torch.empty(0, dtype=torch.int64))
@@ -92,10 +96,11 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """Replace the bank's content, on the device where the bank is."""
         device = self.features.device
         self._index = None
-        self.features = content.features.to(device, self._kind).contiguous()
+        self.features = content.features.to(device, self._dtype).contiguous()
         self.source = content.source.to(device)
         self.position = content.position.to(device)
         self.sources = list(content.sources)
+        self.kinds = {path: content.kinds[path] for path in self.sources if content.kinds.get(path)}
         self.neighborhood = self._neighborhoods()
 
     def add(self, content: BankContent) -> None:
@@ -106,10 +111,11 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         device = self.features.device
         self.fill(
             BankContent(
-                torch.cat([self.features, content.features.to(device, self._kind)]),
+                torch.cat([self.features, content.features.to(device, self._dtype)]),
                 torch.cat([self.source, content.source.to(device) + len(self.sources)]),
                 torch.cat([self.position, content.position.to(device)]),
                 [*self.sources, *content.sources],
+                self.kinds | content.kinds,
             )
         )
 
@@ -126,21 +132,23 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         dropped = len(self) - int(stays.sum())
         sources = [path for path in self.sources if path != source]
         self.origins.pop(source, None)
+        self.kinds.pop(source, None)
         if not bool(stays.any()):
+            kinds = self.kinds
             self.clear()
-            self.sources = sources
+            self.sources, self.kinds = sources, kinds
             return dropped
         kept = self.source[stays]
         kept = kept - (kept > row).to(kept.dtype)
-        self.fill(BankContent(self.features[stays], kept, self.position[stays], sources))
+        self.fill(BankContent(self.features[stays], kept, self.position[stays], sources, self.kinds))
         return dropped
 
     def clear(self) -> None:
         """Empty the bank."""
         device = self.features.device
         self._index = None
-        self.sources, self.origins = [], {}
-        self.features = torch.empty(0, dtype=self._kind, device=device)
+        self.sources, self.origins, self.kinds = [], {}, {}
+        self.features = torch.empty(0, dtype=self._dtype, device=device)
         for name in ("neighborhood", "source", "position"):
             setattr(self, name, torch.empty(0, dtype=torch.int64, device=device))
 
@@ -203,12 +211,13 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is saved beside the buffers."""
-        return {"sources": self.sources, "origins": self.origins}
+        return {"sources": self.sources, "origins": self.origins, "kinds": self.kinds}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what was saved beside the buffers."""
         self.sources = list(state["sources"])
         self.origins = dict(state.get("origins", {}))
+        self.kinds = dict(state.get("kinds", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

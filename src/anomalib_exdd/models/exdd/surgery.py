@@ -5,6 +5,7 @@ it, so that its weights, probabilities and thresholds follow the banks. Anomalib
 found on validation images, which are not at hand, and stay as they are.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -34,18 +35,21 @@ class SourceInfo:
         bank: "negative" or "positive".
         source: Path of the image.
         entries: Number of its patches in the bank.
+        kind: Kind of its defect, such as "scratch"; empty if it is not known, and for a normal image.
     """
 
     bank: str
     source: str
     entries: int
+    kind: str
 
 
 class BankSurgery:
     """Methods of :class:`anomalib_exdd.models.exdd.ExDD` that look into its banks or change them.
 
     Attributes:
-        history: What was done to the banks after training: action, source, entries and date of each change.
+        history: What was done to the banks after training: action, source, entries and date of each change, and the
+            kind of a defect that was taught, if it was given.
     """
 
     model: ExDDModel
@@ -67,7 +71,10 @@ class BankSurgery:
         found = []
         for name, bank in self._banks().items():
             counts = torch.bincount(bank.source.cpu(), minlength=len(bank.sources)).tolist()
-            of_bank = [SourceInfo(name, path, count) for path, count in zip(bank.sources, counts, strict=True)]
+            of_bank = [
+                SourceInfo(name, path, count, bank.kinds.get(path, ""))
+                for path, count in zip(bank.sources, counts, strict=True)
+            ]
             found += sorted(of_bank, key=lambda each: (-each.entries, each.source))
         return found
 
@@ -84,13 +91,14 @@ class BankSurgery:
         """
         return explain_image(self.model, self._pre_processed(image_CHW)[0], source, count, self.decisions)
 
-    def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str) -> int:
+    def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
         """Add a newly found defect to the positive bank and to the calibration.
 
         Args:
             image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
             mask_HW: Where the defect is, non-zero, shape (H, W).
             source: Path of the image. One that was taught before is replaced.
+            kind: Kind of the defect, such as "scratch"; empty if it is not known.
 
         Returns:
             Number of entries added.
@@ -114,10 +122,11 @@ class BankSurgery:
         rows = rows[self._representative(features_PD[rows], len(bank))]
         bank.remove(source)
         positions = patch_centres(grid, size)[rows]
-        bank.add(BankContent(features_PD[rows], torch.zeros(len(rows), dtype=torch.int64), positions, [source]))
+        own = torch.zeros(len(rows), dtype=torch.int64)
+        bank.add(BankContent(features_PD[rows], own, positions, [source], {source: kind}))
         image = CalibrationImage(source, features_PD, defective=True)
         self.model.calibration_set.add([image.keep(RoughRanking(self.model, settings).high(image))])
-        self._finish("teach", source, len(rows))
+        self._finish("teach", source, len(rows), kind)
         return len(rows)
 
     def forget(self, source: str) -> int:
@@ -183,9 +192,10 @@ class BankSurgery:
             msg = f"No image in the banks is called {source}. `anomalib info` lists them all."
         raise ValueError(msg)
 
-    def _finish(self, action: str, source: str, entries: int) -> None:
+    def _finish(self, action: str, source: str, entries: int, kind: str = "") -> None:
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.history.append({"action": action, "source": source, "entries": entries, "date": when})
+        change = {"action": action, "source": source, "entries": entries, "date": when}
+        self.history.append(change | ({"kind": kind} if kind else {}))
         self.calibrate()
 
     def _banks(self) -> dict[str, MemoryBank]:
@@ -202,3 +212,10 @@ def summary(info: Sequence[SourceInfo], bank: str) -> str:
     ours = [each for each in info if each.bank == bank]
     used = sum(each.entries > 0 for each in ours)
     return f"{sum(each.entries for each in ours)} entries from {used} of {len(ours)} images"
+
+
+def kinds_summary(info: Sequence[SourceInfo]) -> str:
+    """Say in one line how much the banks hold of each kind of defect, the commonest first; empty if none is known."""
+    kinds = Counter(sorted(each.kind for each in info if each.kind)).most_common()
+    entries = {kind: sum(each.entries for each in info if each.kind == kind) for kind, _ in kinds}
+    return "; ".join(f"{kind}: {entries[kind]} entries from {count} images" for kind, count in kinds)
