@@ -1,4 +1,4 @@
-"""Reading a data set from a CSV file: one line per image, with its mask, label and split."""
+"""Reading a data set from a CSV file: one line per image, with its mask, label, split and kind of defect."""
 
 from __future__ import annotations
 
