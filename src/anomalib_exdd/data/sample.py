@@ -243,8 +243,7 @@ def with_defects(rng: Generator, brightness: Field) -> tuple[Field, str]:
     """The surface `[H, W]` with one defect, seldom two, through which its texture still shows, and their kind."""
     texture = brightness - cv2.GaussianBlur(brightness, (0, 0), 4)
     follow = np.clip(1 + 0.15 * texture / texture.std(), 0.6, 1.4)
-    changed = brightness
-    kinds = set()
+    changed, kinds = brightness, set[str]()
     for _ in range(1 + (rng.random() < 0.2)):
         draw, least, greatest = DEFECTS[rng.integers(len(DEFECTS))]
         strength = greatest * (least / greatest) ** (rng.random() ** 1.3)  # most are clear, some hardly visible
