@@ -1,5 +1,6 @@
 """Exported models give the checkpoint's scores, for any number of images."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_files_are_predicted_as_the_engine_does(fixed: bool, tmp_path: Path, mon
         assert_exports_predict_as_the_engine(model, tmp_path, photos[:1], input_size=input_size)
     else:
         assert_exports_predict_as_the_engine(model, tmp_path, photos)
+
+
+@needs_openvino
+def test_onnx_is_exported_without_a_detour(
+    trained: tuple[ExDD, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import onnx  # noqa: PLC0415
+
+    with caplog.at_level(logging.WARNING):
+        exported = trained[0].to_onnx(tmp_path)
+    assert onnx.load(exported).opset_import[0].version == 18
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+    assert not [each.getMessage() for each in caplog.records if "version" in each.getMessage()]
 
 
 def test_torch_export_keeps_the_scores_and_leaves_the_index_out(

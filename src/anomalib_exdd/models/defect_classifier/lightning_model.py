@@ -240,7 +240,7 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         if batch_size != settings.batch_size:
             logger.warning(
                 "The preset %s was published with batches of %d images, but a step takes %d. For the published size: "
-                "`--data.train_batch_size %d` (with SyntheticDefects `--data.base.train_batch_size`)%s.",
+                "`--data.train_batch_size %d`%s.",
                 *(settings.preset, settings.batch_size, batch_size, settings.batch_size),
                 ", divided by the number of processes" if self.trainer.world_size > 1 else "",
             )
