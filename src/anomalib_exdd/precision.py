@@ -1,5 +1,6 @@
 """Arithmetic that does not depend on the machine's settings or the trainer's precision."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -7,20 +8,34 @@ import torch
 from torch import Tensor, nn
 
 
+class _Precision:
+    """The process's precision of float32 products, and how many threads want all of it just now."""
+
+    lock = threading.Lock()
+    wanted = 0
+    outside = "highest"
+
+
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Run with true float32 products: no autocast, no TF32, no bf16 matrix units.
 
     Reduced precision would make neighbours and coresets depend on the machine, and would void the error bounds that
-    make the searches exact.
+    make the searches exact. The setting is one for all threads: the first that wants it makes it, the last restores it.
     """
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    with _Precision.lock:
+        if _Precision.wanted == 0:
+            _Precision.outside = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        _Precision.wanted += 1
     try:
         with torch.autocast(device_type=device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        with _Precision.lock:
+            _Precision.wanted -= 1
+            if _Precision.wanted == 0:
+                torch.set_float32_matmul_precision(_Precision.outside)
 
 
 class Float32Buffers(nn.Module):

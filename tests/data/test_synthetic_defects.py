@@ -1,6 +1,7 @@
 """Synthetic defects join the training images of another data module, and nothing else."""
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
 from reading_back import ready_folder, split_counts
+from torchvision.transforms.v2 import RandomHorizontalFlip, RandomVerticalFlip
 
 from anomalib_exdd.data import KSDD2, DefectFolder
 from anomalib_exdd.data.items import DefectBatch
@@ -373,6 +375,21 @@ def test_other_models_train(root: Path, synthetic: Path, tmp_path: Path, num_def
     assert next(Path(tmp_path / "results" / "Padim").iterdir()).name == "KSDD2"
 
 
+def test_settings_of_the_loader_are_those_given_or_else_the_bases(root: Path, synthetic: Path) -> None:
+    turned, mirrored = RandomVerticalFlip(), RandomHorizontalFlip()
+    base = base_of(root, eval_batch_size=3, train_augmentations=mirrored, val_augmentations=mirrored)
+    data = ready(base, synthetic, train_batch_size=2, augmentations=turned, val_augmentations=mirrored)
+    assert len(next(iter(data.train_dataloader())).image) == 2
+    assert len(next(iter(data.val_dataloader())).image) == 3
+    assert (base.train_batch_size, base.eval_batch_size, data.num_workers) == (2, 3, 0)
+    for each in (data, base):
+        assert each.train_augmentations is each.test_augmentations is turned
+        assert each.val_augmentations is mirrored
+    settings = ["num_workers", "train_batch_size", "eval_batch_size"]
+    settings += ["train_augmentations", "val_augmentations", "test_augmentations", "augmentations"]
+    assert {*settings} <= {*inspect.signature(SyntheticDefects).parameters} & {*inspect.signature(KSDD2).parameters}
+
+
 MODEL = ["--model", "ExDD", "--model.backbone", "filter_bank", "--model.image_size", "[48, 32]"]
 
 
@@ -406,10 +423,12 @@ def test_configuration_names_the_base(root: Path, synthetic: Path, tmp_path: Pat
               init_args: {{root: {root}, num_defects: 5}}
         """
     )
-    data = AnomalibCLI(["train", *MODEL, "--config", str(config), "--data.count", "3"], run=False).datamodule
+    loader = ["--data.train_batch_size", "5", "--data.num_workers", "1"]
+    data = AnomalibCLI(["train", *MODEL, "--config", str(config), "--data.count", "3", *loader], run=False).datamodule
     assert isinstance(data, SyntheticDefects)
     assert isinstance(data.base, KSDD2)
     assert (data.base.num_defects, data.count, data.seed) == (5, 3, 3)
+    assert (data.train_batch_size, data.eval_batch_size, data.num_workers) == (5, 32, 1)
 
 
 def test_command_line_explains(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anomalib.deploy import OpenVINOInferencer, TorchInferencer
-from exported import needs_openvino, random_images, run_exports
+from exported import (
+    assert_exports_predict_as_the_engine,
+    error_without_antialiasing,
+    needs_openvino,
+    random_images,
+    run_exports,
+    write_photos,
+)
 from PIL import Image
 
 from anomalib_exdd import DefectClassifier
@@ -49,20 +55,17 @@ def test_onnx_and_openvino_parity_at_any_batch_size(model: DefectClassifier, tmp
 
 
 @needs_openvino
-def test_inferencers_agree_on_an_image_of_another_size(
-    model: DefectClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fixed", [False, True])
+def test_files_are_predicted_as_the_engine_does(
+    model: DefectClassifier, fixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (150, 111, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     monkeypatch.chdir(tmp_path)  # OpenVINO's inferencer writes its cache to the working folder
-    with torch.no_grad():
-        expected = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
-    torch_found = TorchInferencer(model.to_torch(tmp_path), device="cpu").predict(tmp_path / "photo.png")
-    torch.testing.assert_close(torch_found.pred_score.ravel(), expected.pred_score.ravel(), rtol=1e-4, atol=1e-6)
-    inferencer = OpenVINOInferencer(
-        model.to_openvino(tmp_path), device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    found = inferencer.predict(tmp_path / "photo.png")
-    np.testing.assert_allclose(np.ravel(found.pred_score), expected.pred_score.numpy().ravel(), rtol=1e-3)
-    assert np.asarray(found.anomaly_map).shape[-2:] == SIZE
+    photos = write_photos(tmp_path, SIZE)
+    assert error_without_antialiasing(model, photos[0]) > 0.01
+    if fixed:  # the size of the first photo, which the model shrinks
+        with Image.open(photos[0]) as photo:
+            input_size = (photo.height, photo.width)
+        assert_exports_predict_as_the_engine(model, tmp_path, photos[:1], input_size=input_size)
+    else:
+        assert_exports_predict_as_the_engine(model, tmp_path, photos)

@@ -1,13 +1,22 @@
 """Exported models give the checkpoint's scores, for any number of images."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from anomalib.deploy import OpenVINOInferencer, TorchInferencer
-from exported import needs_openvino, random_images, run_exports
+from anomalib.deploy import TorchInferencer
+from exported import (
+    assert_exports_predict_as_the_engine,
+    error_without_antialiasing,
+    needs_openvino,
+    random_images,
+    run_exports,
+    write_photos,
+)
+from PIL import Image
 
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.models.exdd.memory_bank import BankContent
@@ -76,21 +85,34 @@ def test_onnx_and_openvino_parity_at_any_batch_size(scoring: str, arguments: dic
 
 
 @needs_openvino
-def test_inferencers_run_on_one_image_of_any_size(
-    trained: tuple[ExDD, Path], tmp_path: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = ExDD.load_from_checkpoint(trained[1]).eval()
-    picture = sample_root / "test" / "20000.png"
+@pytest.mark.parametrize("fixed", [False, True])
+def test_files_are_predicted_as_the_engine_does(fixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     monkeypatch.chdir(tmp_path)  # OpenVINO's inferencer writes its cache to the working folder
-    expected = TorchInferencer(model.to_torch(tmp_path), device="cpu").predict(picture)
-    assert expected.anomaly_map.shape[-2:] == SIZE
-    inferencer = OpenVINOInferencer(
-        model.to_openvino(tmp_path), device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    found = inferencer.predict(picture)
-    assert np.asarray(found.anomaly_map).shape[-2:] == SIZE
-    np.testing.assert_allclose(np.ravel(found.pred_score), expected.pred_score.ravel(), rtol=1e-3)
+    model = filled("calibrated", backbone="test_resnet")
+    model.post_processor.pixel_min.copy_(torch.tensor(-40.0))
+    model.post_processor.pixel_max.copy_(torch.tensor(40.0))
+    photos = write_photos(tmp_path, SIZE)
+    assert error_without_antialiasing(model, photos[0]) > 0.01
+    if fixed:  # the size of the first photo, which the model shrinks
+        with Image.open(photos[0]) as photo:
+            input_size = (photo.height, photo.width)
+        assert_exports_predict_as_the_engine(model, tmp_path, photos[:1], input_size=input_size)
+    else:
+        assert_exports_predict_as_the_engine(model, tmp_path, photos)
+
+
+@needs_openvino
+def test_onnx_is_exported_without_a_detour(
+    trained: tuple[ExDD, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import onnx  # noqa: PLC0415
+
+    with caplog.at_level(logging.WARNING):
+        exported = trained[0].to_onnx(tmp_path)
+    assert onnx.load(exported).opset_import[0].version == 18
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+    assert not [each.getMessage() for each in caplog.records if "version" in each.getMessage()]
 
 
 def test_torch_export_keeps_the_scores_and_leaves_the_index_out(

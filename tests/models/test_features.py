@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.models.components.weights import read_state_dict
-from anomalib_exdd.models.exdd.features import PatchFeatureExtractor, adaptive_average
+from anomalib_exdd.models.exdd.features import PatchFeatureExtractor, adaptive_average, with_folded_norms
 from anomalib_exdd.models.exdd.filter_bank import FilterBank
 
 LAYERS = ["layer2", "layer3"]
@@ -161,21 +161,44 @@ def test_filter_bank_needs_no_weights() -> None:
     assert extractor(IMAGES).shape == (2, 38, 12, 8)
 
 
-def test_folded_batch_norms_change_nothing_but_rounding() -> None:
-    extractor = PatchFeatureExtractor("resnet18", ["layer2", "layer3"], pre_trained=False)
+# Known blocks; a stem in a Sequential; norms before convolutions, standardised weights, other norms and no norms.
+@pytest.mark.parametrize(
+    ("backbone", "norms_left"),
+    [("resnet18", 0), ("resnet26d", 1), ("resnetv2_50d_gn", 0), ("test_efficientnet", None), ("vgg11_bn", 0)],
+)
+def test_folded_batch_norms_change_nothing_but_rounding(backbone: str, norms_left: int | None) -> None:
+    network = timm.create_model(backbone, pretrained=False, features_only=True, out_indices=(1, 2)).eval()
     generator = torch.Generator().manual_seed(0)
-    for module in extractor.modules():
+    for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # as after a training
             module.running_mean = torch.randn(module.num_features, generator=generator) / 10
             module.running_var = 0.5 + torch.rand(module.num_features, generator=generator)
-    images = torch.randn(5, 3, 64, 96, generator=generator)
-    found = extractor(images)
+    images, before = torch.randn(2, 3, 64, 96, generator=generator), copy.deepcopy(network.state_dict())
+    folded = with_folded_norms(network)
+    for found, expected in zip(folded(images), network(images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    if norms_left is not None:
+        assert sum(type(module) is torch.nn.BatchNorm2d for module in folded.modules()) == norms_left
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_batch_norms_stay_where_their_input_is_looked_at() -> None:
+    conv, norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+    watched = torch.nn.Sequential(conv, norm).eval()
+    seen = []
+    conv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert with_folded_norms(watched) is watched
+    unknown = torch.nn.ModuleDict({"conv1": torch.nn.Conv2d(3, 4, 1), "bn1": torch.nn.BatchNorm2d(4)}).eval()
+    assert with_folded_norms(unknown) is unknown  # nobody knows in which order it runs them
+
+
+def test_predictions_take_the_folded_backbone() -> None:
+    extractor = PatchFeatureExtractor("resnet18", ["layer2", "layer3"], pre_trained=False)
+    maps = extractor.backbone(IMAGES)
+    expected = F.avg_pool2d(maps["layer2"], 3, 1, 1)
+    torch.testing.assert_close(extractor(IMAGES)[:, :128], expected, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor._inference_network().modules())
-    plain = [
-        torch.nn.functional.avg_pool2d(each, 3, stride=1, padding=1) for each in extractor.backbone(images).values()
-    ]
-    plain[1] = torch.nn.functional.interpolate(plain[1], size=plain[0].shape[-2:], mode="bilinear")
-    torch.testing.assert_close(found, torch.cat(plain, dim=1), rtol=1e-4, atol=1e-4)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor.backbone.modules())
 
 
 def test_a_changed_backbone_is_folded_anew() -> None:

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
-from anomalib_exdd.models.exdd.scoring import Coefficients, PatchDistances, get_scoring, patchcore_weight
+from anomalib_exdd.models.exdd.scoring import (
+    Coefficients,
+    PatchDistances,
+    get_scoring,
+    paper_negative_weight,
+    paper_positive_weight,
+    patchcore_weight,
+    published_negative_weight,
+    published_positive_weight,
+)
 from anomalib_exdd.models.exdd.torch_model import ExDDModel
 
 EPSILON = 1e-6
@@ -183,6 +192,24 @@ def test_weights_do_not_overflow_far_away() -> None:
         score = get_scoring(name).image(far, far)
         assert torch.isfinite(score).all()
     assert patchcore_weight(far).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("norm", [1.0, 30.0, 1e3, 1e5])
+@pytest.mark.parametrize("gap", [0.01, 1.0, 12.0, 25.0])
+def test_weights_keep_their_digits_whatever_the_norm_of_the_features(norm: float, gap: float) -> None:
+    dimension = 64
+    neighborhood = torch.tensor([[[norm, norm + 8 * gap, norm + 8 * gap + 1]]])  # float32, as the search returns them
+    distances = PatchDistances(neighborhood[..., 0], neighborhood, dimension)
+    scaled = (neighborhood.double().numpy()[0, 0] - neighborhood[0, 0, 0].double().item()) / dimension**0.5
+    falling, rising = np.exp(-scaled), np.exp(scaled)  # both sides of the fractions divided by the same number
+    weights = {
+        paper_negative_weight: falling[1:].sum() / falling.sum(),
+        paper_positive_weight: 1 / falling.sum(),
+        published_negative_weight: (rising[1:].sum() - 1) / rising[1:].sum(),
+        published_positive_weight: 1 / rising[1:].sum(),
+    }
+    for weight, expected in weights.items():
+        assert weight(distances).item() == pytest.approx(expected, rel=1e-5), weight.__name__
 
 
 def test_missing_pieces_are_named() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
+from anomalib_exdd.models.exdd.patches import patch_centres
 from anomalib_exdd.models.exdd.pictures import draw_explanation, save_explanation
 from anomalib_exdd.models.exdd.surgery import SourceInfo, kinds_summary
 
@@ -67,10 +68,14 @@ def test_what_is_taught_is_known_afterwards(model: ExDD, defect: tuple[Tensor, T
     assert len(bank) == before + added
     assert bank.sources[-1] == path
     assert (bank.source == len(bank.sources) - 1).sum() == added
-    # Its own patches are found again, at distance 0 and at the position that the bank remembers.
-    found = [patch.defect for patch in model.explain(image, path, 48).patches if patch.defect is not None]
-    mine = [patch for patch in found if patch.source == path]
-    assert min(patch.distance for patch in mine) < 1e-4
+    # What is in the bank are the patches that training would have seen there, at their positions.
+    pre_processed = model.pre_processor.transform(image[None])  # type: ignore[union-attr]
+    features = model.model.embed(pre_processed)[0].flatten(1).T
+    mine = bank.source == len(bank.sources) - 1
+    distance, row = torch.cdist(bank.features[mine], features).min(dim=1)
+    assert distance.max() < 1e-3
+    assert torch.equal(patch_centres((12, 8), (96, 64))[row], bank.position[mine])
+    assert {patch.defect.source for patch in model.explain(image, path, 48).patches if patch.defect} >= {path}
     y, x = bank.position[-1].tolist()
     resized = torch.nn.functional.adaptive_max_pool2d(mask.float()[None], (96, 64))[0]
     assert resized[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5].any()

@@ -21,6 +21,7 @@ from anomalib.data.utils import LabelName, Split
 from omegaconf import DictConfig
 from pandas import DataFrame
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.reading import inspect_pair, map_files
 from anomalib_exdd.synthesis.manifest import SyntheticImage, read_synthetic
@@ -41,13 +42,19 @@ class SyntheticDefects(DefectDataModule):
     them less (``--model.synthetic_weight``). They are of the kind of the real defect that they were made from.
 
     Args:
-        base: Data module of the real images, such as ``KSDD2`` or ``DefectFolder``. Batch sizes, augmentations and all
-            other settings are given there.
+        base: Data module of the real images, such as ``KSDD2`` or ``DefectFolder``.
         synthetic_root: Folder written by ``anomalib synthesize``, with your review in it, or any other folder with
             images ``train/NNNNN.png`` and masks ``train/NNNNN_GT.png``.
         count: Use this many of the synthetic images, drawn with ``seed``; a small draw is contained in a larger one.
             Default: all that are accepted. 0 leaves the real images only.
         seed: Seed of this draw; that of the validation images is given to ``base``.
+        train_batch_size: Images per training batch. Default of this and of all that follow: the setting of ``base``.
+        eval_batch_size: Images per validation or test batch.
+        num_workers: Processes that read images.
+        train_augmentations: Transforms of training images.
+        val_augmentations: Transforms of validation images.
+        test_augmentations: Transforms of test images.
+        augmentations: Transforms of all images for which none of the three above is given.
 
     Example:
         >>> from anomalib_exdd.data import KSDD2
@@ -63,6 +70,13 @@ class SyntheticDefects(DefectDataModule):
         synthetic_root: str | Path,
         count: int | None = None,
         seed: int = 0,
+        train_batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
     ) -> None:
         described: Any = base
         if isinstance(described, Mapping):  # from `anomalib benchmark`, which resolves the outermost class only
@@ -76,17 +90,23 @@ class SyntheticDefects(DefectDataModule):
         if count is not None and count < 0:
             msg = f"Argument `count` has to be at least 0, but got {count}."
             raise ValueError(msg)
+        given = {
+            "train_batch_size": train_batch_size,
+            "eval_batch_size": eval_batch_size,
+            "num_workers": num_workers,
+            "train_augmentations": train_augmentations or augmentations,
+            "val_augmentations": val_augmentations or augmentations,
+            "test_augmentations": test_augmentations or augmentations,
+        }
+        for name, value in given.items():
+            if value is not None:
+                setattr(base, name, value)
         super().__init__(
             base.root,
             num_defects=base.num_defects,
             val_split_ratio=base.val_split_ratio,
             seed=seed,
-            train_batch_size=base.train_batch_size,
-            eval_batch_size=base.eval_batch_size,
-            num_workers=base.num_workers,
-            train_augmentations=base.train_augmentations,
-            val_augmentations=base.val_augmentations,
-            test_augmentations=base.test_augmentations,
+            **{name: getattr(base, name) for name in given},
             augmentations=None,
         )
         self.category = base.category

@@ -1,5 +1,8 @@
 """Exact search through FAISS: ``IndexFlatL2`` on the CPU, its GPU twin where faiss-gpu and a GPU are there."""
 
+import threading
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,7 @@ class FaissIndex(NeighborIndex):
     def build(self, centred_MD: Tensor) -> None:
         """See :meth:`NeighborIndex.build`."""
         faiss = load_faiss()
+        self._alone = threading.Lock()  # an index on a GPU takes one search at a time
         device = centred_MD.device
         index = faiss.IndexFlatL2(centred_MD.shape[1])
         if device.type == "cuda":
@@ -43,7 +47,8 @@ class FaissIndex(NeighborIndex):
         """See :meth:`NeighborIndex.candidates`."""
         if len(query_QD) == 0:
             return Neighbors(query_QD.new_empty(0, count), query_QD.new_empty(0, count, dtype=torch.int64))
-        squared_QC, index_QC = self._index.search(query_QD.contiguous(), count)
+        with self._alone if query_QD.device.type == "cuda" else nullcontext():
+            squared_QC, index_QC = self._index.search(query_QD.contiguous(), count)
         return Neighbors(squared_QC, index_QC)
 
 

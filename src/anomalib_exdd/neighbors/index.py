@@ -9,7 +9,8 @@ from torch import Tensor
 from anomalib_exdd.precision import full_float32
 
 from .exact import EXTRA_CANDIDATES, Neighbors, brute_force, certified, rerank
-from .principal import one_thread
+
+_BLOCK_ROWS = 4096  # entries converted to float64 at a time
 
 
 class NeighborIndex(ABC):
@@ -30,8 +31,10 @@ class NeighborIndex(ABC):
 
     def __init__(self, bank_MD: Tensor) -> None:
         self.bank_MD = bank_MD
-        with one_thread():
-            self.centre_D = bank_MD.mean(dim=0)
+        # Summed in float64, where there is that: the result shows nothing of the number of threads.
+        wide = torch.float64 if bank_MD.device.type in {"cpu", "cuda"} else torch.float32
+        sums = [block_ND.sum(dim=0, dtype=wide) for block_ND in bank_MD.split(_BLOCK_ROWS)]
+        self.centre_D = (torch.stack(sums).sum(dim=0) / len(bank_MD)).float()
         centred_MD = bank_MD - self.centre_D
         self.largest_norm = float(torch.linalg.vector_norm(centred_MD, dim=1).max())
         with full_float32(bank_MD.device):

@@ -6,10 +6,11 @@ rest. Its norm is that of the whole vector.
 Shape suffixes: N vectors, D feature dimension, P principal axes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 
+import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 GRID = 2048
@@ -19,6 +20,7 @@ _SAMPLE = 8192  # entries that the axes are computed from
 _SAMPLE_SCALE = 2.0**19  # their largest coordinate as an integer: 8192 squares of it add up exactly in float64
 _FINER = 2.0**10  # inner steps in a step of the grid
 _AXIS_SCALE = 2.0**20  # an axis' largest possible coordinate as an integer
+_ONE_THREAD = threading.Lock()  # the number of BLAS threads is the process's: it is changed and restored in turn
 _BLOCK_ROWS = 4096  # vectors shortened at a time: 50 MB at 1536 dimensions
 
 
@@ -26,7 +28,9 @@ def principal_axes(centred_ND: Tensor, largest_rest: float) -> Tensor | None:
     """Find the fewest leading principal axes that leave at most a given share of the variance.
 
     The same bank gives the same axes on one machine, whatever the number of threads: the covariance is a sum of
-    integers, and its eigenvectors are computed by one thread (which is also the fastest way at these sizes).
+    integers, and its eigenvectors are computed by one thread (which is also the fastest way at these sizes). That is
+    NumPy's, because ``torch.set_num_threads`` would also count for every thread that meanwhile uses torch for the first
+    time, and for good.
 
     Args:
         centred_ND: Centred bank, float32, shape (N, D).
@@ -45,8 +49,9 @@ def principal_axes(centred_ND: Tensor, largest_rest: float) -> Tensor | None:
     if not 0 < largest < float("inf"):
         return None
     sample_ND = (sample_ND * (_SAMPLE_SCALE / largest)).round_()
-    with one_thread():
-        variance_D, axes_DD = torch.linalg.eigh(sample_ND.T @ sample_ND)
+    covariance_DD = (sample_ND.T @ sample_ND).numpy()
+    with _ONE_THREAD, threadpool_limits(1, user_api="blas"):
+        variance_D, axes_DD = map(torch.from_numpy, np.linalg.eigh(covariance_DD))
     kept_D = variance_D.flip(0).cumsum(0)
     count = int((kept_D < (1 - largest_rest) * kept_D[-1]).sum()) + 1
     if count + 1 > dimension / 2:
@@ -100,14 +105,3 @@ def shorten_on_grid(centred_ND: Tensor, axes_DP: Tensor, step: float) -> Tensor:
         rest_N1 = (squared_N1 - head_squared_N1).clamp_min_(0).sqrt_()
         blocks.append((torch.cat([head_NP, rest_N1], dim=1) / _FINER).round_().float())
     return torch.cat(blocks)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: the order of sums, and with it their last bits, depends on how many there are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

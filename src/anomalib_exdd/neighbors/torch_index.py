@@ -1,11 +1,15 @@
 """Exact search in plain torch, on any device."""
 
+import threading
+
 from torch import Tensor
 
 from .bounds import BoundedSearch
 from .exact import Neighbors
 from .index import NeighborIndex
 from .table import Table
+
+_BUILDING = threading.Lock()
 
 
 class TorchIndex(NeighborIndex):
@@ -39,6 +43,7 @@ class TorchIndex(NeighborIndex):
 
     def candidates(self, query_QD: Tensor, count: int) -> Neighbors:
         """See :meth:`NeighborIndex.candidates`."""
-        if self.table is None:  # as large as the bank, and seldom needed
-            self.table = Table(self.bank_MD - self.centre_D)
+        with _BUILDING:
+            if self.table is None:  # as large as the bank, and seldom needed
+                self.table = Table(self.bank_MD - self.centre_D)
         return self.table.nearest(query_QD, count)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from anomalib import LearningType
@@ -16,6 +17,8 @@ from .metrics import default_evaluator
 from .pictures import LABEL_SIZE, panel_size
 from .predictions import Decisions, Predictions, RawScores
 from .results import report_results
+
+_OPSET = 18  # what torch writes
 
 if TYPE_CHECKING:  # every class that it is mixed into is one
     from anomalib.models.components import AnomalibModule as _Module
@@ -129,6 +132,30 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
             checkpoint.pop("callbacks", None)  # which would name the old best checkpoint again
         else:
             self._fitted_from = None
+
+    def to_onnx(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export to ONNX as Anomalib does, in the operator set that torch writes.
+
+        Anomalib asks for an older one, to which the model cannot be converted: what came of that was a traceback, and
+        the model as it was.
+
+        Args:
+            export_root: Folder to write to.
+            model_file_name: Name of the file, without suffix.
+            input_size: Height and width of the images; any by default.
+            kwargs: Further arguments of ``torch.onnx.export``.
+
+        Returns:
+            The file.
+        """
+        kwargs.setdefault("opset_version", _OPSET)
+        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
 
     def teardown(self, stage: str) -> None:
         """Say where the results are."""

@@ -20,11 +20,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torchvision.transforms.v2 import Compose, Normalize, Resize, ToDtype, ToImage, Transform
+from torchvision.transforms.v2 import Normalize, Resize, ToDtype, ToImage, Transform
 
 from anomalib_exdd.images.photos import PhotoLoader, tolerant
 from anomalib_exdd.images.reading import inspect_image
 
+from .pre_processor import steps
 from .prediction_table import (
     CSV_NAME,
     JSON_NAME,
@@ -260,20 +261,14 @@ def _photo_loaders(trainer: Any) -> list[PhotoLoader]:
     return [loader for loader in loaders if isinstance(loader, PhotoLoader)]
 
 
-def _steps(transform: Transform | None) -> list[Transform]:
-    if transform is None:
-        return []
-    return list(transform.transforms) if isinstance(transform, Compose) else [transform]
-
-
 def _first_resize(transform: Transform | None) -> Transform | None:
     """Return the step that may as well be done when an image is read: doing it twice changes nothing."""
-    steps = _steps(transform)
-    return steps[0] if steps and isinstance(steps[0], Resize) else None
+    first = next(steps(transform), None)
+    return first if isinstance(first, Resize) else None
 
 
 def _shows_all(transform: Transform | None) -> bool:
-    return all(isinstance(step, Resize | Normalize | ToDtype | ToImage) for step in _steps(transform))
+    return all(isinstance(step, Resize | Normalize | ToDtype | ToImage) for step in steps(transform))
 
 
 def _plane(values: Tensor) -> Any:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_exdd.models.components.inspection import Inspection
+from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
 from anomalib_exdd.models.components.settings import check_at_least, checkpoint_settings, default_arguments
 
 from .loss import LabelLoss, PositiveWeight
@@ -127,7 +128,9 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
             msg = "Argument `freeze_batch_norm` keeps loaded statistics, but with `pre_trained` false none are loaded."
             raise ValueError(msg)
         super().__init__(
-            pre_processor=self.configure_pre_processor(settings.image_size) if pre_processor is True else pre_processor,
+            pre_processor=AntialiasedPreProcessor.of(
+                self.configure_pre_processor(settings.image_size) if pre_processor is True else pre_processor
+            ),
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -237,7 +240,7 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         if batch_size != settings.batch_size:
             logger.warning(
                 "The preset %s was published with batches of %d images, but a step takes %d. For the published size: "
-                "`--data.train_batch_size %d` (with SyntheticDefects `--data.base.train_batch_size`)%s.",
+                "`--data.train_batch_size %d`%s.",
                 *(settings.preset, settings.batch_size, batch_size, settings.batch_size),
                 ", divided by the number of processes" if self.trainer.world_size > 1 else "",
             )

@@ -11,6 +11,7 @@ from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_exdd.models.components.pre_processor import resize_weights
 from anomalib_exdd.precision import Float32Buffers
 
 _PIL_PASSES = 3
@@ -44,7 +45,7 @@ class SmoothMap(Float32Buffers):
 
     def _smoothing(self, size: int, target: int) -> Tensor:
         """Build the matrix that upsamples and blurs along one axis, float32, shape (target, size)."""
-        upsampling = linear_weights(size, target, self.kernel)
+        upsampling = resize_weights(size, target, self.kernel)
         reach = len(self.kernel) // 2
         padded = F.pad(upsampling.T.unsqueeze(1), (reach, reach), mode="reflect")
         return F.conv1d(padded, self.kernel[None, None]).squeeze(1).T
@@ -90,22 +91,6 @@ def gaussian_kernel(sigma: float) -> Tensor:
     reach = compute_kernel_size(sigma) // 2
     weights = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * sigma**2))
     return (weights / weights.sum()).float()
-
-
-def linear_weights(size: int, target: int, like: Tensor) -> Tensor:
-    """Build the matrix of linear interpolation between the cells' centres, as ``F.interpolate`` does it.
-
-    Args:
-        size: Number of cells to interpolate between.
-        target: Number of cells wanted.
-        like: A tensor of the device and dtype that the matrix is to have.
-
-    Returns:
-        Shape (target, size); rows sum to 1.
-    """
-    centre = (torch.arange(target, device=like.device, dtype=like.dtype) + 0.5) * (size / target) - 0.5
-    centre = centre.clamp(0, size - 1).unsqueeze(1)
-    return (1 - (centre - torch.arange(size, device=like.device, dtype=like.dtype)).abs()).clamp_min(0)
 
 
 def pillow_box_kernel(radius: float) -> Tensor:

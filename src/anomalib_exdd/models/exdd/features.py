@@ -1,17 +1,20 @@
 """Patch features of a frozen backbone (paper, section 3.2.1)."""
 
 import copy
-import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from anomalib.models.components import TimmFeatureExtractor
+from timm.models import FeatureDictNet, FeatureListNet
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from anomalib_exdd.models.components.weights import (
     INITIAL_SEED,
@@ -24,12 +27,11 @@ from anomalib_exdd.models.components.weights import (
 
 from .filter_bank import FilterBank
 
-logger = logging.getLogger(__name__)
-
 FILTER_BANK = "filter_bank"
 """Name of the backbone that needs no weights."""
 
 _CPU_IMAGES = 4  # that a processor works on at a time
+_PREPARING = threading.RLock()  # first predictions may come from several threads at once
 
 
 class PatchFeatureExtractor(nn.Module):
@@ -86,22 +88,23 @@ class PatchFeatureExtractor(nn.Module):
             ValueError: If the weights' file cannot be read or does not fit the backbone.
             RuntimeError: If timm's weights are neither cached nor within reach.
         """
-        if self.weights_ready:
-            return
-        check_is_file(self.weights)  # here and not above: a checkpoint of another machine brings its weights
-        options: dict[str, Any] = {}
-        if not self.backbone._uses_intermediates:  # noqa: SLF001  Anomalib has no public name for it
-            options = {"features_only": True, "out_indices": self.backbone.idx}
-        if self.weights is None:
-            loaded = timm_weights(self.backbone_name, **options)
-        else:
-            loaded, missing = file_weights(self.weights, self.backbone_name, **options)
-            if missing:
-                raise not_in_file(self.weights, self.backbone_name, missing)
-        network: Any = self.backbone.feature_extractor
-        network.load_state_dict(loaded)
-        self.weights_ready = True
-        self._folded = ()
+        with _PREPARING:
+            if self.weights_ready:
+                return
+            check_is_file(self.weights)  # here and not above: a checkpoint of another machine brings its weights
+            options: dict[str, Any] = {}
+            if not self.backbone._uses_intermediates:  # noqa: SLF001  Anomalib has no public name for it
+                options = {"features_only": True, "out_indices": self.backbone.idx}
+            if self.weights is None:
+                loaded = timm_weights(self.backbone_name, **options)
+            else:
+                loaded, missing = file_weights(self.weights, self.backbone_name, **options)
+                if missing:
+                    raise not_in_file(self.weights, self.backbone_name, missing)
+            network: Any = self.backbone.feature_extractor
+            network.load_state_dict(loaded)
+            self._folded = ()
+            self.weights_ready = True
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Extract patch features.
@@ -138,19 +141,11 @@ class PatchFeatureExtractor(nn.Module):
         return torch.cat(resized, dim=1)
 
     def _inference_network(self) -> nn.Module:
-        """Return the backbone with its batch norms folded into the convolutions, where it can be traced.
-
-        The results are the same but for rounding, and a pass over every map is saved.
-        """
+        """Return the backbone with its batch norms folded into the convolutions: a pass over every map is saved."""
         if not self._folded:
-            self._folded = (self.backbone,)
-            if isinstance(self.backbone, TimmFeatureExtractor) and not self.backbone._uses_intermediates:  # noqa: SLF001
-                try:
-                    folded = copy.deepcopy(self.backbone).eval()
-                    folded.feature_extractor = fuse(folded.feature_extractor)
-                    self._folded = (folded,)
-                except Exception as error:  # noqa: BLE001  a network that cannot be traced works as it is
-                    logger.debug("%s is not folded: %s", self.backbone_name, error)
+            with _PREPARING:
+                if not self._folded:
+                    self._folded = (with_folded_norms(self.backbone),)
         return self._folded[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PatchFeatureExtractor":
@@ -166,6 +161,47 @@ class PatchFeatureExtractor(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the folded network out: it is made again where it is needed."""
         return {**self.__dict__, "_folded": ()}
+
+
+def with_folded_norms(network: nn.Module) -> nn.Module:
+    """Fold batch norms into the convolutions that they follow; results are the same but for rounding.
+
+    Nothing is traced, because tracing by ``torch.fx`` changes ``nn.Module`` for all threads of the process. A batch
+    norm stays where it is unless the code that runs it is known.
+
+    Args:
+        network: Network in evaluation mode; it is left as it is.
+
+    Returns:
+        A copy with folded batch norms, or the network itself if there is nothing to fold.
+    """
+    found = [(path, *pair) for path, module in network.named_modules() for pair in _conv_norm_pairs(module)]
+    if not found or any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):  # noqa: SLF001
+        return network  # hooks may look at what folding changes
+    folded = copy.deepcopy(network).eval()
+    for path, conv, norm in found:
+        module = folded.get_submodule(path)
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())
+    return folded
+
+
+def _conv_norm_pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Name the children of a module that are a convolution and the batch norm that alone takes its output.
+
+    Types are compared exactly: a subclass may do more than convolve or normalise, or run its children otherwise.
+    """
+    kind = type(module)
+    pairs: list[tuple[str, str]] = []
+    if kind in {BasicBlock, Bottleneck}:
+        pairs = [(f"conv{number}", f"bn{number}") for number in (1, 2, 3)]
+    elif kind in {nn.Sequential, FeatureListNet, FeatureDictNet}:
+        pairs = list(pairwise(module._modules))  # noqa: SLF001  names, those of repeated modules included
+    returned = getattr(module, "return_layers", {})
+    for conv, norm in pairs:
+        children = type(getattr(module, conv, None)), type(getattr(module, norm, None))
+        if children == (nn.Conv2d, nn.BatchNorm2d) and conv not in returned:
+            yield conv, norm
 
 
 def adaptive_average(features_BChw: Tensor, grid: Sequence[int]) -> Tensor:

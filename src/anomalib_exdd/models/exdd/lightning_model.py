@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_exdd.models.components.inspection import Inspection
+from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
 from anomalib_exdd.models.components.results import pictures_folder
 from anomalib_exdd.models.components.settings import default_arguments
 from anomalib_exdd.neighbors import SearchBackend
@@ -139,9 +140,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     ) -> None:
         check_settings(SimpleNamespace(**{k: v for k, v in locals().items() if k not in {"self", "__class__"}}))
         super().__init__(
-            pre_processor=self.configure_pre_processor((image_size[0], image_size[1]))
-            if pre_processor is True
-            else pre_processor,
+            pre_processor=AntialiasedPreProcessor.of(
+                self.configure_pre_processor((image_size[0], image_size[1])) if pre_processor is True else pre_processor
+            ),
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,

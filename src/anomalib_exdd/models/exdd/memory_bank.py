@@ -1,5 +1,6 @@
 """A memory bank: representative patch features, and where each of them comes from."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from .kinship import Origins
 from .scoring import PatchDistances
 
 BankPrecision = Literal["float32", "float16"]
+
+_BUILDING = threading.Lock()  # one index at a time: first predictions may come from several threads at once
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,9 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         if torch.compiler.is_compiling():
             return dense_search(query_QD, self.vectors, k)
         if self._index is None:
-            self._index = create_index(self.vectors, self.search)
+            with _BUILDING:
+                if self._index is None:
+                    self._index = create_index(self.vectors, self.search)
         return self._index.search(query_QD, k)
 
     def distances(self, patches_BPD: Tensor, *, neighborhood: bool, num_ranked: int = 1) -> PatchDistances:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 EPSILON = 1e-6
 """Keeps a ratio finite where a patch equals an entry of the positive bank (published code; "small" in the paper)."""
@@ -294,19 +295,24 @@ def _at_farthest(nearest: Tensor, value: Tensor) -> Tensor:
 
 
 def _share(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
-    """Compute ``exp(sign s/sqrt(d)) / sum exp(sign dist/sqrt(d))``, in logarithms so that nothing overflows."""
-    neighborhood = _neighborhood(distances)
-    if neighborhood.shape[-1] < 2:
+    """Compute ``exp(sign s/sqrt(d)) / sum exp(sign dist/sqrt(d))``."""
+    if _neighborhood(distances).shape[-1] < 2:
         return torch.ones_like(distances.nearest)
-    exponents = sign * neighborhood / distances.dimension**0.5
-    terms = exponents if with_nearest else exponents[..., 1:]
-    return torch.exp(exponents[..., 0] - torch.logsumexp(terms, dim=-1))
+    return torch.exp(_log_share(distances, sign, with_nearest=with_nearest))
 
 
 def _isolation(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
     if _neighborhood(distances).shape[-1] < 2:
         return torch.ones_like(distances.nearest)
-    return 1 - _share(distances, sign, with_nearest=with_nearest)
+    return -torch.expm1(_log_share(distances, sign, with_nearest=with_nearest))
+
+
+def _log_share(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
+    """Compute the logarithm of a share from differences of distances, which keep the digits of shares near 1."""
+    neighborhood = _neighborhood(distances)
+    farther = sign * (neighborhood[..., 1:] - neighborhood[..., :1]) / distances.dimension**0.5
+    others = torch.logsumexp(farther, dim=-1)
+    return -F.softplus(others) if with_nearest else -others
 
 
 def _log_ranked(distances: PatchDistances) -> Tensor:

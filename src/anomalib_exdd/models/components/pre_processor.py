@@ -1,0 +1,93 @@
+"""Pre-processing that is the same in training and in every exported model.
+
+Shape suffixes: B images, C channels, H x W pixels, h x w pixels after resizing.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from anomalib.pre_processing import PreProcessor
+from anomalib.pre_processing.utils.transform import get_exportable_transform
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import Compose, Resize, Transform
+
+logger = logging.getLogger(__name__)
+
+# Names as torchvision takes them; all other ways to interpolate know no antialiasing.
+_BILINEAR = {InterpolationMode.BILINEAR, "bilinear", 2}
+_SMOOTH = _BILINEAR | {InterpolationMode.BICUBIC, "bicubic", 3, InterpolationMode.LANCZOS, "lanczos", 1}
+
+
+class AntialiasedPreProcessor(PreProcessor):  # type: ignore[misc]
+    """Anomalib's pre-processor, whose exports resize with antialiasing where training does.
+
+    Anomalib leaves antialiasing out of what it exports, because OpenVINO would ignore it: an exported model would see
+    other pixels than the trained one wherever images are shrunk. Here exports resize by matrix products.
+    """
+
+    @classmethod
+    def of(cls, given: nn.Module | bool) -> nn.Module | bool:
+        """Return an equal pre-processor of this class for one of Anomalib's own; anything else as it is."""
+        return cls(given.transform) if type(given) is PreProcessor else given
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Pre-process images that come from a file, float, shape (B, C, H, W), as in training."""
+        if not torch.compiler.is_compiling():
+            return self.transform(batch) if self.transform else batch
+        for step in steps(self.transform):
+            batch = _traced(step, batch)
+        return batch
+
+
+def steps(transform: Transform | None) -> Iterator[Transform]:
+    """List the transforms that a transform consists of, in their order."""
+    if isinstance(transform, Compose):
+        for step in transform.transforms:
+            yield from steps(step)
+    elif transform is not None:
+        yield transform
+
+
+def resize_weights(size: int, target: int, like: Tensor) -> Tensor:
+    """Build the matrix that resizes along one axis as ``F.interpolate(mode="bilinear", antialias=True)`` does.
+
+    Args:
+        size: Number of pixels; unknown while an export for images of any size is traced.
+        target: Number of pixels wanted. If there are not more of them than before, this averages; else it interpolates.
+        like: A tensor of the device and floating-point type that the matrix is to have.
+
+    Returns:
+        Shape (target, size); rows sum to 1.
+    """
+    pixel = torch.arange(size, device=like.device, dtype=like.dtype)
+    scale = (pixel[-1:] + 1) / target  # as a tensor: nothing may branch on a size that is unknown
+    centre = (torch.arange(target, device=like.device, dtype=like.dtype) + 0.5) * scale
+    weights = (1 - ((pixel - centre.unsqueeze(1) + 0.5) / scale.clamp_min(1)).abs()).clamp_min(0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _traced(step: Transform, images_BCHW: Tensor) -> Tensor:
+    """Apply a transform in operations that ONNX and OpenVINO have."""
+    as_anomalib_exports: Any = get_exportable_transform(step)
+    if not isinstance(step, Resize) or not step.antialias or step.interpolation not in _SMOOTH:
+        return as_anomalib_exports(images_BCHW)
+    if step.interpolation not in _BILINEAR or len(step.size) != 2:
+        logger.warning(
+            "Exported without antialiasing: %s. Where it shrinks images, scores differ from those of the checkpoint. "
+            "Resize by (height, width), with bilinear interpolation, for equal ones.",
+            step,
+        )
+        return as_anomalib_exports(images_BCHW)
+    rows_hH, columns_wW = (
+        resize_weights(size, target, images_BCHW)
+        for size, target in zip(images_BCHW.shape[-2:], step.size, strict=True)
+    )
+    planes_NHW = images_BCHW.flatten(end_dim=1)  # OpenVINO mixes up the dimensions when it joins products and channels
+    if len(rows_hH) < len(columns_wW):  # the smaller product first
+        planes_Nhw = (rows_hH @ planes_NHW) @ columns_wW.T
+    else:
+        planes_Nhw = rows_hH @ (planes_NHW @ columns_wW.T)
+    return planes_Nhw.unflatten(0, images_BCHW.shape[:2])
