@@ -11,7 +11,7 @@ from anomalib.data.utils import LabelName, Split
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import inspect_image, inspect_pair, map_files
+from anomalib_exdd.images.reading import InspectedPair, inspect_image, inspect_pair, map_files, warn_of_inverted_masks
 from anomalib_exdd.images.sources import (
     Source,
     expected_mask_names,
@@ -290,19 +290,26 @@ def _check_listed_once(rows: Sequence[_Row]) -> None:
 
 def _checked(rows: Sequence[_Row]) -> list[_Row]:
     """Read all masks, fill in the labels that they decide, and refuse masks that contradict a label."""
-    labels = map_files(_label_of, rows, "Reading the masks")
-    return [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
+    pairs = list(zip(rows, map_files(_inspect, rows, "Reading the masks"), strict=True))
+    warn_of_inverted_masks([row.mask for row, pair in pairs if row.mask and pair and pair.looks_inverted])
+    return [replace(row, label=_label_of(row, has_defect=pair and pair.has_defect)) for row, pair in pairs]
 
 
-def _label_of(row: _Row) -> int:
-    if row.mask is None:
-        inspect_image(row.image)
+def _inspect(row: _Row) -> InspectedPair | None:
+    if row.mask is not None:
+        return inspect_pair(row.image, row.mask)
+    inspect_image(row.image)
+    return None
+
+
+def _label_of(row: _Row, *, has_defect: bool | None) -> int:
+    """Return the label of an image, given what its mask shows; None if it has none."""
+    if has_defect is None:
         return int(row.label or _NORMAL)
-    has_defect, _ = inspect_pair(row.image, row.mask)
     if row.label == _DEFECTIVE and not has_defect:
         msg = (
-            f"The image `{row.image}` is named as defective (`{row.source}`), but its mask `{row.mask}` is all black. "
-            "Draw the defect into the mask, or name the image as normal."
+            f"The image `{row.image}` is named as defective (`{row.source}`), but its mask `{row.mask}` is all black "
+            "or transparent. Draw the defect into the mask in white, or name the image as normal."
         )
         raise ValueError(msg)
     if row.label == _NORMAL and has_defect:

@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, SequentialSampler
 from torchvision.transforms.v2 import Transform
 
+from .decoding import DECODING_ERRORS, is_deep
 from .reading import inspect_image, map_files, read_image
 from .sources import COMMON_MASK_SUFFIXES, named_like_masks
 
@@ -174,13 +175,14 @@ def _looks_like_mask(path: Path, images: Sequence[Path]) -> bool:
         if inspect_image(path) not in {inspect_image(image) for image in images}:
             return False
         with Image.open(path) as image:
-            pixels = np.asarray(image if image.mode.startswith("I") else image.convert("RGB"), dtype=np.float64)
-    except (ValueError, OSError, SyntaxError, EOFError):
+            pixels = np.asarray(image if is_deep(image) else image.convert("RGBA"), dtype=np.float64)
+    except DECODING_ERRORS:
         return False  # whoever reads it says what is wrong with it
     if pixels.ndim == 3:
-        if (pixels != pixels[..., :1]).any():
+        visible = pixels[..., 3] > 127
+        if (pixels[..., :3] != pixels[..., :1])[visible].any():
             return False
-        pixels = pixels[..., 0]
+        pixels = np.where(visible, pixels[..., 0], 0)
     elif pixels.max() > 255:
         pixels = pixels * 255 / pixels.max()
     return bool(((pixels <= _BLACK) | (pixels >= _WHITE)).mean() >= _MASK_SHARE)
