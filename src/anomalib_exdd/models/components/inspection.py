@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from .distributed import check_strategy, join_processes, warn_of_repeats
 from .fingerprint import fingerprint
 from .metrics import default_evaluator
-from .pictures import LABEL_SIZE, panel_size
+from .pictures import LABEL_SIZE, SeenImageVisualizer, panel_size
 from .predictions import Decisions, Predictions, RawScores
 from .results import report_results
 
@@ -79,6 +79,11 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
     def configure_evaluator() -> Evaluator:
         """Report ranking and F1 of images and pixels."""
         return default_evaluator()
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """Draw the images as the model sees them."""
+        return SeenImageVisualizer()
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the table of predictions to Anomalib's callbacks."""

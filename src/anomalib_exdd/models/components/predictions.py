@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, ToDtype, ToIma
 from anomalib_exdd.images.photos import PhotoLoader, tolerant
 from anomalib_exdd.images.reading import inspect_image
 
+from .pictures import image_names
 from .prediction_table import (
     CSV_NAME,
     JSON_NAME,
@@ -141,13 +142,19 @@ class Predictions(Callback):
         self._rows = partial_path(self.folder, trainer.global_rank).open("w", encoding="utf-8")
 
     def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: ImageBatch, *args: Any, **kwargs: Any
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: ImageBatch,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        del args, kwargs
+        del batch
         self._write_unreadable(trainer)
-        for number in range(len(self.raw.scores)):
-            self._write(self._row(outputs, number, pl_module.post_processor))
+        for number, name in enumerate(image_names(outputs, trainer, batch_idx, dataloader_idx)):
+            self._write(self._row(outputs, number, name, pl_module.post_processor))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the files of the rows of all processes, once all of them are done."""
@@ -182,16 +189,15 @@ class Predictions(Callback):
             for file in loader.take_unreadable():
                 self._write(PredictionRow(file.path, error=file.reason))
 
-    def _row(self, batch: ImageBatch, number: int, post_processor: Any) -> PredictionRow:
+    def _row(self, batch: ImageBatch, number: int, name: str, post_processor: Any) -> PredictionRow:
         """Describe image ``number`` of a post-processed batch."""
         decisions, raw = self._decisions, _finite(self.raw.scores[number])
         probability = raw if self._probabilities else None
         label = _label(None if batch.pred_label is None else batch.pred_label[number])
         scores = torch.as_tensor(batch.pred_score).flatten()
-        path = str(batch.image_path[number]) if batch.image_path else ""
-        regions = self._regions(batch, number, path)
+        regions = self._regions(batch, number, name)
         return PredictionRow(
-            path=path,
+            path=name,
             score=_finite(float(scores[number])),
             raw_score=raw,
             probability=probability,

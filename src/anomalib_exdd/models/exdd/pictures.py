@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anomalib.utils.path import generate_output_filename
-from anomalib.visualization import ImageVisualizer, visualize_anomaly_map
+from anomalib.visualization import visualize_anomaly_map
 from PIL import Image, ImageDraw, ImageFont
 
-from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
+from anomalib_exdd.models.components.pictures import LABEL_SIZE, SeenImageVisualizer, image_names, panel_size
 
 from .explanation import Explanation, explain_image
 
@@ -21,8 +20,8 @@ _MARK_SHARE = 0.1  # half the side of the mark around a patch, as a share of wha
 _GROUND, _BLANK, _INK, _MARK = (255, 255, 255), (225, 225, 225), (40, 40, 40), (255, 40, 40)
 
 
-class DecisionVisualizer(ImageVisualizer):  # type: ignore[misc]
-    """Anomalib's pictures with a line below that states the decision, where there is one."""
+class DecisionVisualizer(SeenImageVisualizer):
+    """Pictures with a line below that states the decision, where there is one."""
 
     def visualize(self, predictions: Any) -> Any:
         """Draw a prediction, or the predictions of a batch; see :class:`anomalib.visualization.ImageVisualizer`."""
@@ -34,32 +33,21 @@ class DecisionVisualizer(ImageVisualizer):  # type: ignore[misc]
             return [image and add_caption(image, line) for image, line in zip(drawn, explanation, strict=True)]
         return add_caption(drawn, explanation if isinstance(explanation, str) else explanation[0])
 
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
-        """Save a picture of every image of the batch, where Anomalib saves its own."""
-        del pl_module, outputs, args, kw
-        if self.output_dir is None:
-            self.output_dir = Path(trainer.default_root_dir) / "images"
-        datamodule = getattr(trainer, "datamodule", None)
-        for item in batch:
-            picture = self.visualize(item)
-            if picture is not None:
-                name = generate_output_filename(
-                    input_path=item.image_path or "",
-                    output_path=self.output_dir,
-                    dataset_name=getattr(datamodule, "name", None),
-                    category=getattr(datamodule, "category", None),
-                )
-                picture.save(name)
-
     def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Save the pictures of a batch, and explanations if the model's argument ``explain`` asks for them."""
-        super().on_predict_batch_end(trainer, pl_module, outputs, batch, *args, **kw)
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         count = pl_module.settings.explain
         if count:
-            for image, path in zip(batch.image, batch.image_path, strict=True):
-                explanation = explain_image(pl_module.model, image, str(path), count, pl_module.decisions)
+            for image, name in zip(batch.image, image_names(batch, trainer, batch_idx, dataloader_idx), strict=True):
+                explanation = explain_image(pl_module.model, image, name, count, pl_module.decisions)
                 save_explanation(explanation, explanations_folder(str(self.output_dir)))
 
 
