@@ -1,4 +1,4 @@
-"""Which pixels of a mask are defect, in every kind of file."""
+"""What is read of every kind of file: which pixels of a mask are defect, and how images are turned."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_exdd.images.decoding import read_defect_pixels
-from anomalib_exdd.images.reading import looks_inverted
+from anomalib_exdd.images.reading import inspect_image, looks_inverted, read_image
+from anomalib_exdd.reporting.comparison_report.thumbnails import read_picture
 
 Save = Callable[[NDArray[np.uint8], Path], None]
 
@@ -113,3 +114,64 @@ def test_only_a_mask_that_takes_image_and_border_looks_inverted(square: NDArray[
     large[1:-1, 1:-1] = True
     large[5:, 0] = True
     assert not any(looks_inverted(mask) for mask in (defect, large, np.zeros_like(defect)))
+
+
+ORIENTATIONS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(np.transpose(stored), 2),
+    8: lambda stored: np.rot90(stored, 1),
+}
+"""How an image is shown, by its EXIF orientation: the standard's row 0 and column 0."""
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize(
+    ("name", "depth", "arguments"),
+    [
+        ("a.png", 8, {}),
+        ("a.png", 16, {}),
+        ("a.tif", 8, {}),
+        ("a.tif", 16, {}),
+        ("a.tif", 8, {"compression": "tiff_lzw"}),
+        ("a.webp", 8, {"lossless": True}),
+        ("a.jpg", 8, {"quality": 100}),
+    ],
+)
+def test_images_and_masks_are_turned_alike(
+    tmp_path: Path, name: str, depth: int, arguments: dict[str, object], orientation: int
+) -> None:
+    stored = np.zeros((24, 40), dtype=np.uint8)
+    stored[:8, :8] = 255
+    stored[8:16, 8:24] = 130
+    shown = ORIENTATIONS[orientation](stored)
+    path = tmp_path / name
+    pixels = stored if depth == 8 else stored.astype(np.uint16) * 257
+    Image.fromarray(pixels).save(path, exif=with_orientation(orientation), **arguments)
+    assert inspect_image(path) == shown.shape
+    assert np.abs(read_image(path)[0].numpy() * 255 - shown).max() <= 2
+    assert np.array_equal(read_defect_pixels(path), shown > 0)
+    picture = read_picture(path)
+    assert picture is not None
+    assert np.abs(np.asarray(picture)[..., 0].astype(int) - shown).max() <= 2
+
+
+def test_a_broken_orientation_is_none(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    for number, exif in enumerate((b"Exif\x00\x00nothing of the kind", b"Exif\x00\x00II*\x00\x08\x00", b"")):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path, exif=exif)
+        assert inspect_image(path) == (6, 8)
+        assert np.array_equal((read_image(path)[0] * 255).round().numpy(), pixels)
+    Image.fromarray(pixels).save(tmp_path / "9.png", exif=with_orientation(9))
+    assert np.array_equal((read_image(tmp_path / "9.png")[0] * 255).round().numpy(), pixels)

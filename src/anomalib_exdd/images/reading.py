@@ -16,13 +16,13 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import to_dtype, to_image
 from tqdm import tqdm
 
-from .decoding import DECODING_ERRORS, is_deep, read_defect_pixels
+from .decoding import DECODING_ERRORS, is_deep, open_image, read_defect_pixels, read_size
 from .masks import DefectMask
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def read_image(path: str | Path) -> tv_tensors.Image:
     """Read an image as RGB.
 
     Grey images are repeated over the three channels, an alpha channel is dropped, and 16-bit grey is divided by 65535
-    (Pillow's own conversion would clip everything above 255 to white).
+    (Pillow's own conversion would clip everything above 255 to white). An EXIF orientation is applied.
 
     Args:
         path: Image file.
@@ -52,12 +52,11 @@ def read_image(path: str | Path) -> tv_tensors.Image:
         ValueError: If the file cannot be decoded, or holds numbers of no known scale.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            if not is_deep(image):
-                # Bit for bit what Anomalib reads, so that its prediction on a folder sees the same numbers.
-                return cast("tv_tensors.Image", to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True))
-            pixels = _scale_deep_pixels(np.asarray(image), path)
+        image = open_image(path)
+        if not is_deep(image):
+            # Bit for bit what Anomalib reads, so that its prediction on a folder sees the same numbers.
+            return cast("tv_tensors.Image", to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True))
+        pixels = _scale_deep_pixels(np.asarray(image), path)
     except _UnknownScaleError:
         raise
     except DECODING_ERRORS as error:
@@ -81,7 +80,7 @@ def read_mask(path: str | Path) -> DefectMask:
 
 
 def inspect_image(path: str | Path) -> tuple[int, int]:
-    """Read the header of an image.
+    """Read the size of an image from its header.
 
     Args:
         path: Image file.
@@ -93,11 +92,9 @@ def inspect_image(path: str | Path) -> tuple[int, int]:
         ValueError: If the header cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
+        return read_size(path)
     except DECODING_ERRORS as error:
         raise ValueError(_undecodable("image", path, error)) from error
-    return height, width
 
 
 class InspectedPair(NamedTuple):
@@ -183,8 +180,8 @@ def check_same_size(
         f"The mask `{mask_path}` is {mask_size[1]} x {mask_size[0]} pixels (width x height), but its image "
         f"`{image_path}` is {image_size[1]} x {image_size[0]}. Save the mask in the size of its image."
     )
-    if tuple(image_size) == tuple(mask_size)[::-1] and _is_turned_by_exif(image_path):
-        msg += " The image carries an EXIF orientation, which is not applied: save it turned, without that entry."
+    if tuple(image_size) == tuple(mask_size)[::-1]:
+        msg += " Images are turned as their EXIF orientation says: draw masks on them as viewers show them."
     raise ValueError(msg)
 
 
@@ -238,12 +235,8 @@ def _decode_mask(path: str | Path) -> NDArray[np.bool_]:
         raise ValueError(_undecodable("mask", path, error)) from error
 
 
-def _is_turned_by_exif(path: str | Path) -> bool:
-    with Image.open(path) as image:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in {5, 6, 7, 8}
-
-
 def _undecodable(kind: str, path: str | Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"The {kind} `{path}` is gone since the folder was read. Put it back, or start anew."
-    return f"The {kind} `{path}` cannot be decoded ({error}). Replace the file, or take it out of the data set."
+    reason = "Pillow knows no such image" if isinstance(error, UnidentifiedImageError) else str(error)
+    return f"The {kind} `{path}` cannot be decoded ({reason}). Replace the file, or take it out of the data set."

@@ -6,7 +6,9 @@ from typing import Any
 
 from anomalib.visualization import visualize_anomaly_map
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.v2.functional import to_pil_image
 
+from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.components.pictures import LABEL_SIZE, SeenImageVisualizer, image_names, panel_size
 
 from .explanation import Explanation, explain_image
@@ -137,10 +139,10 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
 def _open_resized(source: str, size: tuple[int, int]) -> Image.Image | None:
     """Open an image in a given size (width, height); None where it is gone or cannot be read."""
     try:
-        with Image.open(source) as image:
-            return image.convert("RGB").resize(size)
-    except OSError:
+        image: Image.Image = to_pil_image(read_image(source))
+    except ValueError:
         return None
+    return image.resize(size)
 
 
 def _cut(source: str, image_size: tuple[int, int], row: int, column: int, window: float) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from anomalib_exdd.images.decoding import DECODING_ERRORS, is_deep, read_defect_pixels
+from anomalib_exdd.images.decoding import DECODING_ERRORS, is_deep, open_image, read_defect_pixels
 
 from .heat_scale import LEVELS, palette
 
@@ -32,12 +32,11 @@ def read_picture(path: Path | None) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(path) as image:
-            image.load()
-            if not is_deep(image):
-                return image.convert("RGB")
-            # Pillow would clip 16 bits to white. For a look at it, the image's own range will do.
-            pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        image = open_image(path)
+        if not is_deep(image):
+            return image.convert("RGB")
+        # Pillow would clip 16 bits to white. For a look at it, the image's own range will do.
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
     except DECODING_ERRORS:
         return None
     span = float(np.ptp(pixels)) or 1.0
