@@ -11,7 +11,14 @@ from anomalib.data.utils import LabelName, Split
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import InspectedPair, inspect_image, inspect_pair, map_files, warn_of_inverted_masks
+from anomalib_exdd.images.reading import (
+    WHITE_LEVEL,
+    InspectedPair,
+    inspect_image,
+    inspect_pair,
+    map_files,
+    warn_of_inverted_masks,
+)
 from anomalib_exdd.images.sources import (
     Source,
     expected_mask_names,
@@ -70,6 +77,8 @@ class DefectFolder(DefectDataModule):
         val_augmentations: Transforms applied to validation images and their masks.
         test_augmentations: Transforms applied to test images and their masks.
         augmentations: Transforms for every stage that has none of its own.
+        white_level: The number that is white in images of more than 8 bits: 4095 for a camera of 12 bits whose images
+            are files of 16. Checkpoints keep it, so that `predict` reads alike.
 
     Example:
         >>> from anomalib_exdd.data import DefectFolder
@@ -101,6 +110,7 @@ class DefectFolder(DefectDataModule):
         val_augmentations: Transform | None = None,
         test_augmentations: Transform | None = None,
         augmentations: Transform | None = None,
+        white_level: int = WHITE_LEVEL,
     ) -> None:
         if not name or Path(name).name != name:
             msg = f"Argument `name` has to be usable as the name of a folder, but got `{name}`."
@@ -121,6 +131,7 @@ class DefectFolder(DefectDataModule):
             val_augmentations=val_augmentations,
             test_augmentations=test_augmentations,
             augmentations=augmentations,
+            white_level=white_level,
         )
         self.test_split_ratio = test_split_ratio
         self.sources: dict[str, Source | None] = {

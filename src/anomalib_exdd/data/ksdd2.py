@@ -32,7 +32,7 @@ from anomalib.data.utils import LabelName
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import InspectedPair, inspect_pair, map_files, warn_of_inverted_masks
+from anomalib_exdd.images.reading import WHITE_LEVEL, InspectedPair, inspect_pair, map_files, warn_of_inverted_masks
 from anomalib_exdd.images.sources import contents_of
 
 from .csv_samples import read_kinds
@@ -87,6 +87,8 @@ class KSDD2(DefectDataModule):
         val_augmentations: Transforms applied to validation images and their masks.
         test_augmentations: Transforms applied to test images and their masks.
         augmentations: Transforms for every stage that has none of its own.
+        white_level: The number that is white in images of more than 8 bits: 4095 for a camera of 12 bits whose images
+            are files of 16. Checkpoints keep it, so that `predict` reads alike.
 
     Example:
         >>> from anomalib_exdd.data import KSDD2
@@ -109,6 +111,7 @@ class KSDD2(DefectDataModule):
         val_augmentations: Transform | None = None,
         test_augmentations: Transform | None = None,
         augmentations: Transform | None = None,
+        white_level: int = WHITE_LEVEL,
     ) -> None:
         if official_split is not None and official_split not in OFFICIAL_SPLITS:
             msg = f"Argument `official_split` has to be one of {list(OFFICIAL_SPLITS)}, but got {official_split}."
@@ -131,6 +134,7 @@ class KSDD2(DefectDataModule):
             val_augmentations=val_augmentations,
             test_augmentations=test_augmentations,
             augmentations=augmentations,
+            white_level=white_level,
         )
         self.official_split = official_split
 

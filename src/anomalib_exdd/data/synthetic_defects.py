@@ -88,6 +88,7 @@ class SyntheticDefects(DefectDataModule):
             val_augmentations=base.val_augmentations,
             test_augmentations=base.test_augmentations,
             augmentations=None,
+            white_level=base.white_level,
         )
         self.category = base.category
         self.base = base

@@ -72,6 +72,21 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
+def peak_of_deep_image(path: str | Path) -> int | None:
+    """Return the highest number in a file of 16 bits per channel; None for any other file.
+
+    Pillow keeps of colour the upper eight bits.
+
+    Raises:
+        OSError: Or another of :data:`DECODING_ERRORS`, if the file cannot be decoded.
+    """
+    with Image.open(path) as image:
+        if not any(";16" in str(tile[3]) for tile in image.tile):
+            return None
+    pixels = np.asarray(open_image(path))
+    return int(pixels.max()) if pixels.ndim == 2 else int(pixels[..., :3].max()) * 257
+
+
 def read_defect_pixels(path: str | Path) -> NDArray[np.bool_]:
     """Tell which pixels of a mask are defect: those that are neither black nor transparent.
 

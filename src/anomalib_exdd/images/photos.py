@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from torchvision.transforms.v2 import Transform
 
 from .decoding import DECODING_ERRORS, is_deep
-from .reading import inspect_image, map_files, read_image
+from .reading import WHITE_LEVEL, inspect_image, map_files, read_image
 from .sources import COMMON_MASK_SUFFIXES, named_like_masks
 
 _READING_THREADS = 4
@@ -58,6 +58,7 @@ class PhotoLoader:
     Attributes:
         masks: Masks that lie beside their images and are not predicted.
         resize: Further transform, applied in the reading threads. It gives photos of a batch the same size.
+        white_level: The number that is white in photos of more than 8 bits.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class PhotoLoader:
         self.batch_size = batch_size
         self.first_transform = first_transform
         self.resize: Transform | None = None
+        self.white_level = WHITE_LEVEL
         self._unreadable: list[UnreadableFile] = []
         # At least one, also where there are more processes than photos: Lightning leaves a loop without batches out,
         # and would never come to the end at which the processes meet.
@@ -119,7 +121,7 @@ class PhotoLoader:
 
     def _read(self, path: Path) -> ImageItem | UnreadableFile:
         try:
-            image: torch.Tensor = read_image(path)
+            image: torch.Tensor = read_image(path, self.white_level)
         except ValueError as error:
             return UnreadableFile(str(path), " ".join(str(error).split()))
         for transform in (self.first_transform, self.resize):

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -22,28 +23,32 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import to_dtype, to_image
 from tqdm import tqdm
 
-from .decoding import DECODING_ERRORS, is_deep, open_image, read_defect_pixels, read_size
+from .decoding import DECODING_ERRORS, is_deep, open_image, peak_of_deep_image, read_defect_pixels, read_size
 from .masks import DefectMask
 
 logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS: tuple[str, ...] = tuple(sorted({*IMG_EXTENSIONS, ".bmp", ".tif", ".tiff"}))
 
-_MAX_16_BIT = 65535
+WHITE_LEVEL = 65535
+"""The number that is white in images of more than 8 bits, unless their owner knows better."""
+
 _READING_THREADS = 8
+_LOOKED_AT = 16  # images, to tell how many bits a camera has
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_image(path: str | Path) -> tv_tensors.Image:
+def read_image(path: str | Path, white_level: int = WHITE_LEVEL) -> tv_tensors.Image:
     """Read an image as RGB.
 
-    Grey images are repeated over the three channels, an alpha channel is dropped, and 16-bit grey is divided by 65535
-    (Pillow's own conversion would clip everything above 255 to white). An EXIF orientation is applied.
+    Grey images are repeated over the three channels, an alpha channel is dropped, and 16-bit grey is divided by the
+    white level (Pillow's own conversion would clip everything above 255 to white). An EXIF orientation is applied.
 
     Args:
         path: Image file.
+        white_level: The number that is white in images of more than 8 bits.
 
     Returns:
         Image ``[3, H, W]``, float32 in 0..1.
@@ -56,12 +61,36 @@ def read_image(path: str | Path) -> tv_tensors.Image:
         if not is_deep(image):
             # Bit for bit what Anomalib reads, so that its prediction on a folder sees the same numbers.
             return cast("tv_tensors.Image", to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True))
-        pixels = _scale_deep_pixels(np.asarray(image), path)
+        pixels = _scale_deep_pixels(np.asarray(image), path, white_level)
     except _UnknownScaleError:
         raise
     except DECODING_ERRORS as error:
         raise ValueError(_undecodable("image", path, error)) from error
     return tv_tensors.Image(torch.from_numpy(pixels).expand(3, -1, -1).contiguous())
+
+
+def warn_of_unused_range(paths: Sequence[str | Path], white_level: int) -> None:
+    """Warn of 16-bit images that are nearly black, as those of a camera with 12 bits; a few of them are looked at.
+
+    Args:
+        paths: Image files.
+        white_level: The number that is white. A chosen one is not doubted.
+    """
+    if white_level != WHITE_LEVEL:
+        return
+    peaks: dict[int, str | Path] = {}
+    for path in paths[:: max(1, len(paths) // _LOOKED_AT)]:
+        with suppress(*DECODING_ERRORS):  # whoever reads it says what is wrong with it
+            peaks[peak_of_deep_image(path) or 0] = path
+    highest = max(peaks, default=0)
+    if 0 < highest <= WHITE_LEVEL // 4:
+        bits = next(bits for bits in (8, 10, 12, 14) if highest < 2**bits)
+        logger.warning(
+            "16-bit images are nearly black: the highest number in some of them is %d (`%s`), and %d is white. If the "
+            "camera has %d bits, train with `white_level` %d of the data module (`--data.white_level %d`), which the "
+            "checkpoint keeps for predictions. It applies to grey images; save colour with 8 bits per channel.",
+            *(highest, peaks[highest], white_level, bits, 2**bits - 1, 2**bits - 1),
+        )
 
 
 def read_mask(path: str | Path) -> DefectMask:
@@ -208,7 +237,7 @@ class _UnknownScaleError(ValueError):
     """An image decodes, but nobody can say which number is white."""
 
 
-def _scale_deep_pixels(pixels: NDArray[np.generic], path: str | Path) -> NDArray[np.float32]:
+def _scale_deep_pixels(pixels: NDArray[np.generic], path: str | Path, white_level: int) -> NDArray[np.float32]:
     """Scale the numbers of a 16-bit, 32-bit or floating-point image to 0..1."""
     low, high = float(pixels.min()), float(pixels.max())
     if np.issubdtype(pixels.dtype, np.floating):
@@ -219,13 +248,14 @@ def _scale_deep_pixels(pixels: NDArray[np.generic], path: str | Path) -> NDArray
             )
             raise _UnknownScaleError(msg)
         return pixels.astype(np.float32)
-    if low < 0 or high > _MAX_16_BIT:
+    if low < 0 or high > white_level:
         msg = (
-            f"The image `{path}` holds integers from {low:.0f} to {high:.0f}, but at most 16 bits (0 to {_MAX_16_BIT}) "
-            "are understood. Save it with 8 or 16 bits per channel."
+            f"The image `{path}` holds integers from {low:.0f} to {high:.0f}, but they have to lie between 0 and "
+            f"{white_level}, which is white. Save it with 8 or 16 bits per channel, or train with another "
+            "`white_level` of the data module."
         )
         raise _UnknownScaleError(msg)
-    return (pixels.astype(np.float64) / _MAX_16_BIT).astype(np.float32)
+    return (pixels.astype(np.float64) / white_level).astype(np.float32)
 
 
 def _decode_mask(path: str | Path) -> NDArray[np.bool_]:

@@ -96,7 +96,7 @@ class Teach(Verb):
             if path is not None and not path.is_file():
                 msg = f"The file {path} does not exist."
                 raise FileNotFoundError(msg)
-        image_CHW = torch.Tensor(read_image(image))
+        image_CHW = torch.Tensor(read_image(image, model.white_level))
         if mask is not None:
             mask_HW = torch.as_tensor(read_mask(mask))
             check_same_size(image, image_CHW.shape[-2:], mask, mask_HW.shape[-2:])

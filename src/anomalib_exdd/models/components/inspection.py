@@ -10,6 +10,8 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from anomalib_exdd.images.reading import WHITE_LEVEL
+
 from .distributed import check_strategy, join_processes, warn_of_repeats
 from .fingerprint import fingerprint
 from .metrics import default_evaluator
@@ -23,6 +25,10 @@ else:
     _Module = ABC
 
 
+_WHITE_LEVEL = "white_level"
+"""Where a checkpoint keeps it."""
+
+
 class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Mixed into a model: a table of its predictions, one folder of results, and checkpoints that keep their meaning.
 
@@ -34,8 +40,12 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
 
     A model builds its torch model in :meth:`_build_model`, from :attr:`settings` alone, and calls it at the end of its
     constructor.
+
+    Attributes:
+        white_level: The number that is white in images of more than 8 bits, as the data of the training have it.
     """
 
+    white_level = WHITE_LEVEL
     _own_visualizer = False
     _fitted_from: str | None = None
 
@@ -101,6 +111,7 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         join_processes(self.trainer)
         if stage == TrainerFn.FITTING:
             self._fitted_from = None
+            self.white_level = _white_level_of(self.trainer)
             # There is nothing to check before training: Lightning's own trainer, unlike the engine, would try.
             cast("Any", self.trainer).num_sanity_val_steps = 0
 
@@ -109,6 +120,11 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         super().on_test_start()
         warn_of_repeats(self.trainer)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save how images are read."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_WHITE_LEVEL] = self.white_level
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint that the trainer restores mean what its user expects.
 
@@ -116,7 +132,9 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
             ValueError: If a given argument contradicts what the checkpoint was trained with.
         """
         super().on_load_checkpoint(checkpoint)
+        white_level = checkpoint.get(_WHITE_LEVEL, WHITE_LEVEL)
         if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
+            self.white_level = white_level
             return
         if changes := self._adopted(checkpoint.get("hyper_parameters", {})):
             self._rebuild(changes)
@@ -134,6 +152,13 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
             checkpoint.pop("callbacks", None)  # which would name the old best checkpoint again
         else:
             self._fitted_from = None
+            self.white_level = white_level
+        if trainer.datamodule is not None and self.white_level != _white_level_of(trainer):
+            msg = (
+                f"The model was trained with `white_level` {self.white_level}, but the data module has "
+                f"{_white_level_of(trainer)}. Give it the same: `--data.white_level {self.white_level}`."
+            )
+            raise ValueError(msg)
 
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
@@ -154,3 +179,8 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
             self.visualizer.field_size = panel_size(image_size)
             self.visualizer.text_config["size"] = LABEL_SIZE
+
+
+def _white_level_of(trainer: Any) -> int:
+    """Return the white level of a trainer's data, which only this package's data modules know."""
+    return getattr(trainer.datamodule, _WHITE_LEVEL, WHITE_LEVEL)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize, ToDtype, ToImage, Transform
 
 from anomalib_exdd.images.photos import PhotoLoader, tolerant
-from anomalib_exdd.images.reading import inspect_image
+from anomalib_exdd.images.reading import inspect_image, warn_of_unused_range
 
 from .pictures import image_names
 from .prediction_table import (
@@ -134,7 +134,8 @@ class Predictions(Callback):
             )
         loaders = _photo_loaders(trainer)
         for loader in loaders:
-            loader.resize = _first_resize(transform)
+            loader.resize, loader.white_level = _first_resize(transform), pl_module.white_level
+            warn_of_unused_range(loader.files, loader.white_level)
         if masks := [mask for loader in loaders for mask in loader.masks]:
             logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
         self.folder = Path(trainer.default_root_dir)
