@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 SIZE = (12, 8)  # height, width
 
@@ -21,6 +21,14 @@ def save_mask(path: Path, *, defect: bool, size: tuple[int, int] = SIZE) -> Path
     if defect:
         mask[size[0] // 2, 1:3] = 255
     Image.fromarray(mask).save(path)
+    return path
+
+
+def invert(path: Path) -> Path:
+    """Swap black and white of a mask."""
+    with Image.open(path) as mask:
+        inverted = ImageChops.invert(mask)
+    inverted.save(path)
     return path
 
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "synthesis": {"precision"},
     "data": {"precision", *FOUNDATIONS},
     "models": {"precision", "processes", *FOUNDATIONS},
-    "reporting": set(),
+    "reporting": {"images"},  # decoding files: what a mask is, is decided once
     "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
     "plugin": {"data", "models", "pipelines"},
     "_autoload": {"plugin"},

@@ -8,7 +8,7 @@ import torch
 from anomalib import TaskType
 from anomalib.data.utils import read_image as read_with_anomalib
 from pandas import DataFrame
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
@@ -192,10 +192,18 @@ def test_mask_of_another_size_is_named(pair: tuple[Path, Path]) -> None:
         DefectDataset(table((*pair, 1)))[0]
 
 
-def test_turned_photo_gets_a_hint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_masks_are_drawn_on_the_turned_photo(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (8, 12)).save(tmp_path / "photo.jpg", exif=exif)
-    mask = save_mask(tmp_path / "photo_mask.png", defect=True, size=(8, 12))
+    exif[274] = orientation
+    stored = np.zeros((24, 40), dtype=np.uint8)
+    stored[:8, 8:24] = 255
+    Image.fromarray(stored).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as image:
+        ImageOps.exif_transpose(image).save(tmp_path / "photo_mask.png", exif=b"")  # as a labelling tool shows it
+    item = DefectDataset(table((tmp_path / "photo.png", tmp_path / "photo_mask.png", 1)))[0]
+    assert torch.equal(item.gt_mask, item.image[0] > 0)
+    assert item.gt_mask.sum() == 8 * 16
+    save_mask(tmp_path / "photo_mask.png", defect=True, size=item.image.shape[:0:-1])
     with pytest.raises(ValueError, match="EXIF"):
-        DefectDataset(table((tmp_path / "photo.jpg", mask, 1)))[0]
+        DefectDataset(table((tmp_path / "photo.png", tmp_path / "photo_mask.png", 1)))[0]

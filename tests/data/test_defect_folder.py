@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
 from anomalib_exdd.data import DefectFolder
-from made_up_images import save_image, save_mask
+from made_up_images import invert, save_image, save_mask
 
 
 def test_share_is_held_out_for_testing(folders: Path) -> None:
@@ -385,3 +385,17 @@ def test_help_explains_every_argument(capsys: pytest.CaptureFixture[str]) -> Non
     text = " ".join(capsys.readouterr().out.split())
     assert "Masks of the defective training images, given like ``normal``: one for each of them" in text
     assert "CSV file instead of the seven arguments above" in text
+
+
+def test_inverted_masks_are_named_all_at_once(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inverted = [invert(folders / "masks" / f"b{number}_mask.png") for number in (1, 4)]
+    ready_folder(folders, normal="good", defective="bad", masks="masks")
+    (warning,) = [record.getMessage() for record in caplog.records if "swapped" in record.getMessage()]
+    assert [name for name in warning.split("`") if "_mask" in name] == [str(path) for path in inverted]
+
+    caplog.clear()
+    mask = save_mask(folders / "good" / "g3_mask.png", defect=False)
+    invert(mask)
+    with pytest.raises(ValueError, match="is named as normal"):
+        ready_folder(folders, normal="good", defective="bad", masks=["masks", "good"])
+    assert f"`{mask}`" in caplog.text, "the reason why it shows a defect"

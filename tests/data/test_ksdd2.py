@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from anomalib_exdd.data import KSDD2, ksdd2
 from anomalib_exdd.data.official_splits import read_official_split
 from anomalib_exdd.images import reading
-from made_up_images import save_image, save_mask
+from made_up_images import invert, save_image, save_mask
 
 Make = Callable[..., Path]
 
@@ -393,3 +393,14 @@ def test_real_images_in_this_layout(shared_dir: Path) -> None:
     assert split_counts(data) == {"train": (480, 80), "val": (120, 20), "test": (352, 287)}
     item = data.test_data[0]
     assert item.image.shape[-2:] == item.gt_mask.shape
+
+
+def test_inverted_masks_are_named_all_at_once(make_ksdd2: Make, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_ksdd2()
+    ready(root)
+    assert "swapped" not in caplog.text
+    inverted = [invert(root / name) for name in ("train/10002_GT.png", "train/10007_GT.png", "test/20001_GT.png")]
+    ready(root)
+    (warning,) = [record.getMessage() for record in caplog.records if "swapped" in record.getMessage()]
+    assert "by these masks (3)" in warning
+    assert [name for name in warning.split("`") if "_GT" in name] == [str(path) for path in inverted]

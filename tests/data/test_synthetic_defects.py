@@ -26,7 +26,7 @@ from anomalib_exdd.data import KSDD2, DefectFolder
 from anomalib_exdd.data.items import DefectBatch
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
 from anomalib_exdd.synthesis.manifest import Record, manifest_json
-from made_up_images import save_mask, save_pairs
+from made_up_images import invert, save_mask, save_pairs
 
 Sources = Sequence[tuple[str, str | None]]
 
@@ -252,6 +252,13 @@ def test_masks_are_checked(root: Path, synthetic: Path) -> None:
     save_mask(synthetic / "train" / "00003_GT.png", defect=True, size=(5, 5))
     with pytest.raises(ValueError, match=r"00003_GT\.png` is 5 x 5"):
         ready(base_of(root), synthetic)
+
+
+def test_inverted_masks_are_named_all_at_once(root: Path, synthetic: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inverted = [str(invert(synthetic / "train" / f"0000{number}_GT.png")) for number in (0, 3)]
+    ready(base_of(root), synthetic)
+    (warning,) = [record.getMessage() for record in caplog.records if "swapped" in record.getMessage()]
+    assert sorted(name for name in warning.split("`") if "_GT" in name) == inverted
 
 
 def test_wrong_arguments(root: Path, synthetic: Path) -> None:

@@ -118,11 +118,14 @@ def test_masks_of_any_kind_are_recognised(tmp_path: Path) -> None:
     mask[4:8, 2:5] = 255
     Image.fromarray(mask).convert("1").save(tmp_path / "part_mask.png")
     Image.fromarray(mask).convert("RGBA").save(tmp_path / "part-gt.png")
+    grey = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)  # under what is transparent
+    layer = np.where(mask[..., None] > 0, np.uint8(255), grey)
+    Image.fromarray(np.dstack([layer, mask])).save(tmp_path / "part-seg.png")
     Image.fromarray(mask // 255).save(tmp_path / "part_label.bmp")
     Image.fromarray(mask.astype(np.uint16) * 257).save(tmp_path / "part_seg.png")
     images, masks = leave_out_masks(sorted(tmp_path.iterdir()))
     assert [path.name for path in images] == ["part.jpg"]
-    assert len(masks) == 4
+    assert len(masks) == 5
 
 
 def test_transforms_are_applied_in_turn(tmp_path: Path) -> None:

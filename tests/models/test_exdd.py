@@ -352,6 +352,22 @@ def test_half_precision_keeps_the_banks_and_the_scores(
     assert torch.equal(restored.model.negative_bank.features, trained[0].model.negative_bank.features)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_narrow_features_train_in_true_precision(
+    precision: str, small_model: Make, small_data: Make, engine: Make
+) -> None:
+    """Features of at most `projected_dimension` are not projected."""
+    model, expected = (small_model(backbone="filter_bank") for _ in range(2))
+    engine(precision=precision).fit(model=model, datamodule=small_data())
+    engine().fit(model=expected, datamodule=small_data())
+    banks = [(each.model.negative_bank, each.model.positive_bank) for each in (model, expected)]
+    for found, wanted in zip(*banks, strict=True):
+        assert found.features.dtype == torch.float32
+        assert found.features.shape == wanted.features.shape
+        if precision == "64-true":  # the filters compute in float32 in any case: nothing is rounded
+            assert torch.equal(found.features, wanted.features)
+
+
 def test_prediction_takes_settings_from_the_checkpoint(
     trained: tuple[ExDD, Path], small_data: Make, engine: Make, tmp_path: Path
 ) -> None:

@@ -242,6 +242,23 @@ def test_deep_images_are_not_clipped(command: Command, sample_root: Path, tmp_pa
     assert deep["decision"] == plain["decision"]
 
 
+def test_turned_photos_are_predicted_as_viewers_show_them(command: Command, sample_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "turned"
+    folder.mkdir()
+    with Image.open(sample_root / "test" / "20003.png") as image:
+        for orientation, back in ((1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90)):
+            exif = Image.Exif()
+            exif[274] = orientation
+            stored = image.copy() if back is None else image.transpose(back)
+            stored.save(folder / f"{orientation}.png", exif=exif)
+    upright, *turned = table(command(folder))
+    assert upright["num_regions"] > 0
+    same = ("score", "raw_score", "regions", "decision")
+    assert [[row[name] for name in same] for row in turned] == [[upright[name] for name in same]] * 2
+    pictures = [path.read_bytes() for path in sorted(tmp_path.rglob("images/turned/*.png"))]
+    assert pictures[1:] == pictures[:1] * 2
+
+
 def test_what_cannot_be_known_is_left_empty(
     checkpoint: Path, photos: Path, engine: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

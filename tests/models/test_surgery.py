@@ -13,6 +13,7 @@ from small import SMALL
 from torch import Tensor
 
 from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.patches import patch_centres
@@ -267,6 +268,18 @@ class TestExplanation:
         gone = draw_explanation(model.explain(defect[0], defect[2], 1))
         assert there.size == gone.size
         assert there.tobytes() != gone.tobytes()
+
+    def test_it_is_drawn_of_images_of_every_kind(self, trained: tuple[ExDD, Path], tmp_path: Path) -> None:
+        """Of turned and of 16-bit images as of plain ones."""
+        pixels = np.random.default_rng(0).integers(0, 256, (192, 128), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[274] = 3
+        Image.fromarray(pixels).save(tmp_path / "plain.png")
+        Image.fromarray(pixels[::-1, ::-1].astype(np.uint16) * 257).save(tmp_path / "turned.png", exif=exif)
+        drawn = [
+            draw_explanation(trained[0].explain(read_image(path), str(path), 1)) for path in sorted(tmp_path.iterdir())
+        ]
+        assert np.abs(np.subtract(*(np.asarray(picture, dtype=np.int16) for picture in drawn))).mean() < 0.5
 
     def test_a_model_without_defects_explains_by_normal_patches(self, model: ExDD) -> None:
         for source in list(model.model.positive_bank.sources):

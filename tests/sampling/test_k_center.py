@@ -130,3 +130,16 @@ def test_projection_has_unit_columns_and_keeps_distances() -> None:
 
 def test_projection_of_short_features_keeps_them() -> None:
     assert torch.equal(gaussian_projection(100, 128, seed=0), torch.eye(100))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dimension", [100, 200])
+def test_projection_is_float32_whatever_the_default(dtype: torch.dtype, dimension: int) -> None:
+    expected = gaussian_projection(dimension, 128, seed=0)
+    torch.set_default_dtype(dtype)
+    try:
+        matrix = gaussian_projection(dimension, 128, seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert matrix.dtype == torch.float32
+    assert torch.equal(matrix, expected)

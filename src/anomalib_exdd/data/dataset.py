@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_exdd.images.masks import DefectMask
-from anomalib_exdd.images.reading import check_same_size, read_image, read_mask
+from anomalib_exdd.images.reading import WHITE_LEVEL, check_same_size, read_image, read_mask
 
 from .items import DefectBatch, DefectItem
 
@@ -31,11 +31,19 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
             defective image without one then has an all-zero mask. Further columns may say more, see :func:`completed`.
         name: Name of the data set.
         augmentations: Transforms applied to image and mask together.
+        white_level: The number that is white in images of more than 8 bits.
     """
 
-    def __init__(self, samples: DataFrame, name: str = "Defect", augmentations: Transform | None = None) -> None:
+    def __init__(
+        self,
+        samples: DataFrame,
+        name: str = "Defect",
+        augmentations: Transform | None = None,
+        white_level: int = WHITE_LEVEL,
+    ) -> None:
         super().__init__(augmentations=augmentations)
         self._name = name
+        self.white_level = white_level
         samples = samples.copy()
         samples.attrs["task"] = samples.attrs.get("task", task_of(samples))
         self.samples = completed(samples)
@@ -65,7 +73,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
             ValueError: If the image or the mask cannot be decoded, or if they differ in size.
         """
         sample = self.samples.iloc[index]
-        image = read_image(sample.image_path)
+        image = read_image(sample.image_path, self.white_level)
         mask: DefectMask | None = None
         if self.task == TaskType.SEGMENTATION:
             mask = _read_sample_mask(sample, image)

@@ -23,6 +23,8 @@ from torch import distributed
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
+from anomalib_exdd.images.reading import WHITE_LEVEL, warn_of_unused_range
+
 from .dataset import DefectDataset, task_of
 from .splits import MIN_VALIDATION_DEFECTS, check_ratio, draw, key_of, share, validation_counts
 
@@ -49,6 +51,7 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         val_augmentations: Transforms of validation images.
         test_augmentations: Transforms of test images.
         augmentations: Transforms of all images for which none of the three above is given.
+        white_level: The number that is white in images of more than 8 bits.
     """
 
     def __init__(
@@ -65,8 +68,12 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         val_augmentations: Transform | None,
         test_augmentations: Transform | None,
         augmentations: Transform | None,
+        white_level: int = WHITE_LEVEL,
     ) -> None:
         check_ratio("val_split_ratio", val_split_ratio)
+        if white_level < 1:
+            msg = f"Argument `white_level` has to be positive (4095 for 12 bits), but got {white_level}."
+            raise ValueError(msg)
         if num_defects is not None and num_defects < 0:
             msg = f"Argument `num_defects` has to be at least 0, but got {num_defects}."
             raise ValueError(msg)
@@ -85,6 +92,7 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         )
         self.root = Path(root)
         self.num_defects = num_defects
+        self.white_level = white_level
         self._tables: dict[Split, DataFrame] | None = None
 
     @abstractmethod
@@ -109,9 +117,11 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         if self._tables is None:  # files are read and images drawn once, not for every stage
             self._tables = self.split_samples()
             self._log_counts(self._tables)
-        self.train_data = DefectDataset(self._tables[Split.TRAIN], self.name)
-        self.val_data = DefectDataset(self._tables[Split.VAL], self.name)
-        self.test_data = DefectDataset(self._tables[Split.TEST], self.name)
+            warn_of_unused_range(list(pd.concat(self._tables.values())["image_path"]), self.white_level)
+        self.train_data, self.val_data, self.test_data = (
+            DefectDataset(self._tables[split], self.name, white_level=self.white_level)
+            for split in (Split.TRAIN, Split.VAL, Split.TEST)
+        )
 
     def _create_test_split(self) -> None:
         """Leave the test images as they are."""

@@ -11,7 +11,14 @@ from anomalib.data.utils import LabelName, Split
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import inspect_image, inspect_pair, map_files
+from anomalib_exdd.images.reading import (
+    WHITE_LEVEL,
+    InspectedPair,
+    inspect_image,
+    inspect_pair,
+    map_files,
+    warn_of_inverted_masks,
+)
 from anomalib_exdd.images.sources import (
     Source,
     expected_mask_names,
@@ -70,6 +77,8 @@ class DefectFolder(DefectDataModule):
         val_augmentations: Transforms applied to validation images and their masks.
         test_augmentations: Transforms applied to test images and their masks.
         augmentations: Transforms for every stage that has none of its own.
+        white_level: The number that is white in images of more than 8 bits: 4095 for a camera of 12 bits whose images
+            are files of 16. Checkpoints keep it, so that `predict` reads alike.
 
     Example:
         >>> from anomalib_exdd.data import DefectFolder
@@ -101,6 +110,7 @@ class DefectFolder(DefectDataModule):
         val_augmentations: Transform | None = None,
         test_augmentations: Transform | None = None,
         augmentations: Transform | None = None,
+        white_level: int = WHITE_LEVEL,
     ) -> None:
         if not name or Path(name).name != name:
             msg = f"Argument `name` has to be usable as the name of a folder, but got `{name}`."
@@ -121,6 +131,7 @@ class DefectFolder(DefectDataModule):
             val_augmentations=val_augmentations,
             test_augmentations=test_augmentations,
             augmentations=augmentations,
+            white_level=white_level,
         )
         self.test_split_ratio = test_split_ratio
         self.sources: dict[str, Source | None] = {
@@ -290,19 +301,26 @@ def _check_listed_once(rows: Sequence[_Row]) -> None:
 
 def _checked(rows: Sequence[_Row]) -> list[_Row]:
     """Read all masks, fill in the labels that they decide, and refuse masks that contradict a label."""
-    labels = map_files(_label_of, rows, "Reading the masks")
-    return [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
+    pairs = list(zip(rows, map_files(_inspect, rows, "Reading the masks"), strict=True))
+    warn_of_inverted_masks([row.mask for row, pair in pairs if row.mask and pair and pair.looks_inverted])
+    return [replace(row, label=_label_of(row, has_defect=pair and pair.has_defect)) for row, pair in pairs]
 
 
-def _label_of(row: _Row) -> int:
-    if row.mask is None:
-        inspect_image(row.image)
+def _inspect(row: _Row) -> InspectedPair | None:
+    if row.mask is not None:
+        return inspect_pair(row.image, row.mask)
+    inspect_image(row.image)
+    return None
+
+
+def _label_of(row: _Row, *, has_defect: bool | None) -> int:
+    """Return the label of an image, given what its mask shows; None if it has none."""
+    if has_defect is None:
         return int(row.label or _NORMAL)
-    has_defect, _ = inspect_pair(row.image, row.mask)
     if row.label == _DEFECTIVE and not has_defect:
         msg = (
-            f"The image `{row.image}` is named as defective (`{row.source}`), but its mask `{row.mask}` is all black. "
-            "Draw the defect into the mask, or name the image as normal."
+            f"The image `{row.image}` is named as defective (`{row.source}`), but its mask `{row.mask}` is all black "
+            "or transparent. Draw the defect into the mask in white, or name the image as normal."
         )
         raise ValueError(msg)
     if row.label == _NORMAL and has_defect:

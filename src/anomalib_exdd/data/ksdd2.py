@@ -32,7 +32,7 @@ from anomalib.data.utils import LabelName
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import inspect_pair, map_files
+from anomalib_exdd.images.reading import WHITE_LEVEL, InspectedPair, inspect_pair, map_files, warn_of_inverted_masks
 from anomalib_exdd.images.sources import contents_of
 
 from .csv_samples import read_kinds
@@ -87,6 +87,8 @@ class KSDD2(DefectDataModule):
         val_augmentations: Transforms applied to validation images and their masks.
         test_augmentations: Transforms applied to test images and their masks.
         augmentations: Transforms for every stage that has none of its own.
+        white_level: The number that is white in images of more than 8 bits: 4095 for a camera of 12 bits whose images
+            are files of 16. Checkpoints keep it, so that `predict` reads alike.
 
     Example:
         >>> from anomalib_exdd.data import KSDD2
@@ -109,6 +111,7 @@ class KSDD2(DefectDataModule):
         val_augmentations: Transform | None = None,
         test_augmentations: Transform | None = None,
         augmentations: Transform | None = None,
+        white_level: int = WHITE_LEVEL,
     ) -> None:
         if official_split is not None and official_split not in OFFICIAL_SPLITS:
             msg = f"Argument `official_split` has to be one of {list(OFFICIAL_SPLITS)}, but got {official_split}."
@@ -131,6 +134,7 @@ class KSDD2(DefectDataModule):
             val_augmentations=val_augmentations,
             test_augmentations=test_augmentations,
             augmentations=augmentations,
+            white_level=white_level,
         )
         self.official_split = official_split
 
@@ -178,8 +182,12 @@ class _Scan:
 
     images: list[Path]
     masks: list[Path]
-    defective: list[bool]
-    sizes: list[tuple[int, int]]  # height, width
+    inspected: list[InspectedPair]
+
+    @property
+    def defective(self) -> list[bool]:
+        """Whether each image is defective."""
+        return [pair.has_defect for pair in self.inspected]
 
     @property
     def ids(self) -> set[str]:
@@ -195,16 +203,17 @@ class _Scan:
 def _scan(root: Path) -> dict[str, _Scan]:
     _check_layout(root)
     listings = {split: _list_pairs(root / split) for split in KSDD2_COUNTS}
-    return {split: _read_pairs(split, pairs) for split, pairs in listings.items()}
+    scans = {split: _read_pairs(split, pairs) for split, pairs in listings.items()}
+    pairs = [pair for scan in scans.values() for pair in zip(scan.masks, scan.inspected, strict=True)]
+    warn_of_inverted_masks([mask for mask, inspected in pairs if inspected.looks_inverted])
+    return scans
 
 
 def _read_pairs(split: str, pairs: list[tuple[Path, Path]]) -> _Scan:
-    inspected = map_files(lambda pair: inspect_pair(*pair), pairs, f"Reading the {split} masks")
     return _Scan(
         images=[image for image, _ in pairs],
         masks=[mask for _, mask in pairs],
-        defective=[has_defect for has_defect, _ in inspected],
-        sizes=[size for _, size in inspected],
+        inspected=map_files(lambda pair: inspect_pair(*pair), pairs, f"Reading the {split} masks"),
     )
 
 
@@ -303,7 +312,7 @@ def _wrong_counts(root: Path, split: str, scan: _Scan) -> str:
 
 
 def _looks_official(split: str, scan: _Scan) -> bool:
-    heights, widths = zip(*scan.sizes, strict=True)
+    heights, widths = zip(*(pair.size for pair in scan.inspected), strict=True)
     known_sizes = set(heights) <= set(_OFFICIAL_HEIGHTS) and set(widths) <= set(_OFFICIAL_WIDTHS)
     return known_sizes and {int(image_id) for image_id in scan.ids} <= set(_OFFICIAL_IDS[split])
 

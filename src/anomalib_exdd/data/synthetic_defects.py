@@ -23,7 +23,7 @@ from pandas import DataFrame
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import inspect_pair, map_files
+from anomalib_exdd.images.reading import inspect_pair, map_files, warn_of_inverted_masks
 from anomalib_exdd.synthesis.manifest import SyntheticImage, read_synthetic
 from anomalib_exdd.synthesis.review import REVIEW_NAME
 
@@ -108,6 +108,7 @@ class SyntheticDefects(DefectDataModule):
             seed=seed,
             **{name: getattr(base, name) for name in given},
             augmentations=None,
+            white_level=base.white_level,
         )
         self.category = base.category
         self.base = base
@@ -193,11 +194,13 @@ class SyntheticDefects(DefectDataModule):
         keys = [key_of(image.path, self.synthetic_root) for image in usable]
         drawn = [usable[position] for position in draw(keys, count, seed=int(self.seed or 0), purpose="synthetic")]
         inspected = map_files(lambda image: inspect_pair(image.path, image.mask), drawn, "Reading the synthetic masks")
-        for image, (has_defect, _) in zip(drawn, inspected, strict=True):
-            if not has_defect:
+        pairs = list(zip(drawn, inspected, strict=True))
+        warn_of_inverted_masks([image.mask for image, pair in pairs if pair.looks_inverted])
+        for image, pair in pairs:
+            if not pair.has_defect:
                 msg = (
-                    f"The mask `{image.mask}` of a synthetic defect is all black. Correct it, or reject the image in "
-                    f"`{self.synthetic_root / REVIEW_NAME}`."
+                    f"The mask `{image.mask}` of a synthetic defect is all black or transparent. Correct it, "
+                    f"or reject the image in `{self.synthetic_root / REVIEW_NAME}`."
                 )
                 raise ValueError(msg)
         return drawn

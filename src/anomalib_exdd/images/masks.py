@@ -10,6 +10,7 @@ Shapes: masks are ``[..., H, W]``, zero is background, positive numbers are defe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,8 +80,8 @@ def resize_defect_mask(
     Returns:
         The resized mask, of the size that torchvision gives to an image of the same height and width.
     """
-    target_height, target_width = _resized_size(mask, size, max_size)
-    resized: DefectMask = wrap(resize_defects(mask.as_subclass(torch.Tensor), (target_height, target_width)), like=mask)
+    target = resized_size(mask.shape[-2:], size, max_size)
+    resized: DefectMask = wrap(resize_defects(mask.as_subclass(torch.Tensor), target), like=mask)
     return resized
 
 
@@ -116,12 +117,20 @@ def _nearest(source: int, target: int) -> torch.Tensor:
     return torch.arange(target) * source // target
 
 
-def _resized_size(mask: torch.Tensor, size: int | list[int] | None, max_size: int | None) -> tuple[int, int]:
-    """Ask torchvision for the size it gives to an image of this height and width.
+def resized_size(image_size: Sequence[int], size: int | Sequence[int] | None, max_size: int | None) -> tuple[int, int]:
+    """Ask torchvision for the size that a resize gives to an image.
 
     Its rule for one-number sizes and ``max_size`` is private; an expanded single element costs next to nothing.
+
+    Args:
+        image_size: Height and width of the image.
+        size: Target size in any form that ``Resize`` takes.
+        max_size: Upper bound of the longer edge, as in ``Resize``.
+
+    Returns:
+        Height and width after it.
     """
-    height, width = mask.shape[-2:]
+    height, width = image_size
     if size is not None and not isinstance(size, int) and len(size) == 2 and max_size is None:
         return int(size[0]), int(size[1])
     stand_in = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width)

@@ -22,7 +22,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, SequentialSampler
 from torchvision.transforms.v2 import Transform
 
-from .reading import inspect_image, map_files, read_image
+from .decoding import DECODING_ERRORS, is_deep
+from .reading import WHITE_LEVEL, inspect_image, map_files, read_image
 from .sources import COMMON_MASK_SUFFIXES, named_like_masks
 
 _READING_THREADS = 4
@@ -57,6 +58,7 @@ class PhotoLoader:
     Attributes:
         masks: Masks that lie beside their images and are not predicted.
         resize: Further transform, applied in the reading threads. It gives photos of a batch the same size.
+        white_level: The number that is white in photos of more than 8 bits.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class PhotoLoader:
         self.batch_size = batch_size
         self.first_transform = first_transform
         self.resize: Transform | None = None
+        self.white_level = WHITE_LEVEL
         self._unreadable: list[UnreadableFile] = []
         # At least one, also where there are more processes than photos: Lightning leaves a loop without batches out,
         # and would never come to the end at which the processes meet.
@@ -118,7 +121,7 @@ class PhotoLoader:
 
     def _read(self, path: Path) -> ImageItem | UnreadableFile:
         try:
-            image: torch.Tensor = read_image(path)
+            image: torch.Tensor = read_image(path, self.white_level)
         except ValueError as error:
             return UnreadableFile(str(path), " ".join(str(error).split()))
         for transform in (self.first_transform, self.resize):
@@ -174,13 +177,14 @@ def _looks_like_mask(path: Path, images: Sequence[Path]) -> bool:
         if inspect_image(path) not in {inspect_image(image) for image in images}:
             return False
         with Image.open(path) as image:
-            pixels = np.asarray(image if image.mode.startswith("I") else image.convert("RGB"), dtype=np.float64)
-    except (ValueError, OSError, SyntaxError, EOFError):
+            pixels = np.asarray(image if is_deep(image) else image.convert("RGBA"), dtype=np.float64)
+    except DECODING_ERRORS:
         return False  # whoever reads it says what is wrong with it
     if pixels.ndim == 3:
-        if (pixels != pixels[..., :1]).any():
+        visible = pixels[..., 3] > 127
+        if (pixels[..., :3] != pixels[..., :1])[visible].any():
             return False
-        pixels = pixels[..., 0]
+        pixels = np.where(visible, pixels[..., 0], 0)
     elif pixels.max() > 255:
         pixels = pixels * 255 / pixels.max()
     return bool(((pixels <= _BLACK) | (pixels >= _WHITE)).mean() >= _MASK_SHARE)

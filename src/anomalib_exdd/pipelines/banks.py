@@ -9,7 +9,13 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from anomalib_exdd.images.reading import check_same_size, read_image, read_mask
+from anomalib_exdd.images.reading import (
+    check_same_size,
+    looks_inverted,
+    read_image,
+    read_mask,
+    warn_of_inverted_masks,
+)
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.surgery import kinds_summary, summary
@@ -90,10 +96,11 @@ class Teach(Verb):
             if path is not None and not path.is_file():
                 msg = f"The file {path} does not exist."
                 raise FileNotFoundError(msg)
-        image_CHW = torch.Tensor(read_image(image))
+        image_CHW = torch.Tensor(read_image(image, model.white_level))
         if mask is not None:
             mask_HW = torch.as_tensor(read_mask(mask))
             check_same_size(image, image_CHW.shape[-2:], mask, mask_HW.shape[-2:])
+            warn_of_inverted_masks([mask] if looks_inverted(mask_HW.numpy() > 0) else [])
         else:
             mask_HW = _box_mask(box, (image_CHW.shape[-2], image_CHW.shape[-1]))
         added = model.teach(image_CHW, mask_HW, str(image), config.kind)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from tqdm import tqdm
 
 from anomalib_exdd.data.defect_datamodule import DefectDataModule
-from anomalib_exdd.images.reading import read_image, read_mask
+from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, read_mask
 from anomalib_exdd.reporting.contact_sheet import preview
 from anomalib_exdd.synthesis.change import MaskMode
 from anomalib_exdd.synthesis.diag import DiagSynthesizer
@@ -170,15 +171,15 @@ def material_of(datamodule: DefectDataModule) -> Material:
         defects=[
             (str(image), str(mask)) for image, mask in zip(defective.image_path, defective.mask_path, strict=True)
         ],
-        read_image=read_pixels,
+        read_image=partial(read_pixels, white_level=datamodule.white_level),
         read_mask=read_defect_pixels,
         kinds={str(image): str(kind) for image, kind in zip(defective.image_path, defective.kind, strict=True)},
     )
 
 
-def read_pixels(path: str) -> Pixels:
+def read_pixels(path: str, white_level: int = WHITE_LEVEL) -> Pixels:
     """Read an image as training reads it, at its own resolution, `[H, W, 3]`, uint8."""
-    return np.ascontiguousarray((read_image(path) * 255).round().byte().permute(1, 2, 0).numpy())
+    return np.ascontiguousarray((read_image(path, white_level) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def read_defect_pixels(path: str) -> Mask:

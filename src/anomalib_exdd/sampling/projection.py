@@ -20,7 +20,7 @@ def gaussian_projection(dimension: int, projected: int, seed: int) -> Tensor:
         Matrix of shape (D, d*), float32; the identity of shape (D, D) if D <= d*, where projecting would only lose.
     """
     if dimension <= projected:
-        return torch.eye(dimension)
+        return torch.eye(dimension, dtype=torch.float32)  # trainers in true precision change the default
     matrix = np.random.default_rng(seed).standard_normal((dimension, projected))
     matrix /= np.linalg.norm(matrix, axis=0, keepdims=True)
     return torch.from_numpy(matrix.astype(np.float32))

@@ -11,10 +11,12 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from anomalib_exdd.images.reading import WHITE_LEVEL
+
 from .distributed import check_strategy, join_processes, warn_of_repeats
 from .fingerprint import fingerprint
 from .metrics import default_evaluator
-from .pictures import LABEL_SIZE, panel_size
+from .pictures import LABEL_SIZE, SeenImageVisualizer, panel_size
 from .predictions import Decisions, Predictions, RawScores
 from .results import report_results
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:  # every class that it is mixed into is one
     from anomalib.models.components import AnomalibModule as _Module
 else:
     _Module = ABC
+
+
+_WHITE_LEVEL = "white_level"
+"""Where a checkpoint keeps it."""
 
 
 class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
@@ -37,8 +43,12 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
 
     A model builds its torch model in :meth:`_build_model`, from :attr:`settings` alone, and calls it at the end of its
     constructor.
+
+    Attributes:
+        white_level: The number that is white in images of more than 8 bits, as the data of the training have it.
     """
 
+    white_level = WHITE_LEVEL
     _own_visualizer = False
     _fitted_from: str | None = None
 
@@ -83,6 +93,11 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         """Report ranking and F1 of images and pixels."""
         return default_evaluator()
 
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """Draw the images as the model sees them."""
+        return SeenImageVisualizer()
+
     def configure_callbacks(self) -> list[Callback]:
         """Add the table of predictions to Anomalib's callbacks."""
         raw = RawScores()  # first, because Anomalib's post-processor overwrites the scores
@@ -99,6 +114,7 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         join_processes(self.trainer)
         if stage == TrainerFn.FITTING:
             self._fitted_from = None
+            self.white_level = _white_level_of(self.trainer)
             # There is nothing to check before training: Lightning's own trainer, unlike the engine, would try.
             cast("Any", self.trainer).num_sanity_val_steps = 0
 
@@ -107,6 +123,11 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         super().on_test_start()
         warn_of_repeats(self.trainer)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save how images are read."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_WHITE_LEVEL] = self.white_level
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint that the trainer restores mean what its user expects.
 
@@ -114,7 +135,9 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
             ValueError: If a given argument contradicts what the checkpoint was trained with.
         """
         super().on_load_checkpoint(checkpoint)
+        white_level = checkpoint.get(_WHITE_LEVEL, WHITE_LEVEL)
         if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
+            self.white_level = white_level
             return
         if changes := self._adopted(checkpoint.get("hyper_parameters", {})):
             self._rebuild(changes)
@@ -132,6 +155,13 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
             checkpoint.pop("callbacks", None)  # which would name the old best checkpoint again
         else:
             self._fitted_from = None
+            self.white_level = white_level
+        if trainer.datamodule is not None and self.white_level != _white_level_of(trainer):
+            msg = (
+                f"The model was trained with `white_level` {self.white_level}, but the data module has "
+                f"{_white_level_of(trainer)}. Give it the same: `--data.white_level {self.white_level}`."
+            )
+            raise ValueError(msg)
 
     def to_onnx(  # type: ignore[override]
         self,
@@ -176,3 +206,8 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
             self.visualizer.field_size = panel_size(image_size)
             self.visualizer.text_config["size"] = LABEL_SIZE
+
+
+def _white_level_of(trainer: Any) -> int:
+    """Return the white level of a trainer's data, which only this package's data modules know."""
+    return getattr(trainer.datamodule, _WHITE_LEVEL, WHITE_LEVEL)

@@ -23,7 +23,7 @@ class PredictionRow:
     """What is known of an image; what does not apply, or is not known, is None.
 
     Attributes:
-        path: The image.
+        path: The image; if it has no path, the name of its picture.
         score: Anomalib's normalised score, 0 to 1.
         raw_score: The score before that.
         probability: Probability that the image is defective, where images are scored by one.

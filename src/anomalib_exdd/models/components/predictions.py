@@ -23,8 +23,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import Normalize, Resize, ToDtype, ToImage, Transform
 
 from anomalib_exdd.images.photos import PhotoLoader, tolerant
-from anomalib_exdd.images.reading import inspect_image
+from anomalib_exdd.images.reading import inspect_image, warn_of_unused_range
 
+from .pictures import image_names
 from .pre_processor import steps
 from .prediction_table import (
     CSV_NAME,
@@ -134,7 +135,8 @@ class Predictions(Callback):
             )
         loaders = _photo_loaders(trainer)
         for loader in loaders:
-            loader.resize = _first_resize(transform)
+            loader.resize, loader.white_level = _first_resize(transform), pl_module.white_level
+            warn_of_unused_range(loader.files, loader.white_level)
         if masks := [mask for loader in loaders for mask in loader.masks]:
             logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
         self.folder = Path(trainer.default_root_dir)
@@ -142,13 +144,19 @@ class Predictions(Callback):
         self._rows = partial_path(self.folder, trainer.global_rank).open("w", encoding="utf-8")
 
     def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: ImageBatch, *args: Any, **kwargs: Any
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: ImageBatch,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        del args, kwargs
+        del batch
         self._write_unreadable(trainer)
-        for number in range(len(self.raw.scores)):
-            self._write(self._row(outputs, number, pl_module.post_processor))
+        for number, name in enumerate(image_names(outputs, trainer, batch_idx, dataloader_idx)):
+            self._write(self._row(outputs, number, name, pl_module.post_processor))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the files of the rows of all processes, once all of them are done."""
@@ -183,16 +191,15 @@ class Predictions(Callback):
             for file in loader.take_unreadable():
                 self._write(PredictionRow(file.path, error=file.reason))
 
-    def _row(self, batch: ImageBatch, number: int, post_processor: Any) -> PredictionRow:
+    def _row(self, batch: ImageBatch, number: int, name: str, post_processor: Any) -> PredictionRow:
         """Describe image ``number`` of a post-processed batch."""
         decisions, raw = self._decisions, _finite(self.raw.scores[number])
         probability = raw if self._probabilities else None
         label = _label(None if batch.pred_label is None else batch.pred_label[number])
         scores = torch.as_tensor(batch.pred_score).flatten()
-        path = str(batch.image_path[number]) if batch.image_path else ""
-        regions = self._regions(batch, number, path)
+        regions = self._regions(batch, number, name)
         return PredictionRow(
-            path=path,
+            path=name,
             score=_finite(float(scores[number])),
             raw_score=raw,
             probability=probability,

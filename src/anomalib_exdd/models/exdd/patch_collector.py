@@ -151,7 +151,7 @@ class PatchCollector:
         own = [number for number, path in enumerate(paths) if self.is_own(path)]
         width = self._projection.shape[1] if self._projection is not None else 0
         width = max(gather_objects(width))
-        points_NS = torch.empty(int(lengths[own].sum()), width)
+        points_NS = torch.empty(int(lengths[own].sum()), width, dtype=torch.float32)
         index_N = torch.empty(len(points_NS), dtype=torch.int64)
         sums, filled = {}, 0
         for number in own:
@@ -178,7 +178,7 @@ class PatchCollector:
             positions.append(self._store.positions(paths[number])[row_M[place]])
         dimension = max(gather_objects(features[0].shape[1] if features else 0))
         place_M = gather_tensors(torch.cat([torch.empty(0, dtype=torch.int64), *order]))
-        features_MD = gather_tensors(torch.cat([torch.empty(0, dimension), *features]))
+        features_MD = gather_tensors(torch.cat([torch.empty(0, dimension, dtype=torch.float32), *features]))
         position_M2 = gather_tensors(torch.cat([torch.empty(0, 2, dtype=torch.int64), *positions]))
         back = place_M.argsort()
         return features_MD[back], position_M2[back]

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anomalib.utils.path import generate_output_filename
-from anomalib.visualization import ImageVisualizer, visualize_anomaly_map
+from anomalib.visualization import visualize_anomaly_map
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.v2.functional import to_pil_image
 
-from anomalib_exdd.models.components.pictures import LABEL_SIZE, panel_size
+from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
+from anomalib_exdd.models.components.pictures import LABEL_SIZE, SeenImageVisualizer, image_names, panel_size
 
 from .explanation import Explanation, explain_image
 
@@ -21,8 +22,8 @@ _MARK_SHARE = 0.1  # half the side of the mark around a patch, as a share of wha
 _GROUND, _BLANK, _INK, _MARK = (255, 255, 255), (225, 225, 225), (40, 40, 40), (255, 40, 40)
 
 
-class DecisionVisualizer(ImageVisualizer):  # type: ignore[misc]
-    """Anomalib's pictures with a line below that states the decision, where there is one."""
+class DecisionVisualizer(SeenImageVisualizer):
+    """Pictures with a line below that states the decision, where there is one."""
 
     def visualize(self, predictions: Any) -> Any:
         """Draw a prediction, or the predictions of a batch; see :class:`anomalib.visualization.ImageVisualizer`."""
@@ -34,33 +35,22 @@ class DecisionVisualizer(ImageVisualizer):  # type: ignore[misc]
             return [image and add_caption(image, line) for image, line in zip(drawn, explanation, strict=True)]
         return add_caption(drawn, explanation if isinstance(explanation, str) else explanation[0])
 
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
-        """Save a picture of every image of the batch, where Anomalib saves its own."""
-        del pl_module, outputs, args, kw
-        if self.output_dir is None:
-            self.output_dir = Path(trainer.default_root_dir) / "images"
-        datamodule = getattr(trainer, "datamodule", None)
-        for item in batch:
-            picture = self.visualize(item)
-            if picture is not None:
-                name = generate_output_filename(
-                    input_path=item.image_path or "",
-                    output_path=self.output_dir,
-                    dataset_name=getattr(datamodule, "name", None),
-                    category=getattr(datamodule, "category", None),
-                )
-                picture.save(name)
-
     def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Save the pictures of a batch, and explanations if the model's argument ``explain`` asks for them."""
-        super().on_predict_batch_end(trainer, pl_module, outputs, batch, *args, **kw)
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         count = pl_module.settings.explain
         if count:
-            for image, path in zip(batch.image, batch.image_path, strict=True):
-                explanation = explain_image(pl_module.model, image, str(path), count, pl_module.decisions)
-                save_explanation(explanation, explanations_folder(str(self.output_dir)))
+            for image, name in zip(batch.image, image_names(batch, trainer, batch_idx, dataloader_idx), strict=True):
+                explanation = explain_image(pl_module.model, image, name, count, pl_module.decisions)
+                save_explanation(explanation, explanations_folder(str(self.output_dir)), pl_module.white_level)
 
 
 def explanations_folder(pictures: str | Path) -> Path:
@@ -68,8 +58,13 @@ def explanations_folder(pictures: str | Path) -> Path:
     return Path(pictures).parent / "explanations"
 
 
-def save_explanation(explanation: Explanation, folder: Path) -> Path:
+def save_explanation(explanation: Explanation, folder: Path, white_level: int = WHITE_LEVEL) -> Path:
     """Write an explanation as a picture and as JSON, named like its image.
+
+    Args:
+        explanation: The explanation.
+        folder: Where both go.
+        white_level: The number that is white in images of more than 8 bits.
 
     Returns:
         The picture.
@@ -78,7 +73,7 @@ def save_explanation(explanation: Explanation, folder: Path) -> Path:
     name = Path(explanation.source).stem
     (folder / f"{name}.json").write_text(json.dumps(explanation.to_dict(), indent=2) + "\n", encoding="utf-8")
     picture = folder / f"{name}.png"
-    draw_explanation(explanation).save(picture)
+    draw_explanation(explanation, white_level).save(picture)
     return picture
 
 
@@ -96,15 +91,19 @@ def _colour(line: str) -> tuple[int, int, int]:
     return next((colour for word, colour in _CAPTION_COLOURS.items() if line.startswith(word)), (70, 70, 70))
 
 
-def draw_explanation(explanation: Explanation) -> Image.Image:
+def draw_explanation(explanation: Explanation, white_level: int = WHITE_LEVEL) -> Image.Image:
     """Draw an explanation: image and heat map, and for every patch the closest normal one and the closest defect.
 
     Training patches are cut out of the images of the data folder; where those are gone, a blank says so.
+
+    Args:
+        explanation: The explanation.
+        white_level: The number that is white in images of more than 8 bits.
     """
     height, width = explanation.image_size
     panel = panel_size((height, width))
     scale = panel[0] / width
-    image = _open_resized(explanation.source, panel)
+    image = _open_resized(explanation.source, panel, white_level)
     heat = visualize_anomaly_map(explanation.heat_map, colormap=True, normalize=False).resize(panel)
     overlay = Image.blend(image, heat.convert("RGB"), 0.45) if image else heat.convert("RGB")
     plain = image or Image.new("RGB", panel, _BLANK)
@@ -141,24 +140,23 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
             left = 2 * panel[0] + _GAP + index * (_TILE + _GAP)
             if tile is None:
                 continue
-            canvas.paste(_cut(tile[0], (height, width), tile[1], tile[2], window), (left, top))
+            whole = _open_resized(tile[0], (width * 2, height * 2), white_level)  # twice as fine: it is enlarged
+            canvas.paste(_cut(whole, tile[1], tile[2], window), (left, top))
             write.text((left, top + _TILE + 2), tile[3][-_LABEL_LENGTH:], _INK, font)
     return add_caption(canvas, explanation.decision) if explanation.decision else canvas
 
 
-def _open_resized(source: str, size: tuple[int, int]) -> Image.Image | None:
+def _open_resized(source: str, size: tuple[int, int], white_level: int) -> Image.Image | None:
     """Open an image in a given size (width, height); None where it is gone or cannot be read."""
     try:
-        with Image.open(source) as image:
-            return image.convert("RGB").resize(size)
-    except OSError:
+        image: Image.Image = to_pil_image(read_image(source, white_level))
+    except ValueError:
         return None
+    return image.resize(size)
 
 
-def _cut(source: str, image_size: tuple[int, int], row: int, column: int, window: float) -> Image.Image:
-    """Cut the surroundings of a position out of an image that was pre-processed at ``image_size``."""
-    height, width = image_size
-    image = _open_resized(source, (width * 2, height * 2))  # twice as fine, so that the tile shows what was there
+def _cut(image: Image.Image | None, row: int, column: int, window: float) -> Image.Image:
+    """Cut the surroundings of a position out of an image that is twice as fine as the position."""
     if image is None:
         blank = Image.new("RGB", (_TILE, _TILE), _BLANK)
         ImageDraw.Draw(blank).text((8, _TILE // 2 - 8), "image not found", _INK, ImageFont.load_default(LABEL_SIZE))

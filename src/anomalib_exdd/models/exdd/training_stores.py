@@ -128,5 +128,6 @@ def features_identity(module: Any) -> dict[str, Any]:
         "augmentations": repr(getattr(dataset, "augmentations", None)),
         "tiler": repr(vars(module.model.tiler)) if module.model.tiler else None,
         "precision": str(module.trainer.precision),
+        "white_level": module.white_level,
         "version": metadata.version("anomalib-exdd"),
     }

@@ -1,18 +1,18 @@
 """Small pictures that the page carries within itself, as data URIs.
 
-Images that are gone or cannot be decoded give None, and the page says so in their place. What a mask is, is decided as
-the data sets of this package do: any pixel that is not black, in a JPEG the brighter half.
+Images that are gone or cannot be decoded give None, and the page says so in their place.
 """
 
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from struct import error as StructError  # noqa: N812
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+
+from anomalib_exdd.images.decoding import DECODING_ERRORS, is_deep, open_image, read_defect_pixels
 
 from .heat_scale import LEVELS, palette
 
@@ -24,8 +24,7 @@ _WINDOW = 0.2  # side of what a tile shows, as a share of the image's longer sid
 _MARK = 0.1  # half the side of the mark around a patch's centre, as a share of the tile
 _OUTLINE = (0, 229, 255)  # a colour that the palette does not have
 _OUTLINE_LEVEL = LEVELS
-_JPEG_QUALITY, _JPEG_MASK_LEVEL = 82, 127
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, StructError, Image.DecompressionBombError)
+_JPEG_QUALITY = 82
 
 
 def read_picture(path: Path | None) -> Image.Image | None:
@@ -33,13 +32,12 @@ def read_picture(path: Path | None) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(path) as image:
-            image.load()
-            if not (image.mode.startswith("I") or image.mode == "F"):
-                return image.convert("RGB")
-            # Pillow would clip 16 bits to white. For a look at it, the image's own range will do.
-            pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-    except _UNREADABLE:
+        image = open_image(path)
+        if not is_deep(image):
+            return image.convert("RGB")
+        # Pillow would clip 16 bits to white. For a look at it, the image's own range will do.
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+    except DECODING_ERRORS:
         return None
     span = float(np.ptp(pixels)) or 1.0
     return Image.fromarray(((pixels - pixels.min()) / span * 255).astype(np.uint8)).convert("RGB")
@@ -50,15 +48,9 @@ def read_mask(path: Path | None) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(path) as mask:
-            mask.load()
-            level = _JPEG_MASK_LEVEL if mask.format == "JPEG" else 0
-            deep = mask.mode in {"1", "L", "F"} or mask.mode.startswith("I")
-            pixels = np.asarray(mask if deep else mask.convert("RGB"))
-    except _UNREADABLE:
+        return Image.fromarray(read_defect_pixels(path).astype(np.uint8) * 255)
+    except DECODING_ERRORS:
         return None
-    defect = pixels > level
-    return Image.fromarray(np.where(defect.any(axis=-1) if defect.ndim == 3 else defect, 255, 0).astype(np.uint8))
 
 
 def small_size(size: Sequence[int]) -> tuple[int, int]:

@@ -1,0 +1,91 @@
+"""What transforms do to an image: which part of it is left, and how the result looks without normalisation."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from anomalib.data.transforms import ExportableCenterCrop, SquarePad
+from torch import Tensor
+from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Normalize, Resize, ToDtype, ToImage, Transform
+
+from anomalib_exdd.images.masks import resized_size
+
+_LEAVE_POSITIONS = (Normalize, ToDtype, ToImage, Grayscale)
+
+
+class Part(NamedTuple):
+    """A part of an image, in its pixels; where the image was padded, it reaches beyond the image.
+
+    Attributes:
+        top: Upper edge.
+        left: Left edge.
+        height: Height.
+        width: Width.
+    """
+
+    top: Fraction
+    left: Fraction
+    height: Fraction
+    width: Fraction
+
+
+def steps_of(transform: Transform | None) -> Iterator[Transform]:
+    """Yield the single steps of a transform, in their order."""
+    if isinstance(transform, Compose):
+        for step in transform.transforms:
+            yield from steps_of(step)
+    elif transform is not None:
+        yield transform
+
+
+def first_resize(transform: Transform | None) -> Resize | None:
+    """Return the step that may as well be done when an image is read: doing it twice changes nothing."""
+    step = next((step for step in steps_of(transform) if not isinstance(step, _LEAVE_POSITIONS)), None)
+    return step if isinstance(step, Resize) else None
+
+
+def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Part | None:
+    """Tell which part of an image is left after transforms, one after the other.
+
+    Args:
+        transforms: The transforms.
+        size: Height and width of the image.
+
+    Returns:
+        The part that the result shows, from edge to edge; None if a step is none of Anomalib's for pre-processors and
+        may move pixels elsewhere.
+    """
+    now = [size[0], size[1]]
+    start, pixel = [Fraction(0)] * 2, [Fraction(1)] * 2  # of both axes, in pixels of the image
+    for transform in transforms:
+        for step in steps_of(transform):
+            if isinstance(step, Resize):
+                after = resized_size(now, step.size, step.max_size)
+                pixel = [length * old / new for length, old, new in zip(pixel, now, after, strict=True)]
+            elif isinstance(step, CenterCrop | ExportableCenterCrop | SquarePad):
+                after = (max(now), max(now)) if isinstance(step, SquarePad) else (step.size[0], step.size[1])
+                start = [
+                    edge + length * _offset(old, new)
+                    for edge, length, old, new in zip(start, pixel, now, after, strict=True)
+                ]
+            elif isinstance(step, _LEAVE_POSITIONS):
+                continue
+            else:
+                return None
+            now = list(after)
+    return Part(*start, *(length * count for length, count in zip(pixel, now, strict=True)))
+
+
+def _offset(length: int, target: int) -> int:
+    """Return where the cut begins along an axis, as torchvision rounds it; negative where padding comes first."""
+    return round((length - target) / 2) if target <= length else -((target - length) // 2)
+
+
+def without_normalization(image_CHW: Tensor, transform: Transform | None) -> Tensor:
+    """Take back the last normalisation of a transformed image, float32 in 0..1, shape (3, H, W)."""
+    image_CHW = image_CHW.float()
+    for step in [step for step in steps_of(transform) if isinstance(step, Normalize)][-1:]:
+        mean, std = (torch.tensor(value, device=image_CHW.device).view(-1, 1, 1) for value in (step.mean, step.std))
+        image_CHW = image_CHW * std + mean
+    return image_CHW.clamp(0, 1)
