@@ -55,3 +55,14 @@ class Float32Buffers(nn.Module):
             if moved.dtype != buffer.dtype:
                 setattr(module, leaf, buffer.to(moved.device))
         return self
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run products in one thread: their sums, and what is learnt by them, are then the same on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

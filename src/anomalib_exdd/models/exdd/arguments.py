@@ -28,7 +28,9 @@ DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
 }
 """What scores images by default, for each way to score the map."""
 
-FIXED_BY_BANKS = frozenset({"backbone", "layers", "image_size", "top_fraction", "defect_rate", "synthetic_weight"})
+FIXED_BY_BANKS = frozenset(
+    {"backbone", "layers", "image_size", "top_fraction", "defect_rate", "unknown_rate", "synthetic_weight"}
+)
 """Arguments that the memory banks or the calibration depend on."""
 
 
@@ -49,7 +51,7 @@ def check_settings(settings: Any) -> None:
     if not 0 <= settings.synthetic_weight <= 1:
         msg = f"Argument `synthetic_weight` has to be in [0, 1], but got {settings.synthetic_weight}."
         raise ValueError(msg)
-    for name in ("false_reject_rate", "false_accept_rate", "defect_rate"):
+    for name in ("false_reject_rate", "false_accept_rate", "defect_rate", "unknown_rate"):
         check_rate(name, getattr(settings, name))
     check_choice("positive_patches", settings.positive_patches, get_args(PositivePatches))
     check_choice("scoring", settings.scoring, get_args(ScoringName))

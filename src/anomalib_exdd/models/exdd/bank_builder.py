@@ -5,6 +5,7 @@ calibration needs is kept beside it.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -195,20 +196,30 @@ class BankBuilder:
             self.positive.add(path, features[taken_P], self.defective.positions_of(path)[taken_P])
 
     def fill_calibration_set(self) -> None:
-        """Keep the patches that calibration needs."""
+        """Keep the patches that calibration needs, and learn the boundary, which tells some of them."""
         self.defective.share()
-        ranking = RoughRanking(self.model, self.settings)
-        self.model.calibration_set.clear()
         images = [(path, self.negative) for path in drawn(self.negative.paths)]
         for synthetic in (False, True):
             paths = [path for path in self.defective.paths if (path in self.origins) == synthetic]
             images += [(path, self.defective) for path in drawn(paths)]
+        weight = self.settings.synthetic_weight
+        nothing = torch.empty(0, dtype=torch.int64)
+        self._keep(images, "Calibration: samples", lambda _: nothing)
+        self.model.learn_boundary(weight, self.settings.seed)
+        self._keep(images, "Calibration", RoughRanking(self.model, self.settings, self.model.folds(weight)).high)
+
+    def _keep(
+        self, images: list[tuple[str, PatchCollector]], title: str, high: Callable[[CalibrationImage], Tensor]
+    ) -> None:
+        """Fill the calibration set with images, and with the patches of each that ``high`` tells."""
         kept = {}
         own = [(path, collector) for path, collector in images if collector.is_own(path)]
-        for path, collector in tqdm(own, "Calibration", delay=_PROGRESS_DELAY, disable=rank() > 0):
-            image = CalibrationImage(path, collector.features_of(path), defective=collector is self.defective)
-            kept[path] = image.keep(ranking.high(image))
+        for path, collector in tqdm(own, title, delay=_PROGRESS_DELAY, disable=rank() > 0):
+            defects = self.positive.features_of(path) if collector is self.defective else None
+            image = CalibrationImage(path, collector.features_of(path), defects)
+            kept[path] = image.keep(high(image))
         everywhere = {path: image for part in gather_objects(kept) for path, image in part.items()}
+        self.model.calibration_set.clear()
         self.model.calibration_set.add([everywhere[path] for path, _ in images])
 
 

@@ -1,14 +1,12 @@
-"""Learns the calibrated score: weights of the evidence, a probability, and thresholds for decisions.
+"""Learns from the training images what each kind of evidence is worth, and what an image's score means.
 
-Everything is fitted on distances of training images that leave out the bank entries of the same image; with them, every
-training patch would be close to itself. What counts is images, not patches: an image's score is the mean of its highest
-patch scores, and a penalised logistic regression on those means finds the weights. Which patches are the highest
-depends on the weights, so the two alternate until nothing changes, as in multiple-instance learning (Andrews et al.,
-NIPS 2002). The weights are non-negative and shrunk towards the distance to normal alone; an image's evidence outweighs
-that prior only where there are enough of them. The choices were made on validation folds of training images: see
-``docs/calibration.md``.
+Three kinds of evidence of a defect: a patch is *unfamiliar* (far from the negative bank), or it resembles a *known
+kind* by its neighbours (nearer to the positive bank than its distance to the negative one suggests), or by the learnt
+boundary. The score is the log-likelihood ratio against a mixture of known and unknown kinds of defects. Everything is
+fitted to scores of images that the measured piece has not seen. The choices were made on training folds of all
+development sets: see ``docs/calibration.md``. What a score means for decisions is in :mod:`.decisions`.
 
-Shape suffixes: I images, C candidate patches of all images together, E pieces of evidence.
+Shape suffixes: I images, C patches of all images together, E columns of evidence, J pieces of evidence.
 """
 
 import math
@@ -24,78 +22,69 @@ from torch import Tensor
 
 from anomalib_exdd.precision import Float32Buffers
 
-from .scoring import Coefficients, log_evidence, top_count
+from .decisions import Decisions, Floats, Thresholds, best_f1_threshold, decision_thresholds
+from .scoring import EVIDENCE, Coefficients, bounded_log_odds, top_count
 
-Floats = NDArray[np.float64]
-
-PRIOR_WEIGHT = 2.0
-"""Prior mean of a_1, per spread of the log-distance to normal; that of all other weights is 0."""
-PRIOR_PRECISION = (1.0, 3.0, 3.0, 3.0)
-"""Precision of the prior on a_1, a_3, c_1, c_3: it takes about so many images to move a weight by 1 per spread."""
-_MAX_ROUNDS = 60
+_NEIGHBOR_RIDGE = 0.3  # on the weights of the log-distances, per spread; weighs as much as so many images
+_EQUAL_RIDGE = 10.0  # pulls the weights of the three pieces towards each other: so many images move them apart
+_LEAST_VOICE = 0.05  # slope of the unfamiliar piece against unknown defects, at least: it always keeps a voice
 _LEAST_SLOPE = 1e-3
-
-
-class Decisions(NamedTuple):
-    """Two thresholds on the probability.
-
-    Attributes:
-        accept: Images below it are good.
-        reject: Images at or above it are defective; those between the two are for review.
-        accept_backed: Whether there are enough defective training images to back the false-accept rate.
-        reject_backed: Whether there are enough normal ones to back the false-reject rate.
-    """
-
-    accept: float
-    reject: float
-    accept_backed: bool
-    reject_backed: bool
-
-    def name(self, probability: float) -> str:
-        """Return "accept", "review" or "reject"."""
-        if probability >= self.reject:
-            return "reject"
-        return "accept" if probability < self.accept else "review"
-
-    def describe(self, probability: float) -> str:
-        """Return the decision on an image and what it stands on, in one line."""
-        limits = f"accept below {self.accept:.3f}, reject from {self.reject:.3f}"
-        return f"{self.name(probability)}: probability {probability:.3f} ({limits})"
-
-    def __str__(self) -> str:
-        """State the thresholds and how far they can be trusted."""
-        limits = f"accept below {self.accept:.3f}, reject from {self.reject:.3f}, review between"
-        parts = [f"Decisions by the probability of a defect: {limits}."]
-        if not self.accept_backed:
-            parts.append(
-                "Too few defective training images back the false-accept rate: `accept` is the least of them, or "
-                "`reject` where there are none."
-            )
-        if not self.reject_backed:
-            parts.append("Too few normal training images back the false-reject rate: `reject` is the highest of them.")
-        return " ".join(parts)
+_NOTHING = -1e4  # log-odds of known kinds where there are none
 
 
 class ImagePatches(NamedTuple):
-    """Log-distances of the training images' candidate patches, their own images' bank entries left out.
+    """Evidence of the training images' kept patches, by banks and networks that do not know their images.
 
     Attributes:
-        log_negative: To the negative bank, float64, shape (C, 2).
-        log_positive: To the positive bank, shape (C, 2); None if it says nothing of images that are not in it.
+        log_negative: Log-distances to the first and third entry of the negative bank, float64, shape (C, 2).
+        log_positive: The same of the positive bank; None if it says nothing of images that are not in it.
+        log_odds: Log-odds of the learnt boundary, float64, shape (C,); None without one.
         image: Image of each patch, shape (C,).
-        typical: Whether the patch was drawn at random from a normal image, instead of for its high score, shape (C,).
+        sampled: Whether the patch was sampled from a normal image or from a defect, instead of kept for its high score,
+            shape (C,).
         defective: Whether each image is, boolean, shape (I,).
         patches: Number of patches of each whole image, shape (I,).
+        population: Number of patches that each image's sample stands for, shape (I,).
         synthetic: Whether each image is, boolean, shape (I,).
     """
 
     log_negative: Tensor
     log_positive: Tensor | None
+    log_odds: Tensor | None
     image: Tensor
-    typical: Tensor
+    sampled: Tensor
     defective: Tensor
     patches: Tensor
+    population: Tensor
     synthetic: Tensor
+
+    def evidence(self) -> Floats:
+        """Return the columns :data:`.scoring.EVIDENCE`, zero where there is none, shape (C, E)."""
+        columns = np.zeros((len(self.image), len(EVIDENCE)))
+        columns[:, 0] = self.log_negative[:, 0].exp().numpy()
+        columns[:, 1:3] = self.log_negative.numpy()
+        if self.log_positive is not None:
+            columns[:, 3:5] = -self.log_positive.numpy()
+        if self.log_odds is not None:
+            columns[:, 5] = self.log_odds.numpy()
+        return columns
+
+
+class Piece(NamedTuple):
+    """A piece of evidence as a linear function of the columns.
+
+    Attributes:
+        weights: All >= 0, shape (E,).
+        bias: Added to it.
+    """
+
+    weights: Floats
+    bias: float
+
+    def of(self, evidence_CE: Floats) -> Floats:
+        """Return the piece's value for every patch, shape (C,)."""
+        values: Floats = evidence_CE @ self.weights + self.bias
+        return values
 
 
 class Calibration(DynamicBufferMixin, Float32Buffers):
@@ -105,13 +94,15 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         top_fraction: Share of an image's patches that make its score.
 
     Attributes:
-        training_probability: Probabilities of the real training images that it was fitted on, shape (I,).
+        training_probability: Probabilities of the real training images that it was fitted on, shape (I,), each by banks
+            and networks that do not know the image.
         training_defective: Their labels, boolean, shape (I,).
     """
 
-    weights: Tensor
-    bias: Tensor
-    reference: Tensor
+    known_weights: Tensor
+    known_bias: Tensor
+    unknown_slope: Tensor
+    unknown_offset: Tensor
     slope: Tensor
     offset: Tensor
     training_probability: Tensor
@@ -120,9 +111,10 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     def __init__(self, top_fraction: float = 0.01) -> None:
         super().__init__()
         self.top_fraction = top_fraction
-        self.register_buffer("weights", torch.tensor([1.0, 0.0, 0.0, 0.0]))
-        self.register_buffer("bias", torch.tensor(0.0))
-        self.register_buffer("reference", torch.zeros(2))
+        self.register_buffer("known_weights", torch.zeros(len(EVIDENCE)))
+        self.register_buffer("known_bias", torch.tensor(_NOTHING))
+        self.register_buffer("unknown_slope", torch.tensor(1.0))
+        self.register_buffer("unknown_offset", torch.tensor(0.0))
         self.register_buffer("slope", torch.tensor(1.0))
         self.register_buffer("offset", torch.tensor(0.0))
         self.register_buffer("training_probability", torch.empty(0))
@@ -136,50 +128,95 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     @property
     def coefficients(self) -> Coefficients:
         """What :func:`.scoring.calibrated_patch` needs."""
-        return Coefficients(self.weights, self.bias, self.reference, self.slope, self.offset, self.top_fraction)
+        return Coefficients(
+            self.known_weights,
+            self.known_bias,
+            self.unknown_slope,
+            self.unknown_offset,
+            self.slope,
+            self.offset,
+            self.top_fraction,
+        )
 
-    def fit(self, patches: ImagePatches, defect_rate: float, synthetic_weight: float = 0.0) -> None:
+    def fit(
+        self, patches: ImagePatches, defect_rate: float, unknown_rate: float = 0.1, synthetic_weight: float = 0.0
+    ) -> Thresholds:
         """Learn everything from the training images.
 
         Args:
-            patches: Their candidate patches.
+            patches: Their patches.
             defect_rate: Share of defective images among those to come, in (0, 1), for the probability.
+            unknown_rate: Share of the defects to come that are of no known kind, in (0, 1).
             synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1. Where no real defect bears
-                the synthetic ones out, they count nothing below 1. Thresholds for decisions come from real images.
+                the synthetic ones out, they count nothing below 1. Thresholds come from real images.
+
+        Returns:
+            Thresholds and ranges for Anomalib's post-processor.
         """
-        reference = torch.zeros(2, dtype=torch.float64)
-        if patches.log_positive is not None:
-            reference = patches.log_positive[patches.typical].median(dim=0).values
-        evidence_CE = log_evidence(patches.log_negative, patches.log_positive, reference).numpy()
-        typical = patches.typical.numpy()
-        spread = max(float(evidence_CE[typical, 0].std()), 1e-6)
-        centre_E = evidence_CE[typical].mean(axis=0)
+        evidence_CE = patches.evidence()
         groups = _Groups(patches, self.top_fraction)
         defective_I, real_I = patches.defective.numpy(), ~patches.synthetic.numpy()
         if synthetic_weight < 1 and not (defective_I & real_I).any():
             synthetic_weight = 0.0
         count_I = np.where(real_I, 1.0, synthetic_weight)
-        weights_E, bias = fit_weights((evidence_CE - centre_E) / spread, groups, defective_I, count_I)
-        weights_E = weights_E / spread
-        bias -= float(centre_E @ weights_E)
-        score_I = groups.top_means(evidence_CE, weights_E) @ weights_E + bias
+        good_I = real_I & ~defective_I
+
+        def standard(piece: Piece) -> Piece:
+            """Scale a piece by its values on the images that are good: median 0, and the highest tenth from 1.28."""
+            value_C = piece.of(evidence_CE)
+            top_I = groups.top_means(value_C)[good_I]
+            middle, high = np.quantile(top_I, [0.5, 0.9])
+            spread = value_C[patches.sampled.numpy() & good_I[patches.image.numpy()]].std()
+            scale = max((high - middle) / 1.2816, 0.05 * spread, 1e-9)
+            return Piece(piece.weights / scale, float((piece.bias - middle) / scale))
+
+        unfamiliar = standard(Piece(np.eye(len(EVIDENCE))[0], 0.0))
+        known, unknown = Piece(np.zeros(len(EVIDENCE)), _NOTHING), unfamiliar
+        if count_I[defective_I].sum() >= 2 and patches.log_positive is not None:
+            pieces = [unfamiliar, standard(_neighbor_piece(patches, evidence_CE, count_I))]
+            if patches.log_odds is not None:
+                pieces.append(standard(Piece(np.eye(len(EVIDENCE))[5], 0.0)))
+            known, unknown = _mixture(pieces, evidence_CE, groups, defective_I, count_I, unknown_rate)
+        score_C = np.logaddexp(known.of(evidence_CE), unknown.of(evidence_CE))
+        score_I = groups.top_means(score_C)
         slope, offset = fit_probability(score_I, defective_I, defect_rate, count_I)
-        device = self.weights.device
-        self.weights = torch.zeros(4, device=device)
-        self.weights[: len(weights_E)] = torch.from_numpy(weights_E).to(self.weights)
-        self.reference = reference.to(self.weights)
-        for name, value in (("bias", bias), ("slope", slope), ("offset", offset)):
-            setattr(self, name, torch.tensor(value, dtype=torch.float32, device=device))
-        self.training_probability = torch.from_numpy(expit(slope * score_I[real_I] + offset)).to(self.weights)
+        self._store(known, unknown, slope, offset)
+        device = self.slope.device
+        log_odds_I, log_odds_C = (
+            bounded_log_odds(torch.from_numpy(slope * score + offset)).numpy() for score in (score_I, score_C)
+        )
+        self.training_probability = torch.from_numpy(expit(log_odds_I[real_I])).to(self.slope)
         self.training_defective = torch.from_numpy(defective_I[real_I]).to(device)
+        return _thresholds(patches, log_odds_I, log_odds_C)
+
+    def _store(self, known: Piece, unknown: Piece, slope: float, offset: float) -> None:
+        self.known_weights = torch.from_numpy(known.weights).to(self.slope)
+        values = {
+            "known_bias": known.bias,
+            "unknown_slope": unknown.weights[0],
+            "unknown_offset": unknown.bias,
+            "slope": slope,
+            "offset": offset,
+        }
+        for name, value in values.items():
+            setattr(self, name, torch.tensor(float(value), dtype=torch.float32, device=self.known_weights.device))
 
     def decisions(self, false_reject_rate: float, false_accept_rate: float) -> Decisions:
-        """Set the two thresholds from the training images; see :func:`decision_thresholds`."""
+        """Set the two thresholds from the training images; see :func:`.decisions.decision_thresholds`."""
         probability = self.training_probability.double().cpu().numpy()
         defective = self.training_defective.cpu().numpy()
         return decision_thresholds(
             probability[~defective], probability[defective], false_reject_rate, false_accept_rate
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        if f"{prefix}reference" in state_dict:
+            msg = (
+                "This checkpoint was written by a version of anomalib-exdd before 0.2, whose calibrated score is "
+                "another one. Train the model again, or use the version that wrote it."
+            )
+            raise ValueError(msg)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class _Groups:
@@ -187,7 +224,7 @@ class _Groups:
 
     def __init__(self, patches: ImagePatches, top_fraction: float) -> None:
         image_C = patches.image.numpy()
-        chosen = ~patches.typical.numpy()
+        chosen = ~patches.sampled.numpy()
         counts = np.bincount(image_C[chosen], minlength=len(patches.defective))
         self.row_IR = np.full((len(counts), int(counts.max())), -1)
         for image in range(len(counts)):
@@ -195,51 +232,103 @@ class _Groups:
             self.row_IR[image, : len(rows)] = rows
         self.top_I = np.minimum([top_count(int(n), top_fraction) for n in patches.patches.tolist()], counts)
 
-    def top_means(self, evidence_CE: Floats, weights_E: Floats) -> Floats:
-        """Average the evidence of the patches that score highest under the weights, shape (I, E)."""
-        evidence_IRE = evidence_CE[self.row_IR]
-        score_IR = np.where(self.row_IR >= 0, evidence_IRE @ weights_E, -np.inf)
-        order = np.argsort(-score_IR, axis=1, kind="stable")
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
-        used_IR = rank < self.top_I[:, None]
-        means: Floats = (evidence_IRE * used_IR[..., None]).sum(axis=1) / self.top_I[:, None]
+    def top_means(self, score_C: Floats) -> Floats:
+        """Average the highest scores of every image, shape (I,)."""
+        score_IR = np.where(self.row_IR >= 0, score_C[self.row_IR], -np.inf)
+        score_IR = -np.sort(-score_IR, axis=1)
+        used_IR = np.arange(score_IR.shape[1]) < self.top_I[:, None]
+        means: Floats = np.where(used_IR, score_IR, 0.0).sum(axis=1) / self.top_I
         return means
 
 
-def fit_weights(
-    evidence_CE: Floats, groups: _Groups, defective_I: NDArray[np.bool_], count_I: Floats
-) -> tuple[Floats, float]:
-    """Find the weights of the evidence that tell defective images from normal ones.
+def _neighbor_piece(patches: ImagePatches, evidence_CE: Floats, count_I: Floats) -> Piece:
+    """Weigh the log-distances by a logistic regression on sampled patches of normal images and of defects.
 
-    Args:
-        evidence_CE: Evidence of all patches, in units of its spread.
-        groups: Which patches belong to which image.
-        defective_I: Labels.
-        count_I: How much each image counts, 1 for a real one.
-
-    Returns:
-        Weights, shape (E,), and bias; without defective images the prior's weights and a bias of 0.
+    Weights are >= 0, which keeps the score monotone, and shrunk a little. Each defective image counts the same, the
+    normal patches together as much as all of them.
     """
-    pieces = evidence_CE.shape[1]
-    prior = np.zeros(pieces)
-    prior[0] = PRIOR_WEIGHT
-    defects, normals = float(count_I[defective_I].sum()), float(count_I[~defective_I].sum())
-    if defects == 0:
-        return prior, 0.0
-    # The normal images count as much as the defective ones all together.
-    weight_I = np.where(defective_I, count_I, count_I * defects / max(1.0, normals))
-    found = np.append(prior, 0.0)
-    for _ in range(_MAX_ROUNDS):
-        means_IE = groups.top_means(evidence_CE, found[:-1])
-        best = _logistic(
-            means_IE, defective_I.astype(np.float64), weight_I, prior, np.array(PRIOR_PRECISION[:pieces]), least=0.0
-        )
-        step = (best - found) / 2  # half a step: whole ones may swing between two selections for ever
-        found = found + step
-        if np.abs(step).max() < 1e-7:
-            break
-    return found[:-1], float(found[-1])
+    image_C, sampled_C = patches.image.numpy(), patches.sampled.numpy()
+    defect_C = patches.defective.numpy()[image_C]
+    per_image = np.bincount(image_C[sampled_C], minlength=len(count_I)).clip(1)
+    weight_C = np.where(defect_C, (count_I / per_image)[image_C], 0.0)
+    weight_C = np.where(defect_C, weight_C, weight_C[sampled_C].sum() / max(1, (sampled_C & ~defect_C).sum()))
+    columns = slice(1, 5)
+    log_CE = evidence_CE[sampled_C, columns]
+    normal = log_CE[~defect_C[sampled_C]]
+    centre, spread = normal.mean(axis=0), normal.std(axis=0).clip(1e-6)
+    found = _logistic(
+        (log_CE - centre) / spread,
+        defect_C[sampled_C].astype(np.float64),
+        weight_C[sampled_C],
+        np.zeros(4),
+        _NEIGHBOR_RIDGE,
+    )
+    weights = np.zeros(len(EVIDENCE))
+    weights[columns] = found[:-1] / spread
+    return Piece(weights, float(found[-1] - weights[columns] @ centre))
+
+
+def _mixture(
+    pieces: list[Piece],
+    evidence_CE: Floats,
+    groups: _Groups,
+    defective_I: NDArray[np.bool_],
+    count_I: Floats,
+    unknown_rate: float,
+) -> tuple[Piece, Piece]:
+    """Find the log-likelihood ratios of known and of unknown kinds of defects, each with the log of its share.
+
+    A known defect shows in all pieces; their weights are pulled towards equal ones, which are hard to beat with few
+    images. An unknown one shows by being unfamiliar alone.
+    """
+    top_IJ = np.stack([groups.top_means(piece.of(evidence_CE)) for piece in pieces], axis=1)
+    together = _likelihood_ratio(top_IJ.sum(axis=1, keepdims=True), defective_I, count_I)
+    prior = np.full(len(pieces), together[0])
+    found = _likelihood_ratio(top_IJ, defective_I, count_I, prior=prior, ridge=_EQUAL_RIDGE)
+    alone = _likelihood_ratio(top_IJ[:, :1], defective_I, count_I, least=_LEAST_VOICE)
+    known = Piece(
+        np.sum([weight * piece.weights for weight, piece in zip(found, pieces, strict=False)], axis=0),
+        sum(weight * piece.bias for weight, piece in zip(found, pieces, strict=False))
+        + found[-1]
+        + math.log(1 - unknown_rate),
+    )
+    unfamiliar = pieces[0]
+    unknown = Piece(alone[0] * unfamiliar.weights, alone[0] * unfamiliar.bias + alone[1] + math.log(unknown_rate))
+    return known, unknown
+
+
+def _likelihood_ratio(
+    pieces_IJ: Floats,
+    defective_I: NDArray[np.bool_],
+    count_I: Floats,
+    *,
+    prior: Floats | None = None,
+    ridge: float = 0.0,
+    least: float = 0.0,
+) -> Floats:
+    """Fit log-odds for as many defective as normal images, with Platt's targets; weights and bias, shape (J + 1,)."""
+    defects, normals = count_I[defective_I].sum(), count_I[~defective_I].sum()
+    target_I = np.where(defective_I, (defects + 1) / (defects + 2), 1 / (normals + 2))
+    weight_I = np.where(defective_I, count_I, count_I * defects / normals)
+    prior = np.zeros(pieces_IJ.shape[1]) if prior is None else prior
+    return _logistic(pieces_IJ, target_I, weight_I, prior, ridge, least=least)
+
+
+def _thresholds(patches: ImagePatches, log_odds_I: Floats, log_odds_C: Floats) -> Thresholds:
+    """Find Anomalib's thresholds and ranges: of images on their probabilities, of pixels on the map's log-odds.
+
+    A sampled patch stands for as many as its image has; patches that were kept for their score stand for themselves.
+    """
+    real_I, defective_I = ~patches.synthetic.numpy(), patches.defective.numpy()
+    image_C, sampled_C = patches.image.numpy(), patches.sampled.numpy()
+    sizes = np.bincount(image_C[sampled_C], minlength=len(real_I)).clip(1)
+    weight_C = np.where(sampled_C, (patches.population.numpy() / sizes)[image_C], 1.0)
+    used_C = real_I[image_C] & (sampled_C | ~defective_I[image_C])
+    image = best_f1_threshold(log_odds_I[real_I], defective_I[real_I], np.ones(int(real_I.sum())))
+    pixel = best_f1_threshold(log_odds_C[used_C], defective_I[image_C[used_C]], weight_C[used_C])
+    return Thresholds.around(
+        float(expit(image)), (0.0, 1.0), pixel, (float(log_odds_C[used_C].min()), float(log_odds_C[used_C].max()))
+    )
 
 
 def fit_probability(
@@ -261,45 +350,13 @@ def fit_probability(
         return 1 / deviation, -float(middle / deviation + 3)
     target_I = np.where(defective_I, (defects + 1) / (defects + 2), 1 / (normals + 2))
     deviation = max(float(score_I.std()), 1e-6)
-    slope, offset = _logistic(
-        score_I[:, None] / deviation, target_I, count_I, np.zeros(1), np.zeros(1), least=_LEAST_SLOPE
-    )
+    slope, offset = _logistic(score_I[:, None] / deviation, target_I, count_I, np.zeros(1), 0.0, least=_LEAST_SLOPE)
     shift = math.log(defect_rate / (1 - defect_rate)) - math.log(defects / normals)
     return float(slope) / deviation, float(offset) + shift
 
 
-def decision_thresholds(
-    normal: Floats, defective: Floats, false_reject_rate: float, false_accept_rate: float
-) -> Decisions:
-    """Choose thresholds that keep the two kinds of error at the rates that the user allows.
-
-    The thresholds are order statistics of the training images' probabilities (split conformal prediction; Vovk et al.,
-    2005): a further good image exceeds ``reject`` with at most the first rate, a further defective one of the known
-    kinds falls below ``accept`` with at most the second. That takes ``1 / rate - 1`` images; with fewer, the extreme
-    one stands in, and the threshold is not backed. Where both rates hold without a gap, there is nothing to review.
-
-    Args:
-        normal: Probabilities of normal training images, shape (N,), N >= 1.
-        defective: Probabilities of defective training images, shape (M,); may be empty.
-        false_reject_rate: Share of good images that may be rejected, in (0, 1).
-        false_accept_rate: Share of defective images that may be accepted, in (0, 1).
-    """
-    normal, defective = np.sort(normal), np.sort(defective)
-    rank = math.ceil((len(normal) + 1) * (1 - false_reject_rate))
-    reject_backed = rank <= len(normal)
-    # The next number up: the image at the threshold itself is not rejected.
-    reject = float(np.nextafter(np.float32(normal[min(rank, len(normal)) - 1]), np.float32(2)))
-    if len(defective) == 0:
-        return Decisions(reject, reject, accept_backed=False, reject_backed=reject_backed)
-    rank = math.floor((len(defective) + 1) * false_accept_rate)
-    accept = float(np.float32(defective[max(rank, 1) - 1]))
-    if accept > reject:
-        accept = reject = (accept + reject) / 2
-    return Decisions(accept, reject, accept_backed=rank >= 1, reject_backed=reject_backed)
-
-
 def _logistic(
-    features_ID: Floats, target_I: Floats, weight_I: Floats, prior_D: Floats, precision_D: Floats, *, least: float
+    features_ID: Floats, target_I: Floats, weight_I: Floats, prior_D: Floats, ridge: float, *, least: float = 0.0
 ) -> Floats:
     """Minimise a weighted logistic loss with a Gaussian prior; coefficients have a lower bound, the bias is free.
 
@@ -307,7 +364,7 @@ def _logistic(
         Coefficients and bias, shape (D + 1,).
     """
     design = np.c_[features_ID, np.ones(len(features_ID))]
-    prior, precision = np.append(prior_D, 0.0), np.append(precision_D, 0.0)
+    prior, precision = np.append(prior_D, 0.0), np.append(np.full(len(prior_D), ridge), 0.0)
 
     def loss(coefficients: Floats) -> tuple[float, Floats]:
         logit = design @ coefficients

@@ -1,12 +1,12 @@
 """The training patches that calibration is fitted on, kept in the checkpoint.
 
-For every calibration image the patches that may be among its highest are kept, and some typical ones of the normal
-images. That is enough to fit the calibration again, without any image, whenever the banks change.
+For every calibration image the patches that may be among its highest are kept, and a sample: of a normal image from all
+its patches, of a defective one from its defect patches. That is enough to learn the boundary and to fit the calibration
+again, without any image, whenever the banks change.
 
 Shape suffixes: I images, C patches kept of all images together, P patches of an image, D features, M bank entries.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor
 from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, direct_distances
 from anomalib_exdd.precision import Float32Buffers, full_float32
 
+from .boundary import Folds, LearntBoundary, name_hash
 from .calibration import ImagePatches
 from .kinship import Kinship, Origins
 from .memory_bank import MemoryBank
@@ -25,8 +26,8 @@ from .scoring import CALIBRATED_NEIGHBORS, EPSILON
 
 MAX_IMAGES = 200
 """Calibration images of each kind, at most: their number bounds the time and the checkpoint, not the accuracy."""
-TYPICAL_PATCHES = 8
-"""Patches drawn from every normal image, whatever their score."""
+SAMPLED_PATCHES = 32
+"""Patches sampled from every image, whatever their score."""
 _BLOCK_ROWS = 512  # queries compared with a bank at a time
 
 
@@ -36,16 +37,18 @@ class KeptPatches(NamedTuple):
     Attributes:
         path: Path of the image.
         features: Features of the patches kept, float16, shape (C, D).
-        typical: Whether each was drawn at random instead of for its score, boolean, shape (C,).
+        sampled: Whether each is in the sample, instead of kept for its score, boolean, shape (C,).
         defective: Whether the image is.
         patches: Number of patches of the whole image.
+        population: Number of patches that the sample stands for: all of them, or the defect patches.
     """
 
     path: str
     features: Tensor
-    typical: Tensor
+    sampled: Tensor
     defective: bool
     patches: int
+    population: int
 
 
 @dataclass(frozen=True)
@@ -55,36 +58,35 @@ class CalibrationImage:
     Attributes:
         path: Path of the image.
         features: Patch features, float32, shape (P, D).
-        defective: Whether it is.
+        defects: Features of its defect patches, float32, shape (Q, D), for a defective image; None for a normal one.
     """
 
     path: str
     features: Tensor
-    defective: bool
+    defects: Tensor | None = None
 
     def keep(self, high: Tensor) -> KeptPatches:
-        """Keep the patches that may be among the highest and, of a normal image, some typical ones.
+        """Keep the patches that may be among the highest, and a sample, evenly spaced.
 
         Args:
             high: Rows of the former, int64.
         """
-        rows, typical = high, torch.zeros(len(high), dtype=torch.bool)
-        if not self.defective:
-            count = min(TYPICAL_PATCHES, len(self.features))
-            spaced = (torch.arange(count) * 2 + 1) * len(self.features) // (2 * count)
-            rows = torch.cat([high, spaced])
-            typical = torch.arange(len(rows)) >= len(high)
-        features = self.features[rows].to(torch.float16)
-        return KeptPatches(self.path, features, typical, self.defective, len(self.features))
+        population = self.features if self.defects is None else self.defects
+        count = min(SAMPLED_PATCHES, len(population))
+        spaced = (torch.arange(count) * 2 + 1) * len(population) // max(1, 2 * count)
+        return KeptPatches(
+            self.path,
+            torch.cat([self.features[high], population[spaced]]).to(torch.float16),
+            torch.arange(len(high) + count) >= len(high),
+            self.defects is not None,
+            len(self.features),
+            len(population),
+        )
 
 
 def drawn(paths: Sequence[str], count: int = MAX_IMAGES) -> list[str]:
     """Draw calibration images by the hash of their names: the same ones whatever the order and the folder."""
-
-    def key(path: str) -> tuple[bytes, str]:
-        return hashlib.sha256(path.replace("\\", "/").rsplit("/", 1)[-1].encode()).digest(), path
-
-    return sorted(sorted(paths, key=key)[:count])
+    return sorted(sorted(paths, key=name_hash)[:count])
 
 
 class CalibrationSet(DynamicBufferMixin, Float32Buffers):
@@ -93,17 +95,19 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
     Attributes:
         features: Float16, shape (C, D).
         image: Row of :attr:`sources` that each patch comes from, int64, shape (C,).
-        typical: Whether it was drawn at random instead of for its score, boolean, shape (C,).
+        sampled: Whether it is in its image's sample, instead of kept for its score, boolean, shape (C,).
         defective: Whether each image is, boolean, shape (I,).
         patches: Number of patches of each whole image, int64, shape (I,).
+        population: Number of patches that each image's sample stands for, int64, shape (I,).
         sources: Paths of the images.
     """
 
     features: Tensor
     image: Tensor
-    typical: Tensor
+    sampled: Tensor
     defective: Tensor
     patches: Tensor
+    population: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,17 +115,14 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         self._set([], *self._nothing())
 
     @staticmethod
-    def _nothing() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        kinds = (torch.float16, torch.int64, torch.bool, torch.bool, torch.int64)
-        features, image, typical, defective, patches = (torch.empty(0, dtype=kind) for kind in kinds)
-        return features, image, typical, defective, patches
+    def _nothing() -> list[Tensor]:
+        kinds = (torch.float16, torch.int64, torch.bool, torch.bool, torch.int64, torch.int64)
+        return [torch.empty(0, dtype=kind) for kind in kinds]
 
-    def _set(
-        self, sources: list[str], features: Tensor, image: Tensor, typical: Tensor, defective: Tensor, patches: Tensor
-    ) -> None:
+    def _set(self, sources: list[str], *values: Tensor) -> None:
         self.sources = sources
-        values = {"features": features, "image": image, "typical": typical, "defective": defective, "patches": patches}
-        for name, value in values.items():
+        names = ("features", "image", "sampled", "defective", "patches", "population")
+        for name, value in zip(names, values, strict=True):
             self.register_buffer(name, value)
 
     def __len__(self) -> int:
@@ -143,16 +144,19 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         counts = torch.tensor([len(image.features) for image in images])
         index_C = torch.repeat_interleave(torch.arange(len(images)) + len(self), counts).to(device)
         features = torch.cat([image.features for image in images]).to(device)
-        typical_C = torch.cat([image.typical for image in images]).to(device)
-        defective = torch.tensor([image.defective for image in images], device=device)
-        patches = torch.tensor([image.patches for image in images], device=device)
+        sampled_C = torch.cat([image.sampled for image in images]).to(device)
+        defective, patches, population = (
+            torch.tensor([getattr(image, name) for image in images], device=device)
+            for name in ("defective", "patches", "population")
+        )
         self._set(
             [*self.sources, *(image.path for image in images)],
             torch.cat([self.features.reshape(-1, features.shape[1]), features]),
             torch.cat([self.image, index_C]),
-            torch.cat([self.typical, typical_C]),
+            torch.cat([self.sampled, sampled_C]),
             torch.cat([self.defective, defective]),
             torch.cat([self.patches, patches]),
+            torch.cat([self.population, population]),
         )
 
     def remove(self, path: str) -> None:
@@ -167,28 +171,47 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
             [source for source in self.sources if source != path],
             self.features[stays],
             image - (image > index).to(image.dtype),
-            self.typical[stays],
+            self.sampled[stays],
             self.defective[other],
             self.patches[other],
+            self.population[other],
         )
 
-    def measure(self, negative: MemoryBank, positive: MemoryBank) -> ImagePatches | None:
-        """Measure the patches' log-distances to both banks, without entries that share content with their image.
+    def sample_of(self, *, defective: bool) -> tuple[Tensor, list[str]]:
+        """Return the samples of all normal or all defective images, (C, D), and the image of each patch."""
+        rows_C = self.sampled & (self.defective[self.image] == defective)
+        return self.features[rows_C], [self.sources[image] for image in self.image[rows_C].tolist()]
+
+    def measure(
+        self, negative: MemoryBank, positive: MemoryBank, boundary: LearntBoundary, folds: Folds
+    ) -> ImagePatches | None:
+        """Measure the patches' evidence, by what does not know their images.
+
+        Distances leave out the entries that share content with the image, and the boundary's log-odds are those of the
+        network that has not seen it.
 
         Returns:
-            The distances; None if the negative bank comes from a single image, so that nothing would be left of it.
+            The evidence; None if the negative bank comes from a single image, so that nothing would be left of it.
         """
         log_negative = self._log_distances(negative, positive.origins)
         if log_negative is None:
             return None
-        log_positive = self._log_distances(positive, positive.origins)
+        log_odds = None
+        if boundary.is_fitted:
+            log_odds = torch.empty(len(self.features), dtype=torch.float64)
+            fold_C = torch.tensor([folds.of(path) for path in self.sources])[self.image.cpu()]
+            for fold in range(boundary.folds):
+                rows = (fold_C == fold).to(self.features.device)
+                log_odds[fold_C == fold] = boundary.of_fold(self.features[rows].float(), fold).double().cpu()
         return ImagePatches(
             log_negative,
-            log_positive,
+            self._log_distances(positive, positive.origins),
+            log_odds,
             self.image.cpu(),
-            self.typical.cpu(),
+            self.sampled.cpu(),
             self.defective.cpu(),
             self.patches.cpu(),
+            self.population.cpu(),
             torch.tensor([path in positive.origins for path in self.sources], dtype=torch.bool),
         )
 
@@ -263,7 +286,7 @@ def entries_of(sources: Sequence[int], source_M: Tensor) -> Tensor:
 
 
 def high_patches(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:
-    """Choose the patches of an image that may be among its highest, whatever the weights turn out to be.
+    """Choose the patches of an image that may be among its highest by the distances, whatever their weights.
 
     Args:
         log_negative_P: Roughly measured log-distances to the negative bank, shape (P,).

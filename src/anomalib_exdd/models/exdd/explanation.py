@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calibration import Decisions
+from .decisions import Decisions
 from .memory_bank import MemoryBank
 from .torch_model import ExDDModel
 

@@ -26,8 +26,8 @@ from anomalib_exdd.neighbors import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
 from .bank_builder import BankBuilder
-from .calibration import Decisions
 from .checkpoints import HISTORY
+from .decisions import Decisions, Thresholds
 from .distributed import DistributedFit
 from .memory_bank import BankPrecision
 from .pictures import DecisionVisualizer, explanations_folder
@@ -64,10 +64,11 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         min_coverage: With "mask", the share of a patch that must be defect for it to belong. Every defect keeps at
             least the patch that holds most of it.
         projected_dimension: Dimension of the Gaussian projection in which the coresets are selected.
-        scoring: How the map is scored. "calibrated": the probability of a defect from the log-distances to both banks,
-            weighed as the training images tell; with few defects close to "normal". "ratio": distance to normal over
-            distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper": equations
-            12-23 as printed. "published": as the published code computes them, its pooling without padding included.
+        scoring: How the map is scored. "calibrated": the probability of a defect from the distances to both banks and a
+            learnt boundary, weighed as the training images tell; without defects like "normal". "ratio": distance to
+            normal over distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper":
+            equations 12-23 as printed. "published": as the published code computes them, its pooling without padding
+            included.
         image_scoring: How images are scored, one of the same names; "auto" takes the rule that belongs to ``scoring``,
             and with "ratio" the one that did best on validation data, "normal". "calibrated" is a probability.
         top_fraction: With "calibrated", the share of an image's patches, the highest, whose mean makes its score.
@@ -76,6 +77,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         false_accept_rate: Share of defective images that may be accepted. It sets the threshold ``accept``; images
             between the two are for review.
         defect_rate: Share of defective images among those to come, for the probability; null: the training images'.
+        unknown_rate: Share of the defects to come that are of a kind that training has not seen. The higher, the more
+            counts how far an image is from normal ones, and the less whether it resembles known defects.
         synthetic_weight: How much a synthetic defect (data module ``SyntheticDefects``) counts as evidence for the
             calibration, 0 to 1; a real one counts 1. Without any real defect they count nothing, unless this is 1.
             Its patches are in the positive bank at any weight.
@@ -124,6 +127,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         false_reject_rate: float = 0.01,
         false_accept_rate: float = 0.05,
         defect_rate: float | None = None,
+        unknown_rate: float = 0.1,
         synthetic_weight: float = 0.3,
         explain: int = 0,
         num_neighbors: int = 3,
@@ -208,7 +212,12 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
         self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
         self._is_fitted = torch.tensor([False], device=self.device)
-        for part in (self.model.negative_bank, self.model.positive_bank, self.model.calibration_set):
+        for part in (
+            self.model.negative_bank,
+            self.model.positive_bank,
+            self.model.boundary,
+            self.model.calibration_set,
+        ):
             part.clear()
         self.history = []
         place = self.settings.feature_store_dir
@@ -243,10 +252,14 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             raise RuntimeError(msg)
         self.builder.build()
         self.builder = None
-        self.calibrate()
+        self.calibrate(learn_boundary=False)  # the builder has learnt it
 
-    def calibrate(self) -> None:
-        """Fit the calibrated score to the banks as they are, and say what came of it."""
+    def calibrate(self, *, learn_boundary: bool = True) -> None:
+        """Fit the calibrated score to the banks as they are, and say what came of it.
+
+        Args:
+            learn_boundary: Whether the boundary has to be learnt again, because the banks have changed.
+        """
         bank = self.model.positive_bank
         positives, negatives = len(bank.sources) - len(bank.origins), len(self.model.negative_bank.sources)
         if not bank.sources:
@@ -256,10 +269,26 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             )
         # Rule of succession: few images never say that there are no defects.
         rate = self.settings.defect_rate or (positives + 1) / (positives + negatives + 2)
-        if not self.model.calibrate(rate, self.settings.synthetic_weight):
+        weight = self.settings.synthetic_weight
+        if learn_boundary:
+            self.model.learn_boundary(weight, self.settings.seed)
+        thresholds = self.model.calibrate(rate, self.settings.unknown_rate, weight)
+        if thresholds is None:
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
             return
-        logger.info("%s", self.decisions)
+        self._give_thresholds(thresholds)
+        if self.decisions is not None:
+            logger.info("%s", self.decisions)
+
+    def _give_thresholds(self, thresholds: Thresholds) -> None:
+        """Give Anomalib's post-processor what it would else find on validation images; where there are any, it does."""
+        if not isinstance(self.post_processor, PostProcessor):
+            return
+        calibrated = {"image": self.model.image_scoring == "calibrated", "pixel": self.model.scoring == "calibrated"}
+        for name, value in thresholds._asdict().items():
+            if calibrated[name.partition("_")[0]]:
+                buffer: Tensor = getattr(self.post_processor, f"_{name}" if name.endswith("threshold") else name)
+                buffer.fill_(value)
 
     @property
     def decisions(self) -> Decisions | None:

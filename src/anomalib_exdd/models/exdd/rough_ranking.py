@@ -12,6 +12,7 @@ from anomalib_exdd.neighbors.principal import principal_axes
 from anomalib_exdd.precision import full_float32
 from anomalib_exdd.sampling import gaussian_projection
 
+from .boundary import Folds
 from .calibration_set import CalibrationImage, entries_of, high_patches
 from .kinship import Kinship, Origins
 from .memory_bank import MemoryBank
@@ -25,15 +26,17 @@ _LARGEST_REST = 0.2  # share of the variance that short vectors keep as one numb
 
 
 class RoughRanking:
-    """Ranks the patches of images by their distances in few dimensions, to entries of other images.
+    """Ranks the patches of images by distances in few dimensions, to entries of other images, and by the boundary.
 
     Args:
-        model: Model with filled banks.
+        model: Model with filled banks and, where there are defects enough, a learnt boundary.
         settings: The arguments of :class:`anomalib_exdd.models.exdd.ExDD` as attributes.
+        folds: Which network of the boundary has not seen which image; None: none of them has seen the images.
     """
 
-    def __init__(self, model: ExDDModel, settings: Any) -> None:
+    def __init__(self, model: ExDDModel, settings: Any, folds: Folds | None = None) -> None:
         self.top_fraction = settings.top_fraction
+        self._boundary, self._folds = model.boundary, folds
         vectors_MD = model.negative_bank.vectors
         self._centre_D = vectors_MD.mean(dim=0)
         axes_DS = principal_axes(vectors_MD - self._centre_D, _LARGEST_REST)
@@ -47,19 +50,28 @@ class RoughRanking:
         ]
 
     def high(self, image: CalibrationImage) -> Tensor:
-        """Choose the patches that may be among the image's highest; see :func:`.calibration_set.high_patches`.
+        """Choose the patches that may be among the image's highest: those that are by one of three rankings.
 
         Returns:
-            Rows of the image's patches, int64, on the CPU.
+            Rows of the image's patches, ascending, int64, on the CPU.
         """
-        query_PS = self._short(image.features.to(self._axes_DS.device))
+        features_PD = image.features.to(self._axes_DS.device)
+        query_PS = self._short(features_PD)
         rows = torch.arange(len(query_PS), device=query_PS.device)
         wanted = top_count(len(query_PS), self.top_fraction)
         for entries, spare in _STAGES:
             negative, positive = (bank.log_distances(image.path, query_PS[rows], entries) for bank in self._banks)
             if negative is not None:  # else a single normal image: no distance can be measured without it
                 rows = rows[high_patches(negative, positive, spare * wanted)]
+        if self._boundary.is_fitted:
+            count = min(len(features_PD), _STAGES[-1][1] * wanted)
+            rows = torch.cat([rows, self._log_odds(image.path, features_PD).topk(count).indices]).unique()
         return rows.cpu()
+
+    def _log_odds(self, path: str, features_PD: Tensor) -> Tensor:
+        if self._folds is None:
+            return self._boundary(features_PD)
+        return self._boundary.of_fold(features_PD, self._folds.of(path))
 
     def _short(self, features_ND: Tensor) -> Tensor:
         """Return the coordinates on the axes, and the norm of what is left, float32, shape (N, S)."""

@@ -23,8 +23,11 @@ EPSILON = 1e-6
 CALIBRATED_NEIGHBORS = (1, 3)
 """The calibrated score looks at the first and the third nearest entry of each bank."""
 
-FAR_SLOPE = 0.25
-"""Share of the log-distance to defects that still counts beyond what is usual for normal patches."""
+EVIDENCE = ("d_N,1", "log d_N,1", "log d_N,3", "-log d_P,1", "-log d_P,3", "boundary")
+"""What the calibrated score weighs: distances to both banks, and the log-odds of the learnt boundary."""
+
+CERTAINTY = 6.0
+"""Log-odds beyond which they grow with the logarithm only: no training set backs more certainty than 1 in 400."""
 
 ScoringName = Literal["calibrated", "paper", "published", "normal", "ratio"]
 
@@ -51,18 +54,19 @@ class Coefficients(NamedTuple):
     """What the calibrated score has learnt from the training images; see :mod:`.calibration`.
 
     Attributes:
-        weights: Weights of the evidence, all >= 0: a_1, a_3 for the negative bank, c_1, c_3 for the positive one, shape
-            (4,).
-        bias: Log-odds of a patch without any evidence, shape ().
-        reference: Usual log-distance of a normal patch to its first and third nearest defect patch, shape (2,).
+        known_weights: Weights of :data:`EVIDENCE` for defects of known kinds, all >= 0, shape (6,).
+        known_bias: Added to it, the log of their share included, shape ().
+        unknown_slope: Weight of the distance to normal for defects of unknown kinds, > 0, shape ().
+        unknown_offset: Added to it, the log of their share included, shape ().
         slope: From the image score to the log-odds that the image is defective, > 0, shape ().
         offset: Added to it, shape ().
         top_fraction: Share of an image's patches that make its score.
     """
 
-    weights: Tensor
-    bias: Tensor
-    reference: Tensor
+    known_weights: Tensor
+    known_bias: Tensor
+    unknown_slope: Tensor
+    unknown_offset: Tensor
     slope: Tensor
     offset: Tensor
     top_fraction: float
@@ -97,28 +101,6 @@ class ScoringRule:
     smoothed_values: Callable[[Tensor], Tensor] = _as_they_are
 
 
-def log_evidence(log_negative: Tensor, log_positive: Tensor | None, reference: Tensor) -> Tensor:
-    """Turn log-distances into evidence of a defect: far from normal patches, near to defects.
-
-    k-nearest-neighbour density estimates make the log of a likelihood ratio a weighted difference of log-distances
-    (Loftsgaarden & Quesenberry, 1965; Wang, Kulkarni & Verdu, IEEE TIT 55(5), 2009). Resemblance to known defects is
-    evidence; its absence hardly is, or defects of an unknown kind would count as normal: beyond ``reference`` a
-    distance counts for :data:`FAR_SLOPE` of itself only.
-
-    Args:
-        log_negative: Log-distances to the negative bank, shape (..., 2).
-        log_positive: The same to the positive bank; None without one.
-        reference: See :attr:`Coefficients.reference`.
-
-    Returns:
-        Shape (..., 4), or (..., 2) without a positive bank.
-    """
-    if log_positive is None:
-        return log_negative
-    near, beyond = torch.minimum(log_positive, reference), (log_positive - reference).clamp_min(0)
-    return torch.cat([log_negative, -(near + FAR_SLOPE * beyond)], dim=-1)
-
-
 def top_mean(patch_scores: Tensor, fraction: float) -> Tensor:
     """Average the highest patch scores of an image: shape (B, P) to (B,)."""
     return patch_scores.topk(top_count(patch_scores.shape[-1], fraction), dim=-1).values.mean(dim=-1)
@@ -129,22 +111,50 @@ def top_count(patches: int, fraction: float) -> int:
     return min(patches, max(1, math.ceil(fraction * patches)))
 
 
-def calibrated_patch(negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients) -> Tensor:
-    """Score a patch by ``b + sum a_i log d_N,i - sum c_i log d_P,i``: the log-odds of a defect."""
-    log_positive = None if positive is None else _log_ranked(positive)
-    evidence = log_evidence(_log_ranked(negative), log_positive, coefficients.reference)
-    return evidence @ coefficients.weights[: evidence.shape[-1]] + coefficients.bias
+def calibrated_patch(
+    negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients, boundary_BP: Tensor | None
+) -> Tensor:
+    """Score a patch by its log-likelihood ratio against a mixture of known and unknown kinds of defects.
+
+    k-nearest-neighbour density estimates make the log of a likelihood ratio a weighted difference of log-distances
+    (Loftsgaarden & Quesenberry, 1965; Wang, Kulkarni & Verdu, IEEE TIT 55(5), 2009); the learnt boundary adds what
+    neighbours miss. Of an unknown kind it is only known that it is far from normal.
+
+    Args:
+        negative: Distances to the negative bank.
+        positive: Distances to the positive bank; None without one, when there is no known kind.
+        coefficients: What was learnt.
+        boundary_BP: Log-odds of the learnt boundary; None without one.
+    """
+    unknown = negative.nearest * coefficients.unknown_slope + coefficients.unknown_offset
+    if positive is None:
+        return unknown
+    weights = coefficients.known_weights
+    logs = torch.cat([_log_ranked(negative), -_log_ranked(positive)], dim=-1)
+    known = negative.nearest * weights[0] + logs @ weights[1:5] + coefficients.known_bias
+    if boundary_BP is not None:
+        known = known + boundary_BP * weights[5]
+    return unknown + F.softplus(known - unknown)
 
 
-def calibrated_image(negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients) -> Tensor:
+def calibrated_image(
+    negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients, boundary_BP: Tensor | None
+) -> Tensor:
     """Score an image by its probability of being defective, from the mean of its highest patch scores."""
-    score = top_mean(calibrated_patch(negative, positive, coefficients), coefficients.top_fraction)
-    return probability(score, coefficients)
+    patch_scores = calibrated_patch(negative, positive, coefficients, boundary_BP)
+    return probability(top_mean(patch_scores, coefficients.top_fraction), coefficients)
 
 
 def probability(score: Tensor, coefficients: Coefficients) -> Tensor:
     """Return how likely an image is defective whose highest patches score so, on average."""
-    return torch.sigmoid(coefficients.slope * score + coefficients.offset)
+    return torch.sigmoid(bounded_log_odds(coefficients.slope * score + coefficients.offset))
+
+
+def bounded_log_odds(values: Tensor) -> Tensor:
+    """Let log-odds grow with the logarithm only beyond :data:`CERTAINTY`, so that the order survives in a sigmoid."""
+    inside = values.clamp(-CERTAINTY, CERTAINTY)
+    beyond = values - inside
+    return inside + beyond.sign() * beyond.abs().log1p()
 
 
 def log_odds(probabilities: Tensor) -> Tensor:
@@ -249,20 +259,21 @@ _RULES: dict[str, ScoringRule] = {
 }
 
 
-def get_scoring(name: str, coefficients: Coefficients | None = None) -> ScoringRule:
+def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP: Tensor | None = None) -> ScoringRule:
     """Look a scoring rule up by name.
 
     Args:
         name: The rule.
         coefficients: What "calibrated" has learnt; the other rules learn nothing.
+        boundary_BP: Log-odds of the learnt boundary for the patches that "calibrated" is to score, if there is one.
 
     Raises:
         ValueError: If there is no such rule, or "calibrated" has no coefficients.
     """
     if name == "calibrated" and coefficients is not None:
         return ScoringRule(
-            partial(calibrated_patch, coefficients=coefficients),
-            partial(calibrated_image, coefficients=coefficients),
+            partial(calibrated_patch, coefficients=coefficients, boundary_BP=boundary_BP),
+            partial(calibrated_image, coefficients=coefficients, boundary_BP=boundary_BP),
             needs_positive=True,
             patch_neighborhood=False,
             image_neighborhood=False,

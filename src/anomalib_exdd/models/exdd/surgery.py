@@ -1,8 +1,7 @@
 """The banks of a trained model: what is in them, why an image scores as it does, teaching a defect, forgetting.
 
-Nothing is trained again when they change. The calibration is fitted anew to the patches that the checkpoint keeps for
-it, so that its weights, probabilities and thresholds follow the banks. Anomalib's own threshold and normalisation were
-found on validation images, which are not at hand, and stay as they are.
+No image is needed when they change. Boundary and calibration are learnt anew from the banks and the patches that the
+checkpoint keeps for it, so that weights, probabilities and all thresholds follow the banks.
 """
 
 from collections import Counter
@@ -18,8 +17,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 
-from .calibration import Decisions
 from .calibration_set import CalibrationImage
+from .decisions import Decisions
 from .explanation import Explanation, explain_image
 from .memory_bank import BankContent, MemoryBank
 from .patches import defect_patches, patch_centres
@@ -118,13 +117,13 @@ class BankSurgery:
         features_PD, grid, size = self._features(image_CHW)
         # Every output pixel sees all the pixels that it stands for: no defect gets lost on the way.
         mask = F.adaptive_max_pool2d((mask_HW != 0).float()[None, None], size)[0, 0]
-        rows = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
-        rows = rows[self._representative(features_PD[rows], len(bank))]
+        defects = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
+        rows = defects[self._representative(features_PD[defects], len(bank))]
         bank.remove(source)
         positions = patch_centres(grid, size)[rows]
         own = torch.zeros(len(rows), dtype=torch.int64)
         bank.add(BankContent(features_PD[rows], own, positions, [source], {source: kind}))
-        image = CalibrationImage(source, features_PD, defective=True)
+        image = CalibrationImage(source, features_PD, features_PD[defects])
         self.model.calibration_set.add([image.keep(RoughRanking(self.model, settings).high(image))])
         self._finish("teach", source, len(rows), kind)
         return len(rows)

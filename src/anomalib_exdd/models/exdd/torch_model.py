@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from anomalib_exdd.neighbors import SearchBackend
 
 from .anomaly_map import PublishedMap, SmoothMap
+from .boundary import Folds, LearntBoundary, boundary_data
 from .calibration import Calibration
 from .calibration_set import CalibrationSet
+from .decisions import Thresholds
 from .features import PatchFeatureExtractor
 from .memory_bank import BankPrecision, MemoryBank
 from .scoring import PatchDistances, ScoringRule, get_scoring
@@ -62,6 +64,7 @@ class ExDDModel(nn.Module):
             num_neighbors = 1  # it does not look at neighbourhoods, which take long to find in large banks
         self.negative_bank = MemoryBank(num_neighbors, search, bank_precision)
         self.positive_bank = MemoryBank(num_neighbors, search, bank_precision)
+        self.boundary = LearntBoundary()
         self.calibration_set = CalibrationSet()
         self.calibration = Calibration(top_fraction)
         self.anomaly_map: SmoothMap | PublishedMap
@@ -115,7 +118,8 @@ class ExDDModel(nn.Module):
             Patch scores, shape (B, P), and image scores, shape (B,), float32.
         """
         negative, positive = self.distances(patches_BPD)
-        patch_rule, image_rule = self.rules()
+        uses_boundary = self.boundary.is_fitted and "calibrated" in {self.scoring, self.image_scoring}
+        patch_rule, image_rule = self.rules(self.boundary(patches_BPD) if uses_boundary else None)
         return patch_rule.patch(negative, positive), image_rule.image(negative, positive)
 
     def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int]) -> Tensor:
@@ -123,13 +127,17 @@ class ExDDModel(nn.Module):
         rule = self.rules()[0]
         return rule.smoothed_values(self.anomaly_map(rule.map_values(scores_Bhw).unsqueeze(1), image_size))
 
-    def rules(self) -> tuple[ScoringRule, ScoringRule]:
-        """Return the rules of patches and of images: without a positive bank ``normal`` or ``calibrated``."""
+    def rules(self, boundary_BP: Tensor | None = None) -> tuple[ScoringRule, ScoringRule]:
+        """Return the rules of patches and of images: without a positive bank ``normal`` or ``calibrated``.
+
+        Args:
+            boundary_BP: Log-odds of the learnt boundary for the patches to score, if there is one.
+        """
         coefficients = self.calibration.coefficients
         names = (self.scoring, self.image_scoring)
         if len(self.positive_bank) == 0:
             names = tuple(name if name == "calibrated" else "normal" for name in names)  # type: ignore[assignment]
-        return get_scoring(names[0], coefficients), get_scoring(names[1], coefficients)
+        return get_scoring(names[0], coefficients, boundary_BP), get_scoring(names[1], coefficients, boundary_BP)
 
     def distances(self, patches_BPD: Tensor) -> tuple[PatchDistances, PatchDistances | None]:
         """Measure the distances that the rules need, searching each bank once."""
@@ -143,18 +151,45 @@ class ExDDModel(nn.Module):
         around = any(rule.needs_positive and rule.image_neighborhood for rule in rules)
         return negative, self.positive_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
 
-    def calibrate(self, defect_rate: float, synthetic_weight: float = 0.0) -> bool:
-        """Fit the calibrated score to the calibration set and the banks as they are.
+    def folds(self, synthetic_weight: float) -> Folds:
+        """Deal the training images out to the networks of the boundary."""
+        bank = self.positive_bank
+        return Folds(self.negative_bank.sources, bank.sources, bank.origins, synthetic_count=synthetic_weight == 1)
+
+    def learn_boundary(self, synthetic_weight: float = 0.0, seed: int = 0) -> None:
+        """Learn the boundary from both banks and the samples of the calibration set; nothing with under two defects.
+
+        Args:
+            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1.
+            seed: Seed of the networks.
+        """
+        self.boundary.clear()
+        folds = self.folds(synthetic_weight)
+        if folds.count < 2:
+            return
+        parts = []
+        for bank, defective in ((self.negative_bank, False), (self.positive_bank, True)):
+            parts.append((bank.vectors, [bank.sources[source] for source in bank.source.tolist()], defective))
+            parts.append((*self.calibration_set.sample_of(defective=defective), defective))
+        weights = dict.fromkeys(self.positive_bank.origins, synthetic_weight)
+        data = boundary_data([part for part in parts if part[1]], folds, weights)
+        if data.is_complete:
+            self.boundary.fit(data, seed)
+
+    def calibrate(self, defect_rate: float, unknown_rate: float, synthetic_weight: float = 0.0) -> Thresholds | None:
+        """Fit the calibrated score to the calibration set, the banks and the boundary as they are.
 
         Args:
             defect_rate: Share of defective images among those to come, in (0, 1).
+            unknown_rate: Share of the defects to come that are of no known kind, in (0, 1).
             synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1.
 
         Returns:
-            Whether it could be fitted: that takes normal images besides the one whose patches are measured.
+            What Anomalib's post-processor needs; None if nothing could be fitted: that takes normal images besides the
+            one whose patches are measured.
         """
-        patches = self.calibration_set.measure(self.negative_bank, self.positive_bank)
+        folds = self.folds(synthetic_weight)
+        patches = self.calibration_set.measure(self.negative_bank, self.positive_bank, self.boundary, folds)
         if patches is None:
-            return False
-        self.calibration.fit(patches, defect_rate, synthetic_weight)
-        return True
+            return None
+        return self.calibration.fit(patches, defect_rate, unknown_rate, synthetic_weight)

@@ -1,0 +1,258 @@
+"""A learnt boundary between normal and defect patches: small networks on patch features, learnt from the memory banks.
+
+Nearest neighbours weigh all directions of the feature space alike; a network finds those in which defects differ. One
+network is learnt for each fold of the training images and does not see that fold, so that every training image has a
+score from a network that has not seen it. New images get the mean of all networks.
+
+Shape suffixes: N patches, D features, H hidden units of one network, K networks (folds), S images.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_exdd.precision import Float32Buffers, full_float32, one_thread
+from anomalib_exdd.processes import gather_objects
+
+MAX_FOLDS = 5
+"""Networks, at most; there are no more than defective images."""
+HIDDEN = 64
+_STEPS = 400
+_NORMAL_BATCH, _DEFECT_BATCH = 256, 128
+_LEARNING_RATE, _WEIGHT_DECAY = 4e-3, 1e-2
+_SLOPE = 0.2  # of the leaky rectifier
+
+
+class BoundaryData(NamedTuple):
+    """Patches to learn the boundary from.
+
+    Attributes:
+        features: Patch features, float32, shape (N, D).
+        defective: Whether each patch is defect, boolean, shape (N,).
+        image: Image of each patch, int64, shape (N,).
+        weight: How much each image counts: a defective one against the others, float, shape (S,).
+        held_out: Which networks must not see each image, boolean, shape (S, K).
+    """
+
+    features: Tensor
+    defective: Tensor
+    image: Tensor
+    weight: Tensor
+    held_out: Tensor
+
+    def shares(self, fold: int) -> tuple[Tensor, Tensor]:
+        """Return how often a network sees each patch as a normal one and as a defect, float64, shapes (N,)."""
+        image, defective = self.image.cpu(), self.defective.cpu()
+        seen_N = ~self.held_out.cpu()[image, fold]
+        counts = torch.bincount(image[defective], minlength=len(self.weight)).clamp_min(1)
+        per_image = self.weight.cpu().double() / counts
+        return (seen_N & ~defective).double(), (seen_N & defective) * per_image[image]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every network sees both kinds of patches."""
+        return all(bool(share.any()) for fold in range(self.held_out.shape[1]) for share in self.shares(fold))
+
+
+class LearntBoundary(DynamicBufferMixin, Float32Buffers):
+    """Log-odds of a patch being defect, from networks with one hidden layer, all of them in one product.
+
+    Attributes:
+        weight_in: Weights of the hidden units of all networks, next to each other, float32, shape (D, K H).
+        bias_in: Their biases, shape (K H,).
+        weight_out: Weights of the outputs, shape (K, H).
+        bias_out: Their biases, shape (K,).
+    """
+
+    weight_in: Tensor
+    bias_in: Tensor
+    weight_out: Tensor
+    bias_out: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clear()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a boundary: it takes two defective images at least."""
+        return self.weight_in.numel() > 0
+
+    @property
+    def folds(self) -> int:
+        """Number of networks."""
+        return len(self.bias_out)
+
+    def clear(self) -> None:
+        """Forget what was learnt."""
+        device = self.weight_in.device if "weight_in" in self._buffers else None
+        for name in ("weight_in", "bias_in", "weight_out", "bias_out"):
+            self.register_buffer(name, torch.empty(0, device=device))
+
+    def forward(self, features_ND: Tensor) -> Tensor:
+        """Return the mean log-odds of all networks for patches (..., D), float32, shape (...)."""
+        if torch.compiler.is_compiling():
+            return self._mean_log_odds(features_ND)
+        with full_float32(features_ND.device):
+            return self._mean_log_odds(features_ND)
+
+    def _mean_log_odds(self, features_ND: Tensor) -> Tensor:
+        hidden = F.leaky_relu(features_ND @ self.weight_in + self.bias_in, _SLOPE)
+        return hidden @ (self.weight_out / len(self.bias_out)).flatten() + self.bias_out.mean()
+
+    def of_fold(self, features_ND: Tensor, fold: int) -> Tensor:
+        """Return the log-odds of one network, float32, shape (N,)."""
+        with full_float32(features_ND.device):
+            block = slice(fold * HIDDEN, (fold + 1) * HIDDEN)
+            hidden = F.leaky_relu(features_ND @ self.weight_in[:, block] + self.bias_in[block], _SLOPE)
+            return hidden @ self.weight_out[fold] + self.bias_out[fold]
+
+    def fit(self, data: BoundaryData, seed: int = 0) -> None:
+        """Learn the networks, on the device of the features; the same ones for any number of threads and processes.
+
+        Cross-entropy of batches with normal and defect patches, each defective image with the same share, by AdamW with
+        a one-cycle schedule. Features are centred on the normal ones and divided by one number, which keeps the
+        backbone's own proportions between features: to standardise each of them was worse on the development sets.
+
+        Args:
+            data: The patches.
+            seed: Seed of the initial weights and of the batches.
+        """
+        # Half precision takes away what differs between batch sizes, threads and processes in a feature's last digits.
+        features_ND = data.features.half().float()
+        with torch.inference_mode(mode=False), torch.enable_grad(), full_float32(features_ND.device), one_thread():
+            found = _learn(features_ND.clone(), data, seed)
+        # Where processes train side by side, all of them take what the first has learnt.
+        found = gather_objects([value.cpu() for value in found])[0]
+        names = ("weight_in", "bias_in", "weight_out", "bias_out")
+        for name, value in zip(names, found, strict=True):
+            self.register_buffer(name, value.to(features_ND.device))
+
+
+def _learn(features_ND: Tensor, data: BoundaryData, seed: int) -> list[Tensor]:
+    """Learn the networks, and fold the scaling of the features into their first weights."""
+    device, folds = features_ND.device, data.held_out.shape[1]
+    normal_ND = features_ND[~data.defective]
+    centre_D = normal_ND.mean(dim=0)
+    scale = (normal_ND - centre_D).square().mean().sqrt().clamp_min(1e-12)
+    scaled_ND = (features_ND - centre_D) / scale
+    generator = torch.Generator().manual_seed(seed)
+    batches_TKB = torch.stack([_batches(data, fold, generator) for fold in range(folds)], dim=1).to(device)
+    dimension = features_ND.shape[1]
+
+    def initial(*shape: int, deviation: float) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * deviation).to(device).requires_grad_()
+
+    weight_in_KDH = initial(folds, dimension, HIDDEN, deviation=(2 / dimension) ** 0.5)
+    bias_in_KH = initial(folds, 1, HIDDEN, deviation=0.0)
+    weight_out_KH = initial(folds, HIDDEN, deviation=HIDDEN**-0.5)
+    bias_out_K = initial(folds, deviation=0.0)
+    parameters = [weight_in_KDH, bias_in_KH, weight_out_KH, bias_out_K]
+    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=_STEPS)
+    target_B = torch.cat([torch.zeros(_NORMAL_BATCH), torch.ones(_DEFECT_BATCH)]).to(device)
+    for batch_KB in batches_TKB:
+        hidden_KBH = F.leaky_relu(torch.baddbmm(bias_in_KH, scaled_ND[batch_KB], weight_in_KDH), _SLOPE)
+        logit_KB = (hidden_KBH * weight_out_KH[:, None]).sum(dim=-1) + bias_out_K[:, None]
+        loss = F.binary_cross_entropy_with_logits(logit_KB, target_B.expand_as(logit_KB), reduction="none")
+        optimizer.zero_grad()
+        loss.mean(dim=1).sum().backward()  # the networks know nothing of each other
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        weight_in = (weight_in_KDH / scale).transpose(0, 1).flatten(1)
+        return [weight_in, bias_in_KH.flatten() - centre_D @ weight_in, weight_out_KH.detach(), bias_out_K.detach()]
+
+
+def _batches(data: BoundaryData, fold: int, generator: torch.Generator) -> Tensor:
+    """Draw the rows of all batches of a network, normal ones first, int64, shape (steps, batch)."""
+    sizes = (_NORMAL_BATCH, _DEFECT_BATCH)
+    drawn = [
+        _draw(share_N, _STEPS * size, generator).reshape(_STEPS, size)
+        for share_N, size in zip(data.shares(fold), sizes, strict=True)
+    ]
+    return torch.cat(drawn, dim=1)
+
+
+def _draw(share_N: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw rows with replacement, each by its share, int64, shape (count,)."""
+    bounds = share_N.cumsum(0)
+    at = torch.rand(count, generator=generator, dtype=torch.float64) * bounds[-1]
+    return torch.searchsorted(bounds, at, right=True).clamp_max(int(share_N.nonzero().max()))
+
+
+class Folds:
+    """Assigns training images to folds, by the hashes of their names: the same ones whatever order and folder.
+
+    Args:
+        normal: Paths of the normal images.
+        defective: Paths of the defective images; those in ``origins`` are synthetic.
+        origins: What synthetic images were made from. They go with the real defect among these, and no network sees
+            them that must not see one of the others.
+        synthetic_count: Whether synthetic images count as much as real ones where folds are dealt out.
+    """
+
+    def __init__(
+        self,
+        normal: Iterable[str],
+        defective: Iterable[str],
+        origins: Mapping[str, Sequence[str]],
+        *,
+        synthetic_count: bool = False,
+    ) -> None:
+        defective = sorted(defective)
+        real = [path for path in defective if path not in origins]
+        made = [path for path in defective if path in origins]
+        dealt = defective if synthetic_count and not real else real
+        self.count = min(MAX_FOLDS, len(dealt))
+        self._origins = origins
+        self._fold: dict[str, int] = {}
+        for paths in (dealt, sorted(normal)):
+            for number, path in enumerate(sorted(paths, key=name_hash)):
+                self._fold[path] = number % max(1, self.count)
+        for number, path in enumerate(sorted(made, key=name_hash)):
+            known = [origin for origin in origins[path] if origin in self._fold]
+            of_defect = [origin for origin in known if origin in real]
+            fold = self._fold[(of_defect or known)[0]] if known else number % max(1, self.count)
+            self._fold.setdefault(path, fold)
+
+    def of(self, path: str) -> int:
+        """Return the fold of an image; of an unknown one the first."""
+        return self._fold.get(path, 0)
+
+    def held_out(self, path: str) -> list[bool]:
+        """Tell which networks must not see an image: those of its own fold and of the images it was made from."""
+        folds = {self.of(each) for each in (path, *self._origins.get(path, ())) if each in self._fold}
+        return [fold in folds for fold in range(self.count)]
+
+
+def name_hash(path: str) -> tuple[bytes, str]:
+    """Return a key that sorts images by the hash of their file names, at random but always alike."""
+    return hashlib.sha256(path.replace("\\", "/").rsplit("/", 1)[-1].encode()).digest(), path
+
+
+def boundary_data(
+    parts: Sequence[tuple[Tensor, Sequence[str], bool]], folds: Folds, weights: Mapping[str, float]
+) -> BoundaryData:
+    """Put patches from several places together.
+
+    Args:
+        parts: Features (N, D), the image of each of them, and whether they are defect.
+        folds: Which network must not see which image.
+        weights: How much defective images count, where it is not 1.
+    """
+    names = sorted({name for _, images, _ in parts for name in images})
+    row = {name: index for index, name in enumerate(names)}
+    device: Any = parts[0][0].device
+    return BoundaryData(
+        torch.cat([features.float() for features, _, _ in parts]),
+        torch.cat([torch.full((len(features),), defective) for features, _, defective in parts]).to(device),
+        torch.tensor([row[name] for _, images, _ in parts for name in images]).to(device),
+        torch.tensor([weights.get(name, 1.0) for name in names]),
+        torch.tensor([folds.held_out(name) for name in names], dtype=torch.bool).reshape(len(names), folds.count),
+    )
