@@ -42,7 +42,7 @@ from anomalib_exdd.neighbors.faiss_loader import faiss_available, load_faiss
 from anomalib_exdd.neighbors.index import NeighborIndex
 from anomalib_exdd.neighbors.torch_index import TorchIndex
 from anomalib_exdd.precision import full_float32
-from calibration import Images
+from evidence import Images
 from features import Source, patches, real, resnet_like, side_by_side
 from machine import describe, markdown_table
 

@@ -41,7 +41,7 @@ from anomalib_exdd.synthesis.manifest import Record
 from anomalib_exdd.synthesis.material import Material
 from anomalib_exdd.synthesis.run import synthesize
 from anomalib_exdd.synthesis.run_settings import RunSettings
-from calibration import METRICS, Images, Study
+from evidence import METRICS, Images, Study
 from machine import describe, known_results, markdown_table, save_results
 
 REAL = (0, 5, 25, 100)
