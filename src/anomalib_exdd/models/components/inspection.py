@@ -19,6 +19,7 @@ from .metrics import default_evaluator
 from .pictures import LABEL_SIZE, SeenImageVisualizer, panel_size
 from .predictions import Decisions, Predictions, RawScores
 from .results import report_results
+from .weights import WithoutInitialValues
 
 _OPSET = 18  # what torch writes
 
@@ -196,9 +197,10 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         return self._fitted_from is not None and self._fitted_from == fingerprint(checkpoint["state_dict"].values())
 
     def _rebuild(self, changes: Mapping[str, Any]) -> None:
-        """Build the torch model anew, with other arguments."""
+        """Build the torch model anew, with other arguments and for weights that are restored next."""
         self.hparams.update(changes)
-        self._build_model()
+        with WithoutInitialValues():
+            self._build_model()
         self.model.to(self.device)
 
     def _shape_pictures(self, image_size: Sequence[int]) -> None:

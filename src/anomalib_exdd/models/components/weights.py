@@ -8,9 +8,33 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 INITIAL_SEED = 0
 """Seed of networks without weights: the same random network for everybody."""
+
+
+_RANDOM = {
+    *(Tensor.normal_, Tensor.uniform_, Tensor.erfinv_),  # the last is a step of the truncated normal
+    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_),
+}
+
+
+class WithoutInitialValues(TorchFunctionMode):
+    """Context in which networks are built without drawing initial weights, for those that are loaded afterwards.
+
+    Until then the weights are whatever is in memory. All else is as usual: buffers that no state dict holds have their
+    values, which on the meta device they would not, and other threads are left alone.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave a tensor as it is where a function would fill it with random numbers."""
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def check_is_known(backbone: str) -> None:

@@ -4,6 +4,7 @@ Shape suffixes: B images, C channels, H x W pixels, h x w cells of the backbone'
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.models.components.weights import (
+    WithoutInitialValues,
     check_is_file,
     check_is_known,
     file_weights,
@@ -68,7 +70,8 @@ class DefectClassifierModel(nn.Module):
         self.weights_ready = weights is None and not pre_trained
         self.fresh: list[str] = [] if pre_trained or weights else [""]
         channels = _num_channels(backbone)
-        self.backbone = initial_network(backbone, seed, **_UNPOOLED)
+        with nullcontext() if self.weights_ready else WithoutInitialValues():
+            self.backbone = initial_network(backbone, seed, **_UNPOOLED)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = nn.Linear(channels, 1)
@@ -115,7 +118,14 @@ class DefectClassifierModel(nn.Module):
         return self
 
     def activation(self, images_BCHW: Tensor) -> Tensor:
-        """Return every cell's part of the logit, in log-odds, float32, shape (B, h, w); the mean is the logit."""
+        """Return every cell's part of the logit, in log-odds, float32, shape (B, h, w); the mean is the logit.
+
+        Raises:
+            ValueError: If the backbone has no weights yet.
+        """
+        if not self.weights_ready:
+            msg = "The classifier has no weights yet. Train the model, or load a trained checkpoint, before predicting."
+            raise ValueError(msg)
         features_BChw = self.backbone(images_BCHW)
         with torch.autocast(device_type=images_BCHW.device.type, enabled=False):
             weight_11C = self.head.weight.float()[..., None, None]

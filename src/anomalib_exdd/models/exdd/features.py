@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from anomalib_exdd.models.components.weights import (
     INITIAL_SEED,
+    WithoutInitialValues,
     check_is_file,
     check_is_known,
     file_weights,
@@ -76,7 +78,7 @@ class PatchFeatureExtractor(nn.Module):
             self.backbone = FilterBank()
             return
         _check_backbone(backbone, self.layers)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), nullcontext() if self.weights_ready else WithoutInitialValues():
             torch.manual_seed(INITIAL_SEED)
             self.backbone = TimmFeatureExtractor(backbone, self.layers, pre_trained=False)
         self.backbone.requires_grad_(requires_grad=False).eval()
