@@ -36,7 +36,7 @@ from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.bank_builder import BankBuilder
 from anomalib_exdd.models.exdd.calibration import Piece
-from anomalib_exdd.models.exdd.scoring import PatchDistances, get_scoring, top_mean
+from anomalib_exdd.models.exdd.scoring import CALIBRATED_NEIGHBORS, EPSILON, PatchDistances, get_scoring, top_mean
 from machine import describe, known_results, markdown_table, save_results
 
 IMAGE_SIZES = {
@@ -58,7 +58,7 @@ class Images:
     """Features, labels and masks of one split, by path."""
 
     def __init__(self, model: ExDD, data: KSDD2, split: str) -> None:
-        features, masks, labels = [], [], []
+        features, fine, masks, labels = [], [], [], []
         self.paths: list[str] = []
         self.kinds: list[str] = []
         pre_processor: Any = model.pre_processor
@@ -67,7 +67,9 @@ class Images:
         with torch.inference_mode():
             for loader in loaders:
                 for batch in tqdm(loader, f"Features of {split} images", leave=False):
-                    features.append(model.model.embed(pre_processor(batch.image)))
+                    patches, finer = model.model.extract(pre_processor(batch.image))
+                    features.append(patches)
+                    fine.append(torch.as_tensor(finer).half())
                     masks.append(batch.gt_mask.bool())
                     labels.append(batch.gt_label.bool())
                     self.paths += batch.image_path
@@ -75,6 +77,7 @@ class Images:
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
         self.paths, self.kinds = [self.paths[i] for i in order], [self.kinds[i] for i in order]
         self.features_NDhw, self.mask_NHW = torch.cat(features)[order], torch.cat(masks)[order]
+        self.fine_NFhw = torch.cat(fine)[order]
         self.label_N = torch.cat(labels)[order]
 
     def subset(self, rows: list[int]) -> "Images":
@@ -82,7 +85,7 @@ class Images:
         found = copy.copy(self)
         found.paths, found.kinds = [self.paths[row] for row in rows], [self.kinds[row] for row in rows]
         found.features_NDhw, found.mask_NHW = self.features_NDhw[rows], self.mask_NHW[rows]
-        found.label_N = self.label_N[rows]
+        found.label_N, found.fine_NFhw = self.label_N[rows], self.fine_NFhw[rows]
         return found
 
     def held_out(self, share: float) -> tuple["Images", "Images"]:
@@ -110,7 +113,9 @@ class Study:
         self.model = ExDD(
             backbone="resnet18", weights=options.weights, image_size=self.size, negative_ratio=options.ratio
         ).eval()
-        data = KSDD2(root, num_workers=0, val_split_ratio=0.001, augmentations=Resize(list(self.size), antialias=True))  # masks as well
+        data = KSDD2(
+            root, num_workers=0, val_split_ratio=0.001, augmentations=Resize(list(self.size), antialias=True)
+        )  # masks as well
         data.setup()
         start = time.perf_counter()
         self.train = Images(self.model, data, "train")
@@ -137,6 +142,16 @@ class Study:
         for row in self.train.rows(defective=False):
             builder.add_normal(self.train.paths[row], blank, self.train.features_NDhw[row])
 
+    def _add_defective(self, builder: BankBuilder, images: Images, row: int) -> None:
+        mask_HW = images.mask_NHW[row] if builder.settings.positive_patches == "mask" else None
+        fine_Fhw, blank = images.fine_NFhw[row].float(), torch.zeros(3, *self.size)
+        builder.add_defective(images.paths[row], blank, images.features_NDhw[row], mask_HW, fine_Fhw)
+
+    def _log_odds(self) -> Tensor | None:
+        """Return the boundary's log-odds of the test patches, (N, P), if there is one."""
+        boundary = self.model.model.boundary
+        return torch.cat([boundary(patches) for patches in self._chunks()]) if boundary.is_fitted else None
+
     def _chunks(self) -> Iterable[Tensor]:
         """Yield the patch features of some test images at a time, (B, P, D)."""
         for features in self.test.features_NDhw.split(16):
@@ -157,10 +172,8 @@ class Study:
         model, builder = self.model.model, self._builder(positive_patches)
         builder.negative = self.builder.negative
         model.positive_bank.clear()
-        blank = torch.zeros(3, *self.size)
         for row in rows:
-            mask_HW = self.train.mask_NHW[row] if positive_patches == "mask" else None
-            builder.add_defective(self.train.paths[row], blank, self.train.features_NDhw[row], mask_HW)
+            self._add_defective(builder, self.train, row)
         builder.build_positive_bank()
         model.positive_bank.look_around(NEIGHBORHOOD)
         start = time.perf_counter()
@@ -182,7 +195,7 @@ class Study:
         seconds = self.build(rows, positive_patches)
         model = self.model.model
         positive = self._distances(model.positive_bank) if rows else None
-        boundary = torch.cat([model.boundary(p) for p in self._chunks()]) if model.boundary.is_fitted else None
+        boundary = self._log_odds()
         labels = zip(self.test.label_N.tolist(), self.test.kinds, strict=True)
         keep_N = torch.tensor([only is None or not label or kind == only for label, kind in labels])
         result: dict[str, Any] = {
@@ -221,10 +234,15 @@ class Study:
             smoothed = rule.smoothed_values
         label_N, score_N = self.test.label_N[keep_N], score_N[keep_N]
         grid = self.test.features_NDhw.shape[-2:]
-        maps = [
-            smoothed(model.anomaly_map(chunk.reshape(-1, 1, *grid), self.size)[:, 0])
-            for chunk in values_NP[keep_N].split(64)
-        ]
+        if name == "combined":
+            patch_scores = rule.patch(self.negative, positive)[keep_N].reshape(-1, *grid)
+            chunks = zip(patch_scores.split(64), self.test.fine_NFhw[keep_N].split(64), strict=True)
+            maps = [model.draw_map(scores, self.size, fine.float())[:, 0] for scores, fine in chunks]
+        else:
+            maps = [
+                smoothed(model.anomaly_map(chunk.reshape(-1, 1, *grid), self.size)[:, 0])
+                for chunk in values_NP[keep_N].split(64)
+            ]
         pixel_auroc, pixel_ap = pixel_metrics(torch.cat(maps), self.test.mask_NHW[keep_N])
         return {
             "image_AUROC": float(binary_auroc(score_N, label_N)),
@@ -253,10 +271,9 @@ class Study:
 
 def _piece(piece: Piece, negative: PatchDistances, positive: PatchDistances | None, boundary: Tensor | None) -> Tensor:
     """Compute a piece of evidence for patches, float32, shape (N, P)."""
-    assert negative.ranked is not None
-    columns = [negative.nearest, *(negative.ranked[..., k - 1].clamp_min(1e-6).log() for k in (1, 3))]
-    if positive is not None and positive.ranked is not None:
-        columns += [-positive.ranked[..., k - 1].clamp_min(1e-6).log() for k in (1, 3)]
+    columns = [negative.nearest, *_logs(negative)]
+    if positive is not None:
+        columns += [-column for column in _logs(positive)]
         if boundary is not None:
             columns.append(boundary)
     total = torch.full_like(negative.nearest, piece.bias)
@@ -265,14 +282,17 @@ def _piece(piece: Piece, negative: PatchDistances, positive: PatchDistances | No
     return total
 
 
+def _logs(distances: PatchDistances) -> list[Tensor]:
+    ranked: Any = distances.ranked
+    return [ranked[..., k - 1].clamp_min(EPSILON).log() for k in CALIBRATED_NEIGHBORS]
+
+
 def pixel_metrics(maps_NHW: Tensor, mask_NHW: Tensor) -> tuple[float, float]:
     """Compute AUROC and average precision of pixels, from 65,536 equal steps of the map's range."""
     low, high = maps_NHW.amin(), maps_NHW.amax()
     step_M = ((maps_NHW - low) / (high - low).clamp_min(1e-12) * (_BINS - 1)).flatten().to(torch.int64)
     mask_M = mask_NHW.flatten()
-    hits, misses = (
-        torch.bincount(step_M[chosen], minlength=_BINS).flip(0).double() for chosen in (mask_M, ~mask_M)
-    )
+    hits, misses = (torch.bincount(step_M[chosen], minlength=_BINS).flip(0).double() for chosen in (mask_M, ~mask_M))
     true, false = hits.cumsum(0), misses.cumsum(0)
     precision = true / (true + false).clamp_min(1)
     recall_steps = hits / true[-1]

@@ -85,15 +85,17 @@ class SynthesisStudy(Study):
             for r in records
         ]
         dataset = DefectDataset(DataFrame(rows), augmentations=Resize(self.size, antialias=True))
-        features, masks = [], []
+        features, fine, masks = [], [], []
         pre_processor: Any = self.model.pre_processor
         with torch.inference_mode():
             for batch in DataLoader(dataset, batch_size=32, collate_fn=dataset.collate_fn):
-                features.append(self.model.model.embed(pre_processor(batch.image)))
+                patches, finer = self.model.model.extract(pre_processor(batch.image))
+                features.append(patches)
+                fine.append(torch.as_tensor(finer).half())
                 masks.append(batch.gt_mask.bool())
         found = self.train.subset([])
         found.paths = [f"synthetic/{record.index:05d}.png" for record in records]
-        found.features_NDhw, found.mask_NHW = torch.cat(features), torch.cat(masks)
+        found.features_NDhw, found.fine_NFhw, found.mask_NHW = torch.cat(features), torch.cat(fine), torch.cat(masks)
         return found
 
     def cell(self, real: list[int], made: Images | None, records: list[Record], weights: list[float]) -> dict[str, Any]:
@@ -101,13 +103,12 @@ class SynthesisStudy(Study):
         model, builder = self.model.model, self._builder("mask")
         builder.negative = self.builder.negative
         model.positive_bank.clear()
-        blank = torch.zeros(3, *self.size)
         for row in real:
-            builder.add_defective(self.train.paths[row], blank, self.train.features_NDhw[row], self.train.mask_NHW[row])
+            self._add_defective(builder, self.train, row)
         for row, record in enumerate(records):
             assert made is not None  # noqa: S101  records of accepted images come with them
             builder.origins[made.paths[row]] = [record.source, *filter(None, [record.defect])]
-            builder.add_defective(made.paths[row], blank, made.features_NDhw[row], made.mask_NHW[row])
+            self._add_defective(builder, made, row)
         builder.build_positive_bank()
         builder.fill_calibration_set()
         rate = (len(real) + 1) / (len(real) + len(self.train.rows(defective=False)) + 2)
@@ -115,8 +116,9 @@ class SynthesisStudy(Study):
         everything = torch.ones(len(self.test.paths), dtype=torch.bool)
         found = {}
         for weight in weights:
-            model.calibrate(rate, weight)
-            found[str(weight)] = self._metrics("calibrated", positive, everything)
+            model.learn_boundary(weight)
+            model.calibrate(rate, self.model.settings.unknown_rate, weight)
+            found[str(weight)] = self._metrics("combined", positive, self._log_odds(), everything)
         return found
 
     def defect_features(self, images: Images, rows: list[int]) -> Tensor:
@@ -239,7 +241,7 @@ def main() -> None:
     names = ("image_size", "ratio", "split", "every", "synthetic_weight")
     settings = {"data": options.root.name, **{name: getattr(options, name) for name in names}}
     results = known_results(options.output, settings)
-    study = SynthesisStudy(options)
+    study = SynthesisStudy(options.root, options)
     if options.every > 1:
         study.test = study.test.subset(list(range(0, len(study.test.paths), options.every)))
         study.negative = study._distances(study.model.model.negative_bank)  # noqa: SLF001  of fewer images

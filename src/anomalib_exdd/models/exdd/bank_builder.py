@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from anomalib_exdd.processes import gather_objects, rank
 
-from .calibration_set import CalibrationImage, drawn, others_distances
+from .calibration_set import CalibrationImage, Outline, drawn, others_distances, outline_of
 from .kinship import Origins
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
@@ -51,6 +51,7 @@ class BankBuilder:
             PatchCollector(dimension, seed, None if stores is None else stores.opener(kind))
             for kind in ("normal", "defect", "defective")
         )
+        self.outlines: dict[str, Outline] = {}
         self.origins: Origins = {}
         self.kinds: dict[str, str] = {}
 
@@ -63,7 +64,10 @@ class BankBuilder:
         """Tell whether an image's patches are there, as they may be when an interrupted training goes on."""
         if path in self.negative:
             return True
-        return path in self.defective and (self.settings.positive_patches == "farthest" or path in self.positive)
+        if self.settings.positive_patches == "farthest":
+            return path in self.defective
+        outlined = path in self.outlines or self.model.feature_extractor.fine_layer is None  # never on disk
+        return path in self.defective and path in self.positive and outlined
 
     def add_batch(self, batch: ImageBatch) -> None:
         """Take the patches of a batch: of normal images for the negative, of defects for the positive bank.
@@ -80,21 +84,29 @@ class BankBuilder:
         new = [index for index, name in enumerate(names) if not self.has(name)]
         if not new:
             return
-        features_BDhw = self.model.embed(images_BCHW if len(new) == len(names) else images_BCHW[new])
-        for index, features_Dhw in zip(new, features_BDhw, strict=True):
+        features_BDhw, fine = self.model.extract(images_BCHW if len(new) == len(names) else images_BCHW[new])
+        for row, (index, features_Dhw) in enumerate(zip(new, features_BDhw, strict=True)):
             name, image_CHW = names[index], images_BCHW[index]
+            fine_Fhw = None if fine is None else fine[row]
             if batch.gt_label is None or not bool(batch.gt_label[index]):
                 self.add_normal(name, image_CHW, features_Dhw)
             elif self.settings.positive_patches == "farthest" and name not in self.origins:
                 self.add_defective(name, image_CHW, features_Dhw, None)
             else:
-                self.add_defective(name, image_CHW, features_Dhw, mask_of(batch, index, name))
+                self.add_defective(name, image_CHW, features_Dhw, mask_of(batch, index, name), fine_Fhw)
 
     def add_normal(self, path: str, image_CHW: Tensor, features_Dhw: Tensor) -> None:
         """Take the patches of a normal image."""
         self.negative.add(path, features_Dhw.flatten(1).T, _centres(image_CHW, features_Dhw))
 
-    def add_defective(self, path: str, image_CHW: Tensor, features_Dhw: Tensor, mask_HW: Tensor | None) -> None:
+    def add_defective(
+        self,
+        path: str,
+        image_CHW: Tensor,
+        features_Dhw: Tensor,
+        mask_HW: Tensor | None,
+        fine_Fhw: Tensor | None = None,
+    ) -> None:
         """Take the patches of a defective image.
 
         Args:
@@ -102,12 +114,15 @@ class BankBuilder:
             image_CHW: Pre-processed image, float, shape (C, H, W).
             features_Dhw: Its features, float32, shape (D, h, w).
             mask_HW: Its mask, non-zero on defects, shape (H, W); None with ``positive_patches: farthest``.
+            fine_Fhw: Its fine features, float32, shape (F, 2 h, 2 w), if the backbone has any.
         """
         positions = _centres(image_CHW, features_Dhw)
         features_PD = features_Dhw.flatten(1).T
         self.defective.add(path, features_PD, positions)
         if mask_HW is None:
             return  # chosen when the negative bank is there
+        if fine_Fhw is not None:
+            self.outlines[path] = outline_of(fine_Fhw, mask_HW)
         if self.settings.positive_patches == "crop":
             self.positive.add(path, *self._crop_patches(image_CHW, mask_HW))
             return
@@ -216,7 +231,7 @@ class BankBuilder:
         own = [(path, collector) for path, collector in images if collector.is_own(path)]
         for path, collector in tqdm(own, title, delay=_PROGRESS_DELAY, disable=rank() > 0):
             defects = self.positive.features_of(path) if collector is self.defective else None
-            image = CalibrationImage(path, collector.features_of(path), defects)
+            image = CalibrationImage(path, collector.features_of(path), defects, self.outlines.get(path))
             kept[path] = image.keep(high(image))
         everywhere = {path: image for part in gather_objects(kept) for path, image in part.items()}
         self.model.calibration_set.clear()

@@ -7,9 +7,9 @@ again, without any image, whenever the banks change.
 Shape suffixes: I images, C patches kept of all images together, P patches of an image, D features, M bank entries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
@@ -18,10 +18,11 @@ from torch import Tensor
 from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, direct_distances
 from anomalib_exdd.precision import Float32Buffers, full_float32
 
-from .boundary import Folds, LearntBoundary, name_hash
+from .boundary import BoundaryData, Folds, LearntBoundary, name_hash
 from .calibration import ImagePatches
 from .kinship import Kinship, Origins
 from .memory_bank import MemoryBank
+from .patches import outline_cells
 from .scoring import CALIBRATED_NEIGHBORS, EPSILON
 
 MAX_IMAGES = 200
@@ -29,6 +30,18 @@ MAX_IMAGES = 200
 SAMPLED_PATCHES = 32
 """Patches sampled from every image, whatever their score."""
 _BLOCK_ROWS = 512  # queries compared with a bank at a time
+
+
+class Outline(NamedTuple):
+    """Cells of an image's fine grid, in and beside its defects.
+
+    Attributes:
+        features: Fine features, float16, shape (O, F).
+        defective: Whether each cell is defect, boolean, shape (O,).
+    """
+
+    features: Tensor
+    defective: Tensor
 
 
 class KeptPatches(NamedTuple):
@@ -41,6 +54,7 @@ class KeptPatches(NamedTuple):
         defective: Whether the image is.
         patches: Number of patches of the whole image.
         population: Number of patches that the sample stands for: all of them, or the defect patches.
+        outline: Fine features of cells in and beside its defects, if any.
     """
 
     path: str
@@ -49,6 +63,7 @@ class KeptPatches(NamedTuple):
     defective: bool
     patches: int
     population: int
+    outline: "Outline | None" = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +74,13 @@ class CalibrationImage:
         path: Path of the image.
         features: Patch features, float32, shape (P, D).
         defects: Features of its defect patches, float32, shape (Q, D), for a defective image; None for a normal one.
+        outline: Cells in and beside its defects, if they are known that finely.
     """
 
     path: str
     features: Tensor
     defects: Tensor | None = None
+    outline: Outline | None = None
 
     def keep(self, high: Tensor) -> KeptPatches:
         """Keep the patches that may be among the highest, and a sample, evenly spaced.
@@ -81,7 +98,19 @@ class CalibrationImage:
             self.defects is not None,
             len(self.features),
             len(population),
+            self.outline,
         )
+
+
+def outline_of(fine_Fhw: Tensor, mask_HW: Tensor) -> Outline:
+    """Take fine features in and beside an image's defects.
+
+    Args:
+        fine_Fhw: Fine features, float32, shape (F, h, w).
+        mask_HW: Mask of the pre-processed image, non-zero on defects, shape (H, W).
+    """
+    cells, defective = outline_cells(mask_HW, (fine_Fhw.shape[-2], fine_Fhw.shape[-1]))
+    return Outline(fine_Fhw.flatten(1).T[cells.to(fine_Fhw.device)].half().cpu(), defective)
 
 
 def drawn(paths: Sequence[str], count: int = MAX_IMAGES) -> list[str]:
@@ -99,6 +128,9 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         defective: Whether each image is, boolean, shape (I,).
         patches: Number of patches of each whole image, int64, shape (I,).
         population: Number of patches that each image's sample stands for, int64, shape (I,).
+        outline_features: Fine features of cells in and beside defects, float16, shape (O, F).
+        outline_defective: Whether each of these cells is defect, boolean, shape (O,).
+        outline_image: Row of :attr:`sources` that it comes from, int64, shape (O,).
         sources: Paths of the images.
     """
 
@@ -108,21 +140,33 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
     defective: Tensor
     patches: Tensor
     population: Tensor
+    outline_features: Tensor
+    outline_defective: Tensor
+    outline_image: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.sources: list[str] = []
-        self._set([], *self._nothing())
+        self._set([], self._nothing())
 
     @staticmethod
-    def _nothing() -> list[Tensor]:
-        kinds = (torch.float16, torch.int64, torch.bool, torch.bool, torch.int64, torch.int64)
-        return [torch.empty(0, dtype=kind) for kind in kinds]
+    def _nothing() -> dict[str, Tensor]:
+        kinds = {
+            "features": torch.float16,
+            "image": torch.int64,
+            "sampled": torch.bool,
+            "defective": torch.bool,
+            "patches": torch.int64,
+            "population": torch.int64,
+            "outline_features": torch.float16,
+            "outline_defective": torch.bool,
+            "outline_image": torch.int64,
+        }
+        return {name: torch.empty(0, dtype=kind) for name, kind in kinds.items()}
 
-    def _set(self, sources: list[str], *values: Tensor) -> None:
+    def _set(self, sources: list[str], values: dict[str, Tensor]) -> None:
         self.sources = sources
-        names = ("features", "image", "sampled", "defective", "patches", "population")
-        for name, value in zip(names, values, strict=True):
+        for name, value in values.items():
             self.register_buffer(name, value)
 
     def __len__(self) -> int:
@@ -132,55 +176,74 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
     def clear(self) -> None:
         """Forget all images."""
         device = self.features.device
-        self._set([], *(value.to(device) for value in self._nothing()))
+        self._set([], {name: value.to(device) for name, value in self._nothing().items()})
 
     def add(self, images: Sequence[KeptPatches]) -> None:
         """Keep the patches of images; an image that is there already is replaced."""
-        device = self.features.device
         for image in images:
             self.remove(image.path)
         if not images:
             return
-        counts = torch.tensor([len(image.features) for image in images])
-        index_C = torch.repeat_interleave(torch.arange(len(images)) + len(self), counts).to(device)
-        features = torch.cat([image.features for image in images]).to(device)
-        sampled_C = torch.cat([image.sampled for image in images]).to(device)
-        defective, patches, population = (
-            torch.tensor([getattr(image, name) for image in images], device=device)
-            for name in ("defective", "patches", "population")
-        )
-        self._set(
-            [*self.sources, *(image.path for image in images)],
-            torch.cat([self.features.reshape(-1, features.shape[1]), features]),
-            torch.cat([self.image, index_C]),
-            torch.cat([self.sampled, sampled_C]),
-            torch.cat([self.defective, defective]),
-            torch.cat([self.patches, patches]),
-            torch.cat([self.population, population]),
-        )
+        numbers = torch.arange(len(images)) + len(self)
+        outlines = [image.outline or Outline(torch.empty(0), torch.empty(0, dtype=torch.bool)) for image in images]
+        added = {
+            "features": torch.cat([image.features for image in images]),
+            "image": numbers.repeat_interleave(torch.tensor([len(image.features) for image in images])),
+            "sampled": torch.cat([image.sampled for image in images]),
+            **{
+                name: torch.tensor([getattr(image, name) for image in images])
+                for name in ("defective", "patches", "population")
+            },
+            "outline_image": numbers.repeat_interleave(torch.tensor([len(outline.defective) for outline in outlines])),
+            "outline_defective": torch.cat([outline.defective for outline in outlines]),
+        }
+        if fine := [outline.features for outline in outlines if len(outline.defective)]:
+            added["outline_features"] = torch.cat(fine)
+        found = {}
+        for name, value in self._buffers.items():
+            present, new = cast("Tensor", value), added.get(name)
+            if new is not None:
+                present = torch.cat([present.reshape(-1, *new.shape[1:]), new.to(present)])
+            found[name] = present
+        self._set([*self.sources, *(image.path for image in images)], found)
 
     def remove(self, path: str) -> None:
         """Forget an image; nothing happens if it is not there."""
         if path not in self.sources:
             return
         index = self.sources.index(path)
-        stays = self.image != index
-        image = self.image[stays]
-        other = torch.arange(len(self), device=self.image.device) != index
-        self._set(
-            [source for source in self.sources if source != path],
-            self.features[stays],
-            image - (image > index).to(image.dtype),
-            self.sampled[stays],
-            self.defective[other],
-            self.patches[other],
-            self.population[other],
-        )
+        stays = {
+            "image": torch.arange(len(self), device=self.image.device) != index,
+            "patch": self.image != index,
+            "cell": self.outline_image != index,
+        }
+        owner = {"defective": "image", "patches": "image", "population": "image"}
+        owner |= {name: "cell" for name in self._buffers if name.startswith("outline")}
+        found = {}
+        for name, value in self._buffers.items():
+            kept = cast("Tensor", value)[stays[owner.get(name, "patch")]]
+            found[name] = kept - (kept > index).to(kept.dtype) if name in {"image", "outline_image"} else kept
+        self._set([source for source in self.sources if source != path], found)
 
     def sample_of(self, *, defective: bool) -> tuple[Tensor, list[str]]:
         """Return the samples of all normal or all defective images, (C, D), and the image of each patch."""
         rows_C = self.sampled & (self.defective[self.image] == defective)
         return self.features[rows_C], [self.sources[image] for image in self.image[rows_C].tolist()]
+
+    def outline_data(self, weights: Mapping[str, float], networks: int) -> BoundaryData:
+        """Return the cells in and beside defects, all of them for each of some networks.
+
+        Args:
+            weights: How much images count, where it is not 1.
+            networks: How many networks are to be learnt.
+        """
+        return BoundaryData(
+            self.outline_features.float(),
+            self.outline_defective,
+            self.outline_image,
+            torch.tensor([weights.get(path, 1.0) for path in self.sources]),
+            torch.zeros(len(self), networks, dtype=torch.bool),
+        )
 
     def measure(
         self, negative: MemoryBank, positive: MemoryBank, boundary: LearntBoundary, folds: Folds

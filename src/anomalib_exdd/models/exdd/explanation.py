@@ -105,11 +105,11 @@ def explain_image(
     """
     size = (image_CHW.shape[-2], image_CHW.shape[-1])
     with torch.inference_mode():
-        features_1Dhw = model.embed(image_CHW[None])
+        features_1Dhw, fine = model.extract(image_CHW[None])
         patches_1PD = features_1Dhw.flatten(2).transpose(1, 2).contiguous()
         scores_1P, image_score = model.score(patches_1PD)
         grid = (features_1Dhw.shape[-2], features_1Dhw.shape[-1])
-        anomaly_map = model.draw_map(scores_1P.reshape(1, *grid), size)[0, 0]
+        anomaly_map = model.draw_map(scores_1P.reshape(1, *grid), size, fine)[0, 0]
         chosen = _highest_apart(scores_1P[0].reshape(grid), count)
         rows = torch.tensor([row * grid[1] + column for row, column in chosen], device=patches_1PD.device)
         normal = _nearest(model.negative_bank, patches_1PD[0, rows])

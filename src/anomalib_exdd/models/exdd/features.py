@@ -72,15 +72,17 @@ class PatchFeatureExtractor(nn.Module):
         self.weights = None if weights is None else Path(weights)
         self.padded = padded
         self.weights_ready = backbone == FILTER_BANK or (weights is None and not pre_trained)
+        self.fine_layer: str | None = None
         self.backbone: nn.Module
         self._folded: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule with a state of its own
         if backbone == FILTER_BANK:
             self.backbone = FilterBank()
             return
-        _check_backbone(backbone, self.layers)
+        self.fine_layer = _check_backbone(backbone, self.layers)
+        layers = self.layers if self.fine_layer is None else (self.fine_layer, *self.layers)
         with torch.random.fork_rng(devices=[]), nullcontext() if self.weights_ready else WithoutInitialValues():
             torch.manual_seed(INITIAL_SEED)
-            self.backbone = TimmFeatureExtractor(backbone, self.layers, pre_trained=False)
+            self.backbone = TimmFeatureExtractor(backbone, layers, pre_trained=False)
         self.backbone.requires_grad_(requires_grad=False).eval()
 
     def load_weights(self) -> None:
@@ -109,13 +111,18 @@ class PatchFeatureExtractor(nn.Module):
             self.weights_ready = True
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Extract patch features.
+        """Extract patch features; see :meth:`extract`."""
+        return self.extract(images_BCHW)[0]
+
+    def extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Extract patch features, and those of the layer before, which has a grid twice as fine.
 
         Args:
             images_BCHW: Normalised images, floating point, shape (B, C, H, W).
 
         Returns:
-            Features in the backbone's precision, shape (B, D, h, w), h x w the grid of the first layer.
+            Features in the backbone's precision, shape (B, D, h, w), h x w the grid of the first layer; and the fine
+            ones, not averaged, shape (B, F, 2 h, 2 w), or None if the backbone has no such layer.
         """
         if not self.weights_ready:
             self.load_weights()
@@ -128,11 +135,13 @@ class PatchFeatureExtractor(nn.Module):
         if images_BCHW.device.type != "cpu":
             return self._extract(images_BCHW)
         # What the layers hold for a few images stays near a processor's cache, and memory is bounded.
-        return torch.cat([self._extract(images) for images in images_BCHW.split(_CPU_IMAGES)])
+        features, fine = zip(*(self._extract(images) for images in images_BCHW.split(_CPU_IMAGES)), strict=True)
+        return torch.cat(features), None if self.fine_layer is None else torch.cat(fine)
 
-    def _extract(self, images_BCHW: Tensor) -> Tensor:
+    def _extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         network = self.backbone if torch.compiler.is_compiling() else self._inference_network()
         maps = list(network(images_BCHW).values())
+        fine = None if self.fine_layer is None else maps.pop(0)
         grid = maps[0].shape[-2:]
         if self.padded:
             pooled = [F.avg_pool2d(features, 3, stride=1, padding=1) for features in maps]
@@ -140,7 +149,7 @@ class PatchFeatureExtractor(nn.Module):
             resized += [F.interpolate(features, size=grid, mode="bilinear") for features in pooled[1:]]
         else:
             resized = [adaptive_average(F.avg_pool2d(features, 3, stride=1), grid) for features in maps]
-        return torch.cat(resized, dim=1)
+        return torch.cat(resized, dim=1), fine
 
     def _inference_network(self) -> nn.Module:
         """Return the backbone with its batch norms folded into the convolutions: a pass over every map is saved."""
@@ -232,14 +241,18 @@ def _adaptive_weights(size: int, target: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-def _check_backbone(backbone: str, layers: tuple[str, ...]) -> None:
-    """Refuse unknown backbones and layers before anything is built or downloaded."""
+def _check_backbone(backbone: str, layers: tuple[str, ...]) -> str | None:
+    """Refuse unknown backbones and layers before anything is built or downloaded.
+
+    Returns:
+        The layer before the first one, if its grid is twice as fine.
+    """
     if not layers:
         msg = "Argument `layers` has to name at least one layer of the backbone."
         raise ValueError(msg)
     check_is_known(backbone)
     if "vit" in backbone.lower():  # Anomalib reads transformers' blocks by number
-        return
+        return None
     with torch.device("meta"):
         network: Any = timm.create_model(backbone, pretrained=False, features_only=True)
     available = network.feature_info.module_name()
@@ -247,3 +260,6 @@ def _check_backbone(backbone: str, layers: tuple[str, ...]) -> None:
     if unknown:
         msg = f"Argument `layers` names {unknown}, but the backbone {backbone!r} has the layers {available}."
         raise ValueError(msg)
+    reductions = dict(zip(available, network.feature_info.reduction(), strict=True))
+    before = available[: available.index(layers[0])][-1:]
+    return next((name for name in before if 2 * reductions[name] == reductions[layers[0]]), None)

@@ -216,6 +216,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             self.model.negative_bank,
             self.model.positive_bank,
             self.model.boundary,
+            self.model.refinement,
             self.model.calibration_set,
         ):
             part.clear()

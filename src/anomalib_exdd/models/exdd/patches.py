@@ -12,6 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 CROP_SIZE = (128, 128)
 """Size that defect crops are squashed to in the published code, (height, width)."""
 
+_OUTLINE_REACH = 8  # cells around a defect that count as near
+_OUTLINE_FREE = 0.1  # coverage of a cell that counts as free of defects
+_OUTLINE_DEFECT, _OUTLINE_NEAR, _OUTLINE_FAR = 128, 192, 64  # cells of each kind, at most
+
 
 def patch_centres(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
     """Return the centre of every patch in pixels.
@@ -57,6 +61,33 @@ def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) 
     fullest = pixels.reshape(components, patches)[1:].argmax(axis=1)  # component 0 is the background
     belongs_hw.view(-1)[torch.from_numpy(fullest)] = True
     return belongs_hw
+
+
+def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Choose cells of a fine grid that show where a defect ends: some in it, and some beside it.
+
+    Args:
+        mask_HW: Mask of the pre-processed image, non-zero on defects, shape (H, W).
+        grid: Number of cells (h, w).
+
+    Returns:
+        Rows of the cells in row-major order, int64, shape (N,), and whether each is at least half defect, boolean.
+    """
+    coverage_1hw = F.adaptive_avg_pool2d((mask_HW.cpu() != 0)[None].float(), grid)
+    near_N = F.max_pool2d(coverage_1hw, 2 * _OUTLINE_REACH + 1, stride=1, padding=_OUTLINE_REACH).flatten() > 0
+    coverage_N = coverage_1hw.flatten()
+    inside_N = coverage_N >= min(0.5, float(coverage_N.max()))
+    outside_N = coverage_N < _OUTLINE_FREE
+    groups = ((inside_N, _OUTLINE_DEFECT), (outside_N & near_N, _OUTLINE_NEAR), (outside_N & ~near_N, _OUTLINE_FAR))
+    chosen = [_evenly_spaced(group_N.nonzero().flatten(), most) for group_N, most in groups]
+    cells = torch.cat(chosen)
+    return cells, torch.arange(len(cells)) < len(chosen[0])
+
+
+def _evenly_spaced(rows: Tensor, most: int) -> Tensor:
+    """Thin rows out to at most so many."""
+    count = min(most, len(rows))
+    return rows[(torch.arange(count) * 2 + 1) * len(rows) // max(1, 2 * count)]
 
 
 def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:

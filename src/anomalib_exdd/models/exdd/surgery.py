@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 
-from .calibration_set import CalibrationImage
+from .calibration_set import CalibrationImage, outline_of
 from .decisions import Decisions
 from .explanation import Explanation, explain_image
 from .memory_bank import BankContent, MemoryBank
@@ -114,7 +114,7 @@ class BankSurgery:
             msg = f"The mask of {source} is empty: it has to show where the defect is."
             raise ValueError(msg)
         bank, settings = self.model.positive_bank, self.settings
-        features_PD, grid, size = self._features(image_CHW)
+        features_PD, fine_Fhw, grid, size = self._features(image_CHW)
         # Every output pixel sees all the pixels that it stands for: no defect gets lost on the way.
         mask = F.adaptive_max_pool2d((mask_HW != 0).float()[None, None], size)[0, 0]
         defects = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
@@ -123,7 +123,9 @@ class BankSurgery:
         positions = patch_centres(grid, size)[rows]
         own = torch.zeros(len(rows), dtype=torch.int64)
         bank.add(BankContent(features_PD[rows], own, positions, [source], {source: kind}))
-        image = CalibrationImage(source, features_PD, features_PD[defects])
+        image = CalibrationImage(
+            source, features_PD, features_PD[defects], None if fine_Fhw is None else outline_of(fine_Fhw, mask)
+        )
         self.model.calibration_set.add([image.keep(RoughRanking(self.model, settings).high(image))])
         self._finish("teach", source, len(rows), kind)
         return len(rows)
@@ -162,13 +164,14 @@ class BankSurgery:
             batch: Tensor = self.pre_processor(image_CHW[None].to(self.model.negative_bank.features.device))
         return batch
 
-    def _features(self, image_CHW: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
-        """Return an image's patch features (P, D) on the CPU, their grid, and the size of the pre-processed image."""
+    def _features(self, image_CHW: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int], tuple[int, int]]:
+        """Return an image's patch features (P, D) and fine ones on the CPU, the grid of patches, and the input size."""
         batch = self._pre_processed(image_CHW)
         with torch.inference_mode():
-            features_1Dhw = self.model.embed(batch)
+            features_1Dhw, fine = self.model.extract(batch)
         grid = (features_1Dhw.shape[-2], features_1Dhw.shape[-1])
-        return features_1Dhw[0].flatten(1).T.cpu().clone(), grid, (batch.shape[-2], batch.shape[-1])
+        fine_Fhw = None if fine is None else fine[0].cpu().clone()
+        return features_1Dhw[0].flatten(1).T.cpu().clone(), fine_Fhw, grid, (batch.shape[-2], batch.shape[-1])
 
     def _representative(self, features_ND: Tensor, present: int) -> Tensor:
         """Choose as training would: everything while the bank is small, later a share by greedy k-center."""

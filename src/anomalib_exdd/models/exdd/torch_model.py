@@ -11,6 +11,7 @@ import torch
 from anomalib.data import InferenceBatch
 from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.neighbors import SearchBackend
 
@@ -29,6 +30,11 @@ PAPER_SIGMA = 2.0
 """The paper's blur (after equation 23), for its own scoring."""
 DEFAULT_SIGMA = 4.0
 """PatchCore's blur, for every other scoring."""
+REFINED_SIGMA = 2.0
+"""Blur of a refined map, whose cells are half as large."""
+REFINED_FLOOR = 0.3
+"""Share of its probability that a cell keeps, however little it looks like the inside of a defect."""
+_REFINEMENTS = 2  # networks that refine the map, averaged
 
 
 class ExDDModel(nn.Module):
@@ -65,6 +71,7 @@ class ExDDModel(nn.Module):
         self.negative_bank = MemoryBank(num_neighbors, search, bank_precision)
         self.positive_bank = MemoryBank(num_neighbors, search, bank_precision)
         self.boundary = LearntBoundary()
+        self.refinement = LearntBoundary()
         self.calibration_set = CalibrationSet()
         self.calibration = Calibration(top_fraction)
         self.anomaly_map: SmoothMap | PublishedMap
@@ -72,19 +79,26 @@ class ExDDModel(nn.Module):
             self.anomaly_map = PublishedMap()
         else:
             self.anomaly_map = SmoothMap(sigma or (PAPER_SIGMA if scoring == "paper" else DEFAULT_SIGMA))
+        self.refined_map = SmoothMap(sigma or REFINED_SIGMA)
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Extract patch features, tile by tile if a tiler is set.
+        """Extract patch features, tile by tile if a tiler is set; see :meth:`extract`."""
+        return self.extract(images_BCHW)[0]
+
+    def extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Extract patch features, tile by tile if a tiler is set, and the fine ones that refine the map.
 
         Args:
             images_BCHW: Normalised images, floating point, shape (B, C, H, W).
 
         Returns:
-            Float32, shape (B, D, h, w).
+            Patch features, float32, shape (B, D, h, w); fine features, float32, shape (B, F, 2 h, 2 w), or None with a
+            tiler or a backbone that has none.
         """
-        if self.tiler is None:
-            return self.feature_extractor(images_BCHW).float()
-        return self.tiler.untile(self.feature_extractor(self.tiler.tile(images_BCHW))).float()
+        if self.tiler is not None:
+            return self.tiler.untile(self.feature_extractor(self.tiler.tile(images_BCHW))).float(), None
+        features, fine = self.feature_extractor.extract(images_BCHW)
+        return features.float(), None if fine is None else fine.float()
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
         """Score images.
@@ -99,13 +113,13 @@ class ExDDModel(nn.Module):
         Raises:
             ValueError: If the negative bank is empty, because the model was neither trained nor loaded.
         """
-        features_BDhw = self.embed(images_BCHW)
+        features_BDhw, fine = self.extract(images_BCHW)
         batch, _, height, width = features_BDhw.shape
         patches_BPD = features_BDhw.flatten(2).transpose(1, 2).contiguous()
         with torch.autocast(device_type=images_BCHW.device.type, enabled=False):
             patch_scores, pred_score = self.score(patches_BPD)
             scores_Bhw = patch_scores.reshape(batch, height, width)
-            anomaly_map = self.draw_map(scores_Bhw, images_BCHW.shape[-2:])
+            anomaly_map = self.draw_map(scores_Bhw, images_BCHW.shape[-2:], fine)
         return InferenceBatch(pred_score=pred_score, anomaly_map=anomaly_map)
 
     def score(self, patches_BPD: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,10 +136,22 @@ class ExDDModel(nn.Module):
         patch_rule, image_rule = self.rules(self.boundary(patches_BPD) if uses_boundary else None)
         return patch_rule.patch(negative, positive), image_rule.image(negative, positive)
 
-    def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int]) -> Tensor:
-        """Turn patch scores into maps of the images' size, float32, shape (B, 1, H, W)."""
+    def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int], fine_BFhw: Tensor | None = None) -> Tensor:
+        """Turn patch scores into maps of the images' size, float32, shape (B, 1, H, W).
+
+        Args:
+            scores_Bhw: Patch scores.
+            image_size: Height and width of the images.
+            fine_BFhw: Fine features, with which the calibrated map follows the outline of defects, if that was learnt.
+        """
         rule = self.rules()[0]
-        return rule.smoothed_values(self.anomaly_map(rule.map_values(scores_Bhw).unsqueeze(1), image_size))
+        values_B1hw = rule.map_values(scores_Bhw).unsqueeze(1)
+        if fine_BFhw is None or self.scoring != "calibrated" or not self.refinement.is_fitted:
+            return rule.smoothed_values(self.anomaly_map(values_B1hw, image_size))
+        inside_B1hw = torch.sigmoid(self.refinement(fine_BFhw.permute(0, 2, 3, 1))).unsqueeze(1)
+        values_B1hw = F.interpolate(values_B1hw, size=fine_BFhw.shape[-2:], mode="bilinear")
+        values_B1hw = values_B1hw * (REFINED_FLOOR + (1 - REFINED_FLOOR) * inside_B1hw)
+        return rule.smoothed_values(self.refined_map(values_B1hw, image_size))
 
     def rules(self, boundary_BP: Tensor | None = None) -> tuple[ScoringRule, ScoringRule]:
         """Return the rules of patches and of images: without a positive bank ``normal`` or ``calibrated``.
@@ -164,6 +190,7 @@ class ExDDModel(nn.Module):
             seed: Seed of the networks.
         """
         self.boundary.clear()
+        self.refinement.clear()
         folds = self.folds(synthetic_weight)
         if folds.count < 2:
             return
@@ -175,6 +202,11 @@ class ExDDModel(nn.Module):
         data = boundary_data([part for part in parts if part[1]], folds, weights)
         if data.is_complete:
             self.boundary.fit(data, seed)
+        # A share of what tells defects from their surroundings on the fine grid; no fold is held out, because the map's
+        # cells are not compared with those of the training images.
+        outline = self.calibration_set.outline_data(weights, _REFINEMENTS)
+        if outline.is_complete:
+            self.refinement.fit(outline, seed)
 
     def calibrate(self, defect_rate: float, unknown_rate: float, synthetic_weight: float = 0.0) -> Thresholds | None:
         """Fit the calibrated score to the calibration set, the banks and the boundary as they are.
