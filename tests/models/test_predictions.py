@@ -50,6 +50,10 @@ def photos(sample_root: Path, tmp_path: Path) -> Path:
     (folder / "10000.jpg").write_bytes(b"no image")
     (folder / "20001b.png").write_bytes((folder / "20003.png").read_bytes()[:3000])
     (folder / "notes.txt").write_text("no image either")
+    (folder / ".hidden").write_text("nobody's business")
+    (folder / "more").mkdir()
+    for name in ("b.JFIF", "a.jfif", "more/c.gif"):
+        (folder / name).write_bytes((folder / "20000.png").read_bytes())
     return folder
 
 
@@ -90,7 +94,8 @@ def test_command_says_what_it_predicted_and_what_it_could_not_read(
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Not predicted: ")]
     assert [name in line for name, line in zip(("10000.jpg", "20001b.png"), told, strict=True)] == [True, True]
     assert "6 images: " in caplog.text
-    assert "2 unreadable; 6 masks left out" in caplog.text
+    told = "2 .jfif (such as a.jfif), 1 .gif (c.gif), 1 .txt (notes.txt)"
+    assert f"2 unreadable; 6 masks left out; other files left out: {told}" in caplog.text
 
     results = tmp_path / "results" / "ExDD" / "latest"
     assert sorted(path.name for path in results.iterdir()) == [
@@ -116,6 +121,11 @@ def test_command_says_what_it_predicted_and_what_it_could_not_read(
     counts = summary(results)
     assert counts["images"] == 6
     assert counts["masks_left_out"] == 6
+    assert counts["files_left_out"] == {
+        ".jfif": {"number": 2, "example": "a.jfif"},
+        ".gif": {"number": 1, "example": "c.gif"},
+        ".txt": {"number": 1, "example": "notes.txt"},
+    }
     assert sum(counts["decisions"].values()) == sum(counts["labels"].values()) == 6
 
     with (results / "predictions.csv").open(newline="") as file:
@@ -159,7 +169,11 @@ def test_python_gets_warnings_instead_of_an_exit(
     returned = engine().predict(model=ExDD(visualizer=False), data_path=photos, ckpt_path=checkpoint)
     assert len(returned) == 6
     assert caplog.text.count("Not predicted: The image") == 2
-    assert summary(tmp_path / "results" / "ExDD" / "latest")["unreadable"] == 2
+    counts = summary(tmp_path / "results" / "ExDD" / "latest")
+    assert counts["unreadable"] == 2
+    assert list(counts["files_left_out"]) == [".jfif", ".gif", ".txt"]
+    engine().predict(model=ExDD(visualizer=False), data_path=photos / "20000.png", ckpt_path=checkpoint)
+    assert summary(tmp_path / "results" / "ExDD" / "latest")["files_left_out"] == {}, "one photo was asked for"
 
 
 def test_memory_does_not_grow_with_the_folder(
@@ -334,6 +348,15 @@ def test_data_modules_are_listed_too(checkpoint: Path, sample_root: Path, engine
     paths = [path for batch in returned for path in batch.image_path]
     assert [row["path"] for row in rows] == paths
     assert [row["score"] for row in rows] == [score for batch in returned for score in batch.pred_score.tolist()]
+
+
+def test_files_beside_a_single_photo_are_left_out_of_its_folder_only(command: Command, photos: Path) -> None:
+    assert summary(command(photos / "20000.png", "--model.visualizer", "false"))["files_left_out"] == {}
+    only = photos / "more"
+    (only / "d.png").write_bytes((photos / "20000.png").read_bytes())
+    assert summary(command(only, "--model.visualizer", "false"))["files_left_out"] == {
+        ".gif": {"number": 1, "example": "c.gif"}
+    }
 
 
 def test_two_processes_list_every_image_once(checkpoint: Path, command: Command, photos: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ file of a model that knows a data set, the loader of the photos: nobody else is 
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize, ToDtype, ToImage, Transform
 
-from anomalib_exdd.images.photos import PhotoLoader, tolerant
+from anomalib_exdd.images.photos import PhotoLoader, has_photos, tolerant
 from anomalib_exdd.images.reading import inspect_image, warn_of_unused_range
+from anomalib_exdd.images.sources import FilesOfEnding, other_files
 
 from .pictures import image_names
 from .prediction_table import (
@@ -105,6 +107,7 @@ class Predictions(Callback):
         self._decisions: Decisions | None = None
         self._probabilities = False
         self._locates = True
+        self._left_out: dict[str, FilesOfEnding] = {}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let Anomalib's loader tolerate broken files, and let no predictions pile up that the command never uses."""
@@ -115,6 +118,7 @@ class Predictions(Callback):
             trainer.predict_loop.return_predictions = False
         # Lightning has no hook before a loader that it was given: this is where it keeps it.
         source = trainer.predict_loop._data_source  # noqa: SLF001
+        self._left_out = _left_out(trainer, source.instance)
         process = (trainer.global_rank, trainer.world_size)
         if isinstance(source.instance, Sequence):
             source.instance = [tolerant(loader, process) for loader in source.instance]
@@ -167,7 +171,8 @@ class Predictions(Callback):
             return
         loaders = _photo_loaders(trainer)
         partials = [partial_path(self.folder, process) for process in range(trainer.world_size)]
-        summary = summarise(partials, sum(len(loader.masks) for loader in loaders))
+        masks = sum(len(loader.masks) for loader in loaders)
+        summary = summarise(partials, masks_left_out=masks, files_left_out=self._left_out)
         write_tables(partials, self.folder, summary)
         self.summary = summary
 
@@ -261,10 +266,25 @@ def _fail(message: str, *, by_command: bool) -> NoReturn:
     raise SystemExit(f"Error: {message}") if by_command else ValueError(message)
 
 
+def _left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
+    """Look for files in the folder of the photos that Anomalib has not taken for images.
+
+    The command knows the folder. Elsewhere it is where all the photos are, and a single photo may be all that is meant.
+    """
+    commands = [callback.config for callback in trainer.callbacks if isinstance(callback, SaveConfigCallback)]
+    listed = [loader.dataset.image_filenames for loader in _as_list(loaders) if has_photos(loader)]
+    if len(listed) != 1 or not trainer.is_global_zero:
+        return {}
+    folder = Path(str(commands[0].get("data")) if commands else os.path.commonpath(listed[0]))
+    return other_files(folder, listed[0]) if folder.is_dir() else {}
+
+
+def _as_list(loaders: Any) -> Sequence[Any]:
+    return loaders if isinstance(loaders, Sequence) else [loaders]
+
+
 def _photo_loaders(trainer: Any) -> list[PhotoLoader]:
-    loaders = trainer.predict_dataloaders
-    loaders = loaders if isinstance(loaders, Sequence) else [loaders]
-    return [loader for loader in loaders if isinstance(loader, PhotoLoader)]
+    return [loader for loader in _as_list(trainer.predict_dataloaders) if isinstance(loader, PhotoLoader)]
 
 
 def _steps(transform: Transform | None) -> list[Transform]:
