@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -16,6 +17,7 @@ import pytest
 import torch
 from anomalib.cli import AnomalibCLI
 from anomalib.data import ImageBatch, PredictDataset
+from anomalib.data.utils import path as anomalib_path
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -26,6 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.cli import has_control_characters, main
 from anomalib_exdd.models.components.predictions import UNREADABLE, Predictions
 
 Make = Callable[..., Any]
@@ -357,6 +360,34 @@ def test_files_beside_a_single_photo_are_left_out_of_its_folder_only(command: Co
     assert summary(command(only, "--model.visualizer", "false"))["files_left_out"] == {
         ".gif": {"number": 1, "example": "c.gif"}
     }
+
+
+def test_our_command_takes_letters_beyond_ascii(
+    command: Command, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Fotos").mkdir()
+    folder = photos.rename(tmp_path / "Fotos" / "Käse と 한글")
+    (folder / "20000.png").rename(folder / "Prüfling.png")
+    with pytest.raises(ValueError, match="non-printable"):
+        command(folder)
+    refuse = anomalib_path.contains_non_printable_characters
+    monkeypatch.setattr(anomalib_path, "contains_non_printable_characters", refuse)  # to put it back
+    words = ["predict", "--model", "ExDD", "--data", "Fotos/Käse と 한글", "--ckpt_path", str(checkpoint)]
+    words += ["--trainer.accelerator", "cpu", "--default_root_dir", "Ergebnisse ü"]
+    monkeypatch.setattr(sys, "argv", ["anomalib-exdd", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == UNREADABLE  # the folder has two broken files
+    results = tmp_path / "Ergebnisse ü" / "ExDD" / "latest"
+    assert str(folder / "Prüfling.png") in [row["path"] for row in table(results) if row["error"] is None]
+    assert (results / "images" / folder.name / "Prüfling.png").is_file()
+
+
+def test_only_control_characters_are_refused() -> None:
+    assert not any(
+        map(has_control_characters, ("Käse/ü.png", "a b", "写真", "a\u0308", "C:\\x", Path("é"), "caf\udce9"))
+    )
+    assert all(map(has_control_characters, ("a\x00", "a\n", "a\x7f", "a\x85")))
 
 
 def test_two_processes_list_every_image_once(checkpoint: Path, command: Command, photos: Path, tmp_path: Path) -> None:
