@@ -25,11 +25,12 @@ from lightning.pytorch import Callback
 from PIL import Image
 from scipy import ndimage
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import CenterCrop, Compose, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, RandomHorizontalFlip, Resize
 
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.cli import has_control_characters, main
 from anomalib_exdd.models.components.predictions import UNREADABLE, Predictions
+from anomalib_exdd.models.components.regions import find_regions
 
 Make = Callable[..., Any]
 Command = Callable[..., Path]
@@ -247,6 +248,38 @@ def test_regions_are_those_of_the_predicted_mask(checkpoint: Path, photos: Path,
     assert sorted(region["area"] for region in row["regions"]) == pytest.approx(sorted(sizes), abs=1)
 
 
+@pytest.mark.parametrize(
+    ("resize", "crop"),
+    [(Resize((316, 112)), CenterCrop((200, 100))), (Resize(150), CenterCrop((330, 120)))],
+    ids=["to one size", "by the shorter side"],
+)
+def test_regions_of_cropped_images_lie_where_they_belong(
+    checkpoint: Path, sample_root: Path, engine: Make, tmp_path: Path, resize: Resize, crop: CenterCrop
+) -> None:
+    """They are those of the predicted mask put back into the image that is resized only."""
+    model = ExDD.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    model.pre_processor = PreProcessor(Compose([resize, crop]))
+    located = 0
+    sources: dict[str, dict[str, Any]] = {
+        "latest": {"data_path": sample_root / "test"},
+        "KSDD2/latest": {"datamodule": KSDD2(sample_root, num_workers=0, eval_batch_size=1)},
+    }
+    for folder, source in sources.items():
+        returned = engine().predict(model=model, **source)
+        rows = table(tmp_path / "results" / "ExDD" / folder)
+        for row, batch in zip(rows, returned, strict=True):
+            with Image.open(row["path"]) as image:
+                size = image.size[::-1]
+            whole = resize(torch.zeros(2, *size))
+            top, left = ((whole.shape[axis] - crop.size[axis]) / 2 for axis in (-2, -1))
+            part = whole[:, round(top) : round(top) + crop.size[0], round(left) : round(left) + crop.size[1]]
+            part[:] = torch.stack([batch.pred_mask[0], batch.anomaly_map.reshape(crop.size)])
+            expected = find_regions(whole[0].numpy() > 0, whole[1].numpy(), size)
+            assert row["regions"] == [{**region._asdict(), "box": list(region.box)} for region in expected]
+            located += len(expected)
+    assert located
+
+
 def test_deep_images_are_not_clipped(command: Command, sample_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep"
     folder.mkdir()
@@ -288,12 +321,13 @@ def test_what_cannot_be_known_is_left_empty(
     assert row["score"] == row["raw_score"] == row["probability"]
     assert [row[name] for name in ("label", "threshold", "regions", "num_regions")] == [None] * 4
 
-    model.pre_processor = PreProcessor(Compose([Resize((316, 112)), CenterCrop((200, 100))]))
+    model.pre_processor = PreProcessor(Compose([Resize((316, 112)), RandomHorizontalFlip(1.0)]))
     engine().predict(model=model, data_path=photos / "20003.png")
     (row,) = table(results)
     assert row["label"] is not None
     assert row["regions"] is None
     assert "defect regions cannot be located" in caplog.text
+    assert "crops images" not in caplog.text
 
     engine().predict(
         model=ExDD(image_scoring="normal", visualizer=False), data_path=photos / "20003.png", ckpt_path=checkpoint
