@@ -7,6 +7,7 @@ are run by `test_packaging.py`.
 import csv
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 from anomalib.cli import AnomalibCLI
 from PIL import Image
+
+from made_up_images import invert
 
 Run = Callable[..., AnomalibCLI]
 
@@ -126,6 +129,16 @@ def test_banks_are_shown_taught_and_forgotten(
     assert "deep dent: " not in capsys.readouterr().out
     run("predict", "--model", "ExDD", "--model.explain", "2", "--data", image, "--ckpt_path", changed)
     assert list(Path().rglob(f"explanations/{image.stem}.png"))
+
+
+def test_an_inverted_mask_is_told_when_it_is_taught(
+    run: Run, checkpoint: Path, sample_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(sample_root / "test" / "20003_GT.png", tmp_path / "mask.png")
+    mask = invert(tmp_path / "mask.png")
+    image = sample_root / "test" / "20003.png"
+    run("teach", "--ckpt_path", checkpoint, "--image", image, "--mask", mask, "--output", tmp_path / "taught.ckpt")
+    assert f"defect by these masks (1): `{mask}`" in caplog.text
 
 
 def test_mistakes_with_the_banks_are_named_in_one_line(run: Run, checkpoint: Path, sample_root: Path) -> None:

@@ -387,6 +387,17 @@ def test_help_explains_every_argument(capsys: pytest.CaptureFixture[str]) -> Non
     assert "CSV file instead of the seven arguments above" in text
 
 
+def test_what_is_left_out_is_told(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("good/x.jfif", "good/y.JFIF", "good/notes", "bad/z.gif", "good/.hidden.gif"):
+        (folders / name).write_text("whatever")
+    ready_folder(folders, normal="good", defective="bad/*", masks="masks")
+    left_out = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Left out")]
+    assert left_out == [
+        "Left out of argument `normal`: 2 .jfif (such as x.jfif), 1 without ending (notes).",
+        "Left out of argument `defective`: 1 .gif (z.gif).",
+    ]
+
+
 def test_inverted_masks_are_named_all_at_once(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
     inverted = [invert(folders / "masks" / f"b{number}_mask.png") for number in (1, 4)]
     ready_folder(folders, normal="good", defective="bad", masks="masks")

@@ -1,5 +1,8 @@
 """What is read of every kind of file: which pixels of a mask are defect, and how images are turned."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_exdd.images.decoding import read_defect_pixels
-from anomalib_exdd.images.reading import inspect_image, looks_inverted, read_image
+from anomalib_exdd.images.photos import PhotoLoader, leave_out_masks
+from anomalib_exdd.images.reading import inspect_image, looks_inverted, read_image, read_mask
 from anomalib_exdd.reporting.comparison_report.thumbnails import read_picture
+from made_up_images import save_image
 
 Save = Callable[[NDArray[np.uint8], Path], None]
 
@@ -175,3 +180,26 @@ def test_a_broken_orientation_is_none(tmp_path: Path) -> None:
         assert np.array_equal((read_image(path)[0] * 255).round().numpy(), pixels)
     Image.fromarray(pixels).save(tmp_path / "9.png", exif=with_orientation(9))
     assert np.array_equal((read_image(tmp_path / "9.png")[0] * 255).round().numpy(), pixels)
+
+
+def test_larger_images_than_pillow_decodes_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_image(tmp_path / "large.png", (30, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    for read in (read_image, read_mask, inspect_image):
+        with pytest.raises(ValueError, match=r"large\.png` has more .*1200 pixels.* variable ANOMALIB_EXDD_MAX_PIXELS"):
+            read(path)
+    loader = PhotoLoader([path])
+    assert list(loader) == []
+    assert "ANOMALIB_EXDD_MAX_PIXELS" in loader.take_unreadable()[0].reason
+    assert leave_out_masks([path, save_image(tmp_path / "large_mask.png", (30, 40))])[1] == []
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, "89478485"), ("1200000000", "1200000000"), ("many", "")])
+def test_the_limit_of_pixels_can_be_raised(limit: str | None, expected: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ANOMALIB_EXDD_MAX_PIXELS"}
+    environment |= {} if limit is None else {"ANOMALIB_EXDD_MAX_PIXELS": limit}
+    code = "import anomalib_exdd.images.decoding; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == expected
+    if not expected:
+        assert "ANOMALIB_EXDD_MAX_PIXELS has to be a whole number of pixels, but is `many`" in ran.stderr

@@ -68,9 +68,9 @@ def test_reads_only_a_few_photos_ahead(tmp_path: Path, monkeypatch: pytest.Monke
     read: list[Path] = []
     original = photos.read_image
 
-    def counting(path: Path) -> torch.Tensor:
+    def counting(path: Path, *arguments: int) -> torch.Tensor:
         read.append(path)
-        return original(path)
+        return original(path, *arguments)
 
     monkeypatch.setattr(photos, "read_image", counting)
     monkeypatch.setattr(photos.os, "cpu_count", lambda: 64)

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -16,6 +17,7 @@ import pytest
 import torch
 from anomalib.cli import AnomalibCLI
 from anomalib.data import ImageBatch, PredictDataset
+from anomalib.data.utils import path as anomalib_path
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -23,10 +25,12 @@ from lightning.pytorch import Callback
 from PIL import Image
 from scipy import ndimage
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import CenterCrop, Compose, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, RandomHorizontalFlip, Resize
 
 from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.cli import has_control_characters, main
 from anomalib_exdd.models.components.predictions import UNREADABLE, Predictions
+from anomalib_exdd.models.components.regions import find_regions
 
 Make = Callable[..., Any]
 Command = Callable[..., Path]
@@ -50,6 +54,10 @@ def photos(sample_root: Path, tmp_path: Path) -> Path:
     (folder / "10000.jpg").write_bytes(b"no image")
     (folder / "20001b.png").write_bytes((folder / "20003.png").read_bytes()[:3000])
     (folder / "notes.txt").write_text("no image either")
+    (folder / ".hidden").write_text("nobody's business")
+    (folder / "more").mkdir()
+    for name in ("b.JFIF", "a.jfif", "more/c.gif"):
+        (folder / name).write_bytes((folder / "20000.png").read_bytes())
     return folder
 
 
@@ -90,7 +98,8 @@ def test_command_says_what_it_predicted_and_what_it_could_not_read(
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Not predicted: ")]
     assert [name in line for name, line in zip(("10000.jpg", "20001b.png"), told, strict=True)] == [True, True]
     assert "6 images: " in caplog.text
-    assert "2 unreadable; 6 masks left out" in caplog.text
+    told = "2 .jfif (such as a.jfif), 1 .gif (c.gif), 1 .txt (notes.txt)"
+    assert f"2 unreadable; 6 masks left out; other files left out: {told}" in caplog.text
 
     results = tmp_path / "results" / "ExDD" / "latest"
     assert sorted(path.name for path in results.iterdir()) == [
@@ -116,6 +125,11 @@ def test_command_says_what_it_predicted_and_what_it_could_not_read(
     counts = summary(results)
     assert counts["images"] == 6
     assert counts["masks_left_out"] == 6
+    assert counts["files_left_out"] == {
+        ".jfif": {"number": 2, "example": "a.jfif"},
+        ".gif": {"number": 1, "example": "c.gif"},
+        ".txt": {"number": 1, "example": "notes.txt"},
+    }
     assert sum(counts["decisions"].values()) == sum(counts["labels"].values()) == 6
 
     with (results / "predictions.csv").open(newline="") as file:
@@ -159,7 +173,11 @@ def test_python_gets_warnings_instead_of_an_exit(
     returned = engine().predict(model=ExDD(visualizer=False), data_path=photos, ckpt_path=checkpoint)
     assert len(returned) == 6
     assert caplog.text.count("Not predicted: The image") == 2
-    assert summary(tmp_path / "results" / "ExDD" / "latest")["unreadable"] == 2
+    counts = summary(tmp_path / "results" / "ExDD" / "latest")
+    assert counts["unreadable"] == 2
+    assert list(counts["files_left_out"]) == [".jfif", ".gif", ".txt"]
+    engine().predict(model=ExDD(visualizer=False), data_path=photos / "20000.png", ckpt_path=checkpoint)
+    assert summary(tmp_path / "results" / "ExDD" / "latest")["files_left_out"] == {}, "one photo was asked for"
 
 
 def test_memory_does_not_grow_with_the_folder(
@@ -230,6 +248,38 @@ def test_regions_are_those_of_the_predicted_mask(checkpoint: Path, photos: Path,
     assert sorted(region["area"] for region in row["regions"]) == pytest.approx(sorted(sizes), abs=1)
 
 
+@pytest.mark.parametrize(
+    ("resize", "crop"),
+    [(Resize((316, 112)), CenterCrop((200, 100))), (Resize(150), CenterCrop((330, 120)))],
+    ids=["to one size", "by the shorter side"],
+)
+def test_regions_of_cropped_images_lie_where_they_belong(
+    checkpoint: Path, sample_root: Path, engine: Make, tmp_path: Path, resize: Resize, crop: CenterCrop
+) -> None:
+    """They are those of the predicted mask put back into the image that is resized only."""
+    model = ExDD.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    model.pre_processor = PreProcessor(Compose([resize, crop]))
+    located = 0
+    sources: dict[str, dict[str, Any]] = {
+        "latest": {"data_path": sample_root / "test"},
+        "KSDD2/latest": {"datamodule": KSDD2(sample_root, num_workers=0, eval_batch_size=1)},
+    }
+    for folder, source in sources.items():
+        returned = engine().predict(model=model, **source)
+        rows = table(tmp_path / "results" / "ExDD" / folder)
+        for row, batch in zip(rows, returned, strict=True):
+            with Image.open(row["path"]) as image:
+                size = image.size[::-1]
+            whole = resize(torch.zeros(2, *size))
+            top, left = ((whole.shape[axis] - crop.size[axis]) / 2 for axis in (-2, -1))
+            part = whole[:, round(top) : round(top) + crop.size[0], round(left) : round(left) + crop.size[1]]
+            part[:] = torch.stack([batch.pred_mask[0], batch.anomaly_map.reshape(crop.size)])
+            expected = find_regions(whole[0].numpy() > 0, whole[1].numpy(), size)
+            assert row["regions"] == [{**region._asdict(), "box": list(region.box)} for region in expected]
+            located += len(expected)
+    assert located
+
+
 def test_deep_images_are_not_clipped(command: Command, sample_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep"
     folder.mkdir()
@@ -271,12 +321,13 @@ def test_what_cannot_be_known_is_left_empty(
     assert row["score"] == row["raw_score"] == row["probability"]
     assert [row[name] for name in ("label", "threshold", "regions", "num_regions")] == [None] * 4
 
-    model.pre_processor = PreProcessor(Compose([Resize((316, 112)), CenterCrop((200, 100))]))
+    model.pre_processor = PreProcessor(Compose([Resize((316, 112)), RandomHorizontalFlip(1.0)]))
     engine().predict(model=model, data_path=photos / "20003.png")
     (row,) = table(results)
     assert row["label"] is not None
     assert row["regions"] is None
     assert "defect regions cannot be located" in caplog.text
+    assert "crops images" not in caplog.text
 
     engine().predict(
         model=ExDD(image_scoring="normal", visualizer=False), data_path=photos / "20003.png", ckpt_path=checkpoint
@@ -334,6 +385,43 @@ def test_data_modules_are_listed_too(checkpoint: Path, sample_root: Path, engine
     paths = [path for batch in returned for path in batch.image_path]
     assert [row["path"] for row in rows] == paths
     assert [row["score"] for row in rows] == [score for batch in returned for score in batch.pred_score.tolist()]
+
+
+def test_files_beside_a_single_photo_are_left_out_of_its_folder_only(command: Command, photos: Path) -> None:
+    assert summary(command(photos / "20000.png", "--model.visualizer", "false"))["files_left_out"] == {}
+    only = photos / "more"
+    (only / "d.png").write_bytes((photos / "20000.png").read_bytes())
+    assert summary(command(only, "--model.visualizer", "false"))["files_left_out"] == {
+        ".gif": {"number": 1, "example": "c.gif"}
+    }
+
+
+def test_our_command_takes_letters_beyond_ascii(
+    command: Command, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Fotos").mkdir()
+    folder = photos.rename(tmp_path / "Fotos" / "Käse と 한글")
+    (folder / "20000.png").rename(folder / "Prüfling.png")
+    with pytest.raises(ValueError, match="non-printable"):
+        command(folder)
+    refuse = anomalib_path.contains_non_printable_characters
+    monkeypatch.setattr(anomalib_path, "contains_non_printable_characters", refuse)  # to put it back
+    words = ["predict", "--model", "ExDD", "--data", "Fotos/Käse と 한글", "--ckpt_path", str(checkpoint)]
+    words += ["--trainer.accelerator", "cpu", "--default_root_dir", "Ergebnisse ü"]
+    monkeypatch.setattr(sys, "argv", ["anomalib-exdd", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == UNREADABLE  # the folder has two broken files
+    results = tmp_path / "Ergebnisse ü" / "ExDD" / "latest"
+    assert str(folder / "Prüfling.png") in [row["path"] for row in table(results) if row["error"] is None]
+    assert (results / "images" / folder.name / "Prüfling.png").is_file()
+
+
+def test_only_control_characters_are_refused() -> None:
+    assert not any(
+        map(has_control_characters, ("Käse/ü.png", "a b", "写真", "a\u0308", "C:\\x", Path("é"), "caf\udce9"))
+    )
+    assert all(map(has_control_characters, ("a\x00", "a\n", "a\x7f", "a\x85")))
 
 
 def test_two_processes_list_every_image_once(checkpoint: Path, command: Command, photos: Path, tmp_path: Path) -> None:

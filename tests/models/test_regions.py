@@ -1,6 +1,7 @@
 """Defect regions against a flood fill, and against masks that are blown up pixel by pixel."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from anomalib_exdd.models.components.regions import Region, find_regions
+from anomalib_exdd.models.components.transforms import Part
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
 MASKS = arrays(bool, SHAPES)
@@ -74,6 +76,26 @@ def test_boxes_cover_their_regions_and_lie_in_the_image(mask: NDArray[np.bool_],
             assert start + length < last + 1 + 1e-9
         assert area >= 1
         assert abs(area - expected[value].area * height * width / (rows * columns)) <= 1
+
+
+@given(MASKS, st.integers(1, 3), st.tuples(st.integers(-5, 9), st.integers(-5, 9)), st.integers(6, 20))
+def test_regions_of_a_part_lie_where_it_lies(
+    mask: NDArray[np.bool_], scale: int, corner: tuple[int, int], side: int
+) -> None:
+    """Also where the part reaches beyond the image, into padding."""
+    values = values_for(mask)
+    block = np.ones((scale, scale), dtype=np.float32)
+    large, large_values = np.kron(mask, block).astype(bool), np.kron(values, block)
+    part = Part(*map(Fraction, (*corner, *large.shape)))
+    found = {region.value: region for region in find_regions(mask, values, (side, side), part)}
+    expected = {}
+    for box, area, value in brute_force(large, large_values):
+        left, top = max(0, box[0] + corner[1]), max(0, box[1] + corner[0])
+        right, bottom = min(side, box[0] + corner[1] + box[2]), min(side, box[1] + corner[0] + box[3])
+        if left < right and top < bottom:
+            shown = (left, top, right - left, bottom - top)
+            expected[value] = Region(shown, min(area, shown[2] * shown[3]), value)
+    assert found == expected
 
 
 def test_case_worked_out_by_hand() -> None:

@@ -66,6 +66,8 @@ def test_notes_say_what_is_different(root: Path) -> None:
     padim = prepared(root, {"class_path": "Padim", "init_args": {"backbone": "resnet34", "pre_trained": False}})
     assert padim.notes[:2] == ["Backbone resnet34 instead of resnet18.", "Backbone without trained weights."]
     assert prepared(root, {"class_path": "ExDD"}).notes == []
+    dinomaly = prepared(root, {"class_path": "Dinomaly", "image_size": [448, 448]})
+    assert "Crops images (CenterCrop(size=(392, 392))); pixel metrics are of what is left." in dinomaly.notes
 
 
 def test_defects_are_for_those_that_use_them(root: Path) -> None:

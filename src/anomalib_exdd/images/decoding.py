@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from PIL import ExifTags, Image
 
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, Image.DecompressionBombError)
 """What Pillow raises on a file that it cannot decode."""
+
+PIXEL_LIMIT = "ANOMALIB_EXDD_MAX_PIXELS"
+"""Environment variable: so many pixels may an image have. It replaces Pillow's limit, in all processes of a command."""
 
 _LOSSY_FORMATS = {"JPEG", "MPO", "JPEG2000", "AVIF"}
 _LOSSY_COMPRESSIONS = {"jpeg", "tiff_jpeg", "webp"}  # of a TIFF
@@ -29,6 +33,19 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What each EXIF orientation asks for; 1 stands for an image that is shown as it is stored."""
+
+
+def _set_pixel_limit() -> None:
+    limit = os.environ.get(PIXEL_LIMIT)
+    if limit is None:
+        return
+    if not limit.isdecimal():
+        msg = f"The environment variable {PIXEL_LIMIT} has to be a whole number of pixels, but is `{limit}`."
+        raise ValueError(msg)
+    Image.MAX_IMAGE_PIXELS = int(limit)
+
+
+_set_pixel_limit()
 
 
 def open_image(path: str | Path) -> Image.Image:

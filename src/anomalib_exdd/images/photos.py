@@ -130,6 +130,16 @@ class PhotoLoader:
         return ImageItem(image=image, image_path=str(path))
 
 
+def has_photos(loader: Any) -> bool:
+    """Tell whether a loader goes once through photos that Anomalib has listed."""
+    return (
+        isinstance(loader, DataLoader)
+        and type(loader.dataset) is PredictDataset
+        and isinstance(loader.sampler, SequentialSampler)
+        and loader.batch_size is not None
+    )
+
+
 def tolerant(loader: Any, process: tuple[int, int] = (0, 1)) -> Any:
     """Return a loader of the same photos that does not stop at broken files.
 
@@ -139,13 +149,7 @@ def tolerant(loader: Any, process: tuple[int, int] = (0, 1)) -> Any:
             are left out.
         process: Number of this process, and how many there are.
     """
-    replaceable = (
-        isinstance(loader, DataLoader)
-        and type(loader.dataset) is PredictDataset
-        and isinstance(loader.sampler, SequentialSampler)
-        and loader.batch_size is not None
-    )
-    if not replaceable:
+    if not has_photos(loader):
         return loader
     dataset = loader.dataset
     files = dataset.image_filenames

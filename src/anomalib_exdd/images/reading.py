@@ -17,13 +17,21 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import to_dtype, to_image
 from tqdm import tqdm
 
-from .decoding import DECODING_ERRORS, is_deep, open_image, peak_of_deep_image, read_defect_pixels, read_size
+from .decoding import (
+    DECODING_ERRORS,
+    PIXEL_LIMIT,
+    is_deep,
+    open_image,
+    peak_of_deep_image,
+    read_defect_pixels,
+    read_size,
+)
 from .masks import DefectMask
 
 logger = logging.getLogger(__name__)
@@ -268,5 +276,11 @@ def _decode_mask(path: str | Path) -> NDArray[np.bool_]:
 def _undecodable(kind: str, path: str | Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"The {kind} `{path}` is gone since the folder was read. Put it back, or start anew."
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"The {kind} `{path}` has more pixels than Pillow decodes: a guard against files made to fill the memory. "
+            f"({error}) If you trust it, set the environment variable {PIXEL_LIMIT} to the number of its pixels, or "
+            "save it smaller: models resize it anyway."
+        )
     reason = "Pillow knows no such image" if isinstance(error, UnidentifiedImageError) else str(error)
     return f"The {kind} `{path}` cannot be decoded ({reason}). Replace the file, or take it out of the data set."

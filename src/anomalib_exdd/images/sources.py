@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from .reading import IMAGE_EXTENSIONS
+
+logger = logging.getLogger(__name__)
 
 Source = str | Path | list[str | Path]
 
@@ -69,14 +73,62 @@ def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
             f"pattern; `{path.parent}` {contents_of(path.parent)}."
         )
         raise FileNotFoundError(msg)
-    images = [file for file in found if _is_visible_image(file, anchor)]
+    visible = [file for file in found if _is_visible_file(file, anchor)]
+    images = [file for file in visible if file.suffix.lower() in IMAGE_EXTENSIONS]
     if not images:
         msg = (
             f"Argument `{argument}` names `{path}`, but there is no image among the {len(found)} files and folders "
             f"found. Images end in {', '.join(IMAGE_EXTENSIONS)}."
         )
         raise FileNotFoundError(msg)
+    if others := by_ending(set(visible) - set(images)):
+        logger.info("Left out of argument `%s`: %s.", argument, count_endings(others))
     return images
+
+
+class FilesOfEnding(NamedTuple):
+    """Files that end alike.
+
+    Attributes:
+        number: How many there are.
+        example: Name of one of them.
+    """
+
+    number: int
+    example: str
+
+
+def other_files(folder: Path, files: Collection[Path]) -> dict[str, FilesOfEnding]:
+    """Look for what else is in a folder, and in all folders in it, but for hidden files.
+
+    Args:
+        folder: The folder.
+        files: Files that are known.
+
+    Returns:
+        See :func:`by_ending`.
+    """
+    folder, known = folder.resolve(), {path.resolve() for path in files}
+    return by_ending(
+        path for path in folder.rglob("*") if _is_visible_file(path, folder) and path.resolve() not in known
+    )
+
+
+def by_ending(files: Iterable[Path]) -> dict[str, FilesOfEnding]:
+    """Sort files by what their names end in, lower case, the most frequent first; empty for names without ending."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for path in files:
+        names[path.suffix.lower()].append(path.name)
+    sorted_names = sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
+    return {ending: FilesOfEnding(len(alike), min(alike)) for ending, alike in sorted_names}
+
+
+def count_endings(files: Mapping[str, FilesOfEnding]) -> str:
+    """Count in words, for messages: ``3 .jfif (such as a.jfif), 1 .txt (notes.txt)``."""
+    return ", ".join(
+        f"{number} {ending or 'without ending'} ({'such as ' if number > 1 else ''}{example})"
+        for ending, (number, example) in files.items()
+    )
 
 
 def mask_suffixes(mask_suffix: str | None) -> tuple[str, ...]:
@@ -255,6 +307,6 @@ def _common_folders(image: Path, mask: Path) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _is_visible_image(path: Path, anchor: Path) -> bool:
+def _is_visible_file(path: Path, anchor: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(anchor).parts)
-    return not hidden and path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
+    return not hidden and path.is_file()

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .drawn_shapes import LEAST_AREA, draw_shape
 from .foreground import foreground
@@ -159,7 +159,7 @@ def _read_texture(path: Path, shape: tuple[int, ...]) -> Pixels:
     try:
         with Image.open(path) as file:
             pixels = np.asarray(file.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, Image.DecompressionBombError) as error:
         msg = f"The texture `{path}` cannot be decoded ({error}). Take it out of the folder, or replace it."
         raise ValueError(msg) from error
     return np.asarray(cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_exdd.images.reading import WHITE_LEVEL
 
+from .cropping import Cropping
 from .distributed import check_strategy, join_processes, warn_of_repeats
 from .fingerprint import fingerprint
 from .metrics import default_evaluator
@@ -100,9 +101,9 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         return SeenImageVisualizer()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the table of predictions to Anomalib's callbacks."""
+        """Add the table of predictions, and what is said of crops, to Anomalib's callbacks."""
         raw = RawScores()  # first, because Anomalib's post-processor overwrites the scores
-        return [raw, *cast("Sequence[Callback]", super().configure_callbacks()), Predictions(raw)]
+        return [raw, *cast("Sequence[Callback]", super().configure_callbacks()), Cropping(), Predictions(raw)]
 
     def setup(self, stage: str) -> None:
         """Prepare for several processes.

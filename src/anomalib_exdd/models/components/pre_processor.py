@@ -4,7 +4,6 @@ Shape suffixes: B images, C channels, H x W pixels, h x w pixels after resizing.
 """
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.pre_processing.utils.transform import get_exportable_transform
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import Compose, Resize, Transform
+from torchvision.transforms.v2 import Resize, Transform
+
+from .transforms import steps_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +38,9 @@ class AntialiasedPreProcessor(PreProcessor):  # type: ignore[misc]
         """Pre-process images that come from a file, float, shape (B, C, H, W), as in training."""
         if not torch.compiler.is_compiling():
             return self.transform(batch) if self.transform else batch
-        for step in steps(self.transform):
+        for step in steps_of(self.transform):
             batch = _traced(step, batch)
         return batch
-
-
-def steps(transform: Transform | None) -> Iterator[Transform]:
-    """List the transforms that a transform consists of, in their order."""
-    if isinstance(transform, Compose):
-        for step in transform.transforms:
-            yield from steps(step)
-    elif transform is not None:
-        yield transform
 
 
 def resize_weights(size: int, target: int, like: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from anomalib_exdd.images.sources import FilesOfEnding, count_endings
+
 from .regions import Region
 
 CSV_NAME, JSON_NAME = "predictions.csv", "predictions.json"
@@ -72,6 +74,7 @@ class Summary:
         slowest: Path and time of the slowest.
         unreadable: How many files could not be read.
         masks_left_out: How many masks lay beside their images and were not predicted.
+        files_left_out: Other files in the folder, which are no images that Anomalib knows, by their ending.
     """
 
     images: int = 0
@@ -81,6 +84,7 @@ class Summary:
     slowest: tuple[str, float] | None = None
     unreadable: int = 0
     masks_left_out: int = 0
+    files_left_out: dict[str, FilesOfEnding] = field(default_factory=dict)
 
     def add(self, row: dict[str, Any]) -> None:
         """Count a row."""
@@ -109,6 +113,8 @@ class Summary:
             line += f"; {self.unreadable} unreadable"
         if self.masks_left_out:
             line += f"; {self.masks_left_out} masks left out"
+        if self.files_left_out:
+            line += f"; other files left out: {count_endings(self.files_left_out)}"
         return line
 
 
@@ -117,9 +123,14 @@ def partial_path(folder: Path, process: int) -> Path:
     return folder / f"predictions.partial-{process}.jsonl"
 
 
-def summarise(partials: Sequence[Path], masks_left_out: int = 0) -> Summary:
-    """Summarise the rows of all processes."""
-    summary = Summary(masks_left_out=masks_left_out)
+def summarise(partials: Sequence[Path], **left_out: Any) -> Summary:
+    """Summarise the rows of all processes.
+
+    Args:
+        partials: Files of the processes.
+        left_out: What the rows do not tell: fields of :class:`Summary`.
+    """
+    summary = Summary(**left_out)
     for row in _rows(partials):
         summary.add(row)
     return summary
@@ -148,7 +159,9 @@ def write_tables(partials: Sequence[Path], folder: Path, summary: Summary) -> No
             json_file.write(f"{',' if number else ''}\n  {json.dumps(row)}")
             regions = row["regions"]
             table.writerow(row | {"regions": None if regions is None else json.dumps(regions)})
-        json_file.write(f'\n],\n"summary": {json.dumps(asdict(summary))}}}\n')
+        counts = asdict(summary)
+        counts["files_left_out"] = {ending: files._asdict() for ending, files in summary.files_left_out.items()}
+        json_file.write(f'\n],\n"summary": {json.dumps(counts)}}}\n')
     for path, name in zip(unfinished, names, strict=True):
         path.replace(folder / name)
     for path in folder.glob(partial_path(folder, 0).name.replace("0", "*")):  # of interrupted predictions too

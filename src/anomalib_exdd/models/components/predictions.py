@@ -7,6 +7,7 @@ file of a model that knows a data set, the loader of the photos: nobody else is 
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,13 +21,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torchvision.transforms.v2 import Normalize, Resize, ToDtype, ToImage, Transform
+from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.photos import PhotoLoader, tolerant
+from anomalib_exdd.images.photos import PhotoLoader, has_photos, tolerant
 from anomalib_exdd.images.reading import inspect_image, warn_of_unused_range
+from anomalib_exdd.images.sources import FilesOfEnding, other_files
 
 from .pictures import image_names
-from .pre_processor import steps
 from .prediction_table import (
     CSV_NAME,
     JSON_NAME,
@@ -38,6 +39,7 @@ from .prediction_table import (
     write_tables,
 )
 from .regions import Region, find_regions
+from .transforms import crops_of, first_resize, seen_part
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,8 @@ class Predictions(Callback):
         self._rows: TextIO | None = None
         self._decisions: Decisions | None = None
         self._probabilities = False
-        self._locates = True
+        self._left_out: dict[str, FilesOfEnding] = {}
+        self._transforms: list[list[Transform | None]] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let Anomalib's loader tolerate broken files, and let no predictions pile up that the command never uses."""
@@ -116,6 +119,7 @@ class Predictions(Callback):
             trainer.predict_loop.return_predictions = False
         # Lightning has no hook before a loader that it was given: this is where it keeps it.
         source = trainer.predict_loop._data_source  # noqa: SLF001
+        self._left_out = _left_out(trainer, source.instance)
         process = (trainer.global_rank, trainer.world_size)
         if isinstance(source.instance, Sequence):
             source.instance = [tolerant(loader, process) for loader in source.instance]
@@ -127,15 +131,15 @@ class Predictions(Callback):
         self.summary = None
         self._decisions, self._probabilities = pl_module.decisions, pl_module.scores_are_probabilities
         transform = getattr(pl_module.pre_processor, "transform", None)
-        self._locates = _shows_all(transform)
-        if not self._locates:
+        self._transforms = [[*_transforms_of(loader), transform] for loader in _as_list(trainer.predict_dataloaders)]
+        if any(seen_part(transforms, (1000, 1000)) is None for transforms in self._transforms):
             logger.warning(
-                "The pre-processor does more than resize and normalise images: defect regions cannot be located in "
-                "the original images, and are left out."
+                "Images are transformed by more than resizing, cropping at the centre and normalising: defect regions "
+                "cannot be located in the original images, and are left out."
             )
         loaders = _photo_loaders(trainer)
         for loader in loaders:
-            loader.resize, loader.white_level = _first_resize(transform), pl_module.white_level
+            loader.resize, loader.white_level = first_resize(transform), pl_module.white_level
             warn_of_unused_range(loader.files, loader.white_level)
         if masks := [mask for loader in loaders for mask in loader.masks]:
             logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
@@ -155,8 +159,10 @@ class Predictions(Callback):
         """Write the rows of a batch."""
         del batch
         self._write_unreadable(trainer)
-        for number, name in enumerate(image_names(outputs, trainer, batch_idx, dataloader_idx)):
-            self._write(self._row(outputs, number, name, pl_module.post_processor))
+        names = image_names(outputs, trainer, batch_idx, dataloader_idx)
+        regions = self._regions(outputs, names, self._transforms[dataloader_idx])
+        for number, name in enumerate(names):
+            self._write(self._row(outputs, number, name, regions[number], pl_module.post_processor))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the files of the rows of all processes, once all of them are done."""
@@ -168,7 +174,8 @@ class Predictions(Callback):
             return
         loaders = _photo_loaders(trainer)
         partials = [partial_path(self.folder, process) for process in range(trainer.world_size)]
-        summary = summarise(partials, sum(len(loader.masks) for loader in loaders))
+        masks = sum(len(loader.masks) for loader in loaders)
+        summary = summarise(partials, masks_left_out=masks, files_left_out=self._left_out)
         write_tables(partials, self.folder, summary)
         self.summary = summary
 
@@ -191,13 +198,14 @@ class Predictions(Callback):
             for file in loader.take_unreadable():
                 self._write(PredictionRow(file.path, error=file.reason))
 
-    def _row(self, batch: ImageBatch, number: int, name: str, post_processor: Any) -> PredictionRow:
+    def _row(
+        self, batch: ImageBatch, number: int, name: str, regions: list[Region] | None, post_processor: Any
+    ) -> PredictionRow:
         """Describe image ``number`` of a post-processed batch."""
         decisions, raw = self._decisions, _finite(self.raw.scores[number])
         probability = raw if self._probabilities else None
         label = _label(None if batch.pred_label is None else batch.pred_label[number])
         scores = torch.as_tensor(batch.pred_score).flatten()
-        regions = self._regions(batch, number, name)
         return PredictionRow(
             path=name,
             score=_finite(float(scores[number])),
@@ -213,17 +221,24 @@ class Predictions(Callback):
             seconds=round(self.raw.seconds / len(self.raw.scores), 6),
         )
 
-    def _regions(self, batch: ImageBatch, number: int, path: str) -> list[Region] | None:
-        # Without a threshold, Anomalib's "mask" is the map itself.
+    def _regions(
+        self, batch: ImageBatch, names: Sequence[str], transforms: Sequence[Transform | None]
+    ) -> list[list[Region] | None]:
+        """Locate the defect regions of a batch in the original images; None where that cannot be done."""
         masks, maps = batch.pred_mask, batch.anomaly_map
-        if not self._locates or masks is None or maps is None or masks.dtype != torch.bool:
-            return None
-        mask_HW, values_HW = _plane(masks[number]), _plane(maps[number])
-        try:
-            size = inspect_image(path)
-        except ValueError:  # gone since it was read, or never a file
-            return None
-        return find_regions(mask_HW, values_HW, size)
+        # Without a threshold, Anomalib's "mask" is the map itself.
+        if masks is None or maps is None or masks.dtype != torch.bool:
+            return [None] * len(names)
+        sizes = [_size_of(name) for name in names]
+        # Images that differ in size when a batch is made of them are stretched before they are cropped.
+        stretched = len(set(sizes)) > 1 and any(map(crops_of, transforms)) and not _resizes_to_one_size(transforms)
+        found: list[list[Region] | None] = []
+        for mask, values, size in zip(masks, maps, sizes, strict=True):
+            part = None if size is None or stretched else seen_part(transforms, size)
+            found.append(
+                None if size is None or part is None else find_regions(_plane(mask), _plane(values), size, part)
+            )
+        return found
 
 
 def report(trainer: Any) -> None:
@@ -262,20 +277,45 @@ def _fail(message: str, *, by_command: bool) -> NoReturn:
     raise SystemExit(f"Error: {message}") if by_command else ValueError(message)
 
 
+def _left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
+    """Look for files in the folder of the photos that Anomalib has not taken for images.
+
+    The command knows the folder. Elsewhere it is where all the photos are, and a single photo may be all that is meant.
+    """
+    commands = [callback.config for callback in trainer.callbacks if isinstance(callback, SaveConfigCallback)]
+    listed = [loader.dataset.image_filenames for loader in _as_list(loaders) if has_photos(loader)]
+    if len(listed) != 1 or not trainer.is_global_zero:
+        return {}
+    folder = Path(str(commands[0].get("data")) if commands else os.path.commonpath(listed[0]))
+    return other_files(folder, listed[0]) if folder.is_dir() else {}
+
+
+def _as_list(loaders: Any) -> Sequence[Any]:
+    return loaders if isinstance(loaders, Sequence) else [loaders]
+
+
 def _photo_loaders(trainer: Any) -> list[PhotoLoader]:
-    loaders = trainer.predict_dataloaders
-    loaders = loaders if isinstance(loaders, Sequence) else [loaders]
-    return [loader for loader in loaders if isinstance(loader, PhotoLoader)]
+    return [loader for loader in _as_list(trainer.predict_dataloaders) if isinstance(loader, PhotoLoader)]
 
 
-def _first_resize(transform: Transform | None) -> Transform | None:
-    """Return the step that may as well be done when an image is read: doing it twice changes nothing."""
-    first = next(steps(transform), None)
-    return first if isinstance(first, Resize) else None
+def _transforms_of(loader: Any) -> list[Transform | None]:
+    """Return what a loader does to its images."""
+    if isinstance(loader, PhotoLoader):
+        return [loader.first_transform]
+    dataset = getattr(loader, "dataset", None)
+    return [getattr(dataset, name, None) for name in ("augmentations", "transform")]
 
 
-def _shows_all(transform: Transform | None) -> bool:
-    return all(isinstance(step, Resize | Normalize | ToDtype | ToImage) for step in steps(transform))
+def _resizes_to_one_size(transforms: Sequence[Transform | None]) -> bool:
+    resize = next((each for each in map(first_resize, transforms) if each is not None), None)
+    return resize is not None and isinstance(resize.size, Sequence) and len(resize.size) == 2
+
+
+def _size_of(path: str) -> tuple[int, int] | None:
+    try:
+        return inspect_image(path)
+    except ValueError:  # gone since it was read, or never a file
+        return None
 
 
 def _plane(values: Tensor) -> Any:

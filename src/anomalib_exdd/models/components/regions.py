@@ -1,12 +1,16 @@
 """Defect regions: the connected parts of a predicted mask, as boxes in pixels of the original image."""
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from .transforms import Part
 
 
 class Region(NamedTuple):
@@ -23,7 +27,9 @@ class Region(NamedTuple):
     value: float
 
 
-def find_regions(mask_HW: NDArray[np.bool_], values_HW: NDArray[np.float32], size: Sequence[int]) -> list[Region]:
+def find_regions(
+    mask_HW: NDArray[np.bool_], values_HW: NDArray[np.float32], size: Sequence[int], part: Part | None = None
+) -> list[Region]:
     """List the regions of a mask, that with the highest value first.
 
     Pixels that touch at a side or at a corner belong to the same region. A pixel of the mask covers as much of the
@@ -32,26 +38,29 @@ def find_regions(mask_HW: NDArray[np.bool_], values_HW: NDArray[np.float32], siz
     Args:
         mask_HW: Predicted mask, bool, shape (H, W).
         values_HW: Anomaly map, floating point, shape (H, W).
-        size: Height and width of the original image, of which mask and map show the whole.
+        size: Height and width of the original image.
+        part: The part of it that mask and map show; by default the whole.
 
     Returns:
-        The regions; of equal ones the upper first.
+        The regions; of equal ones the upper first. What lies where the image was padded is left out.
     """
     count, labels_HW, statistics, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
     if count == 1:  # the background
         return []
+    part = part or Part(Fraction(0), Fraction(0), Fraction(size[0]), Fraction(size[1]))
     highest = ndimage.maximum(values_HW, labels_HW, range(1, count))
-    rows, columns = mask_HW.shape
-    height, width = size
+    pixel_height, pixel_width = part.height / mask_HW.shape[0], part.width / mask_HW.shape[1]
     regions = []
-    for (left, top, box_width, box_height, area), value in zip(statistics[1:].tolist(), highest, strict=True):
-        x, x_end = _outwards(left, left + box_width, width, columns)
-        y, y_end = _outwards(top, top + box_height, height, rows)
-        covered = max(1, round(area * height * width / (rows * columns)))
-        regions.append(Region((x, y, x_end - x, y_end - y), covered, float(value)))
+    for (left, top, width, height, area), value in zip(statistics[1:].tolist(), highest, strict=True):
+        x, x_end = _outwards(part.left + left * pixel_width, width * pixel_width, size[1])
+        y, y_end = _outwards(part.top + top * pixel_height, height * pixel_height, size[0])
+        if x < x_end and y < y_end:
+            box = (x, y, x_end - x, y_end - y)
+            covered = min(round(area * pixel_height * pixel_width), box[2] * box[3])
+            regions.append(Region(box, max(1, covered), float(value)))
     return sorted(regions, key=lambda region: (-region.value, region.box[1], region.box[0]))
 
 
-def _outwards(start: int, end: int, length: int, cells: int) -> tuple[int, int]:
-    """Return the pixels, of ``length``, that the cells from ``start`` to before ``end``, of ``cells``, touch."""
-    return start * length // cells, -(-end * length // cells)
+def _outwards(start: Fraction, length: Fraction, most: int) -> tuple[int, int]:
+    """Return the pixels, of ``most``, that a stretch of an axis touches: the first, and that behind the last."""
+    return max(0, math.floor(start)), min(most, math.ceil(start + length))

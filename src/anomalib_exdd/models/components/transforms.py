@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Normalize,
 
 from anomalib_exdd.images.masks import resized_size
 
+_CUTS = (CenterCrop, ExportableCenterCrop)
 _LEAVE_POSITIONS = (Normalize, ToDtype, ToImage, Grayscale)
 
 
@@ -45,6 +46,11 @@ def first_resize(transform: Transform | None) -> Resize | None:
     return step if isinstance(step, Resize) else None
 
 
+def crops_of(transform: Transform | None) -> list[Transform]:
+    """Return the steps of a transform that cut something off."""
+    return [step for step in steps_of(transform) if isinstance(step, _CUTS)]
+
+
 def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Part | None:
     """Tell which part of an image is left after transforms, one after the other.
 
@@ -63,7 +69,7 @@ def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Pa
             if isinstance(step, Resize):
                 after = resized_size(now, step.size, step.max_size)
                 pixel = [length * old / new for length, old, new in zip(pixel, now, after, strict=True)]
-            elif isinstance(step, CenterCrop | ExportableCenterCrop | SquarePad):
+            elif isinstance(step, (*_CUTS, SquarePad)):
                 after = (max(now), max(now)) if isinstance(step, SquarePad) else (step.size[0], step.size[1])
                 start = [
                     edge + length * _offset(old, new)
@@ -75,6 +81,34 @@ def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Pa
                 return None
             now = list(after)
     return Part(*start, *(length * count for length, count in zip(pixel, now, strict=True)))
+
+
+def whole_maps(maps_NHW: Tensor, transform: Transform | None, size: Sequence[int]) -> Tensor:
+    """Put maps of cropped images where they belong in maps of whole ones, for pictures.
+
+    Args:
+        maps_NHW: The maps, floating point.
+        transform: What the images went through.
+        size: Height and width of the images before that.
+
+    Returns:
+        Maps of the whole images, the lowest of all values where nothing was looked at; the given ones if nothing was
+        cut off, or if nobody knows where.
+    """
+    part = seen_part([transform], size) if crops_of(transform) else None
+    if part is None:
+        return maps_NHW
+    scales = [maps_NHW.shape[-2] / part.height, maps_NHW.shape[-1] / part.width]
+    lengths = [round(side * scale) for side, scale in zip(size, scales, strict=True)]
+    starts = [round(start * scale) for start, scale in zip((part.top, part.left), scales, strict=True)]
+    whole = maps_NHW.new_full((len(maps_NHW), *lengths), float(maps_NHW.min()))
+    target, source = [], []
+    for start, length, count in zip(starts, lengths, maps_NHW.shape[-2:], strict=True):
+        first, last = max(0, start), min(length, start + count)  # without what was padded
+        target.append(slice(first, last))
+        source.append(slice(first - start, last - start))
+    whole[:, target[0], target[1]] = maps_NHW[:, source[0], source[1]]
+    return whole
 
 
 def _offset(length: int, target: int) -> int:

@@ -1,15 +1,18 @@
 """How predictions look as pictures."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anomalib.visualization import visualize_anomaly_map
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.v2 import Resize, Transform
 from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 from anomalib_exdd.models.components.pictures import LABEL_SIZE, SeenImageVisualizer, image_names, panel_size
+from anomalib_exdd.models.components.transforms import seen_part
 
 from .explanation import Explanation, explain_image
 
@@ -50,7 +53,7 @@ class DecisionVisualizer(SeenImageVisualizer):
         if count:
             for image, name in zip(batch.image, image_names(batch, trainer, batch_idx, dataloader_idx), strict=True):
                 explanation = explain_image(pl_module.model, image, name, count, pl_module.decisions)
-                save_explanation(explanation, explanations_folder(str(self.output_dir)), pl_module.white_level)
+                save_explanation(explanation, explanations_folder(str(self.output_dir)), pl_module)
 
 
 def explanations_folder(pictures: str | Path) -> Path:
@@ -58,13 +61,13 @@ def explanations_folder(pictures: str | Path) -> Path:
     return Path(pictures).parent / "explanations"
 
 
-def save_explanation(explanation: Explanation, folder: Path, white_level: int = WHITE_LEVEL) -> Path:
+def save_explanation(explanation: Explanation, folder: Path, model: Any = None) -> Path:
     """Write an explanation as a picture and as JSON, named like its image.
 
     Args:
         explanation: The explanation.
         folder: Where both go.
-        white_level: The number that is white in images of more than 8 bits.
+        model: See :func:`draw_explanation`.
 
     Returns:
         The picture.
@@ -73,7 +76,7 @@ def save_explanation(explanation: Explanation, folder: Path, white_level: int = 
     name = Path(explanation.source).stem
     (folder / f"{name}.json").write_text(json.dumps(explanation.to_dict(), indent=2) + "\n", encoding="utf-8")
     picture = folder / f"{name}.png"
-    draw_explanation(explanation, white_level).save(picture)
+    draw_explanation(explanation, model).save(picture)
     return picture
 
 
@@ -91,19 +94,21 @@ def _colour(line: str) -> tuple[int, int, int]:
     return next((colour for word, colour in _CAPTION_COLOURS.items() if line.startswith(word)), (70, 70, 70))
 
 
-def draw_explanation(explanation: Explanation, white_level: int = WHITE_LEVEL) -> Image.Image:
+def draw_explanation(explanation: Explanation, model: Any = None) -> Image.Image:
     """Draw an explanation: image and heat map, and for every patch the closest normal one and the closest defect.
 
     Training patches are cut out of the images of the data folder; where those are gone, a blank says so.
 
     Args:
         explanation: The explanation.
-        white_level: The number that is white in images of more than 8 bits.
+        model: The model, whose pre-processor tells which part of an image it sees. By default it sees the whole.
     """
+    transform = getattr(getattr(model, "pre_processor", None), "transform", None) or Resize(explanation.image_size)
+    open_seen = partial(_open_seen, transform=transform, white_level=getattr(model, "white_level", WHITE_LEVEL))
     height, width = explanation.image_size
     panel = panel_size((height, width))
     scale = panel[0] / width
-    image = _open_resized(explanation.source, panel, white_level)
+    image = open_seen(explanation.source, panel)
     heat = visualize_anomaly_map(explanation.heat_map, colormap=True, normalize=False).resize(panel)
     overlay = Image.blend(image, heat.convert("RGB"), 0.45) if image else heat.convert("RGB")
     plain = image or Image.new("RGB", panel, _BLANK)
@@ -140,19 +145,23 @@ def draw_explanation(explanation: Explanation, white_level: int = WHITE_LEVEL) -
             left = 2 * panel[0] + _GAP + index * (_TILE + _GAP)
             if tile is None:
                 continue
-            whole = _open_resized(tile[0], (width * 2, height * 2), white_level)  # twice as fine: it is enlarged
+            whole = open_seen(tile[0], (width * 2, height * 2))  # twice as fine: it is enlarged
             canvas.paste(_cut(whole, tile[1], tile[2], window), (left, top))
             write.text((left, top + _TILE + 2), tile[3][-_LABEL_LENGTH:], _INK, font)
     return add_caption(canvas, explanation.decision) if explanation.decision else canvas
 
 
-def _open_resized(source: str, size: tuple[int, int], white_level: int) -> Image.Image | None:
-    """Open an image in a given size (width, height); None where it is gone or cannot be read."""
+def _open_seen(source: str, size: tuple[int, int], transform: Transform, white_level: int) -> Image.Image | None:
+    """Open the part of an image that a model sees, in a given size (width, height); None where that cannot be done."""
     try:
         image: Image.Image = to_pil_image(read_image(source, white_level))
     except ValueError:
         return None
-    return image.resize(size)
+    part = seen_part([transform], (image.height, image.width))
+    if part is None:
+        return None
+    left, top, right, bottom = map(round, (part.left, part.top, part.left + part.width, part.top + part.height))
+    return image.crop((left, top, right, bottom)).resize(size)
 
 
 def _cut(image: Image.Image | None, row: int, column: int, window: float) -> Image.Image:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torchvision.transforms.v2 import Resize
 
+from anomalib_exdd.images.masks import DefectMask
 from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 
 from .calibration_set import CalibrationImage, outline_of
@@ -86,7 +87,8 @@ class BankSurgery:
             count: Patches to explain, at most.
 
         Returns:
-            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it.
+            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it, given this
+            model too.
         """
         return explain_image(self.model, self._pre_processed(image_CHW)[0], source, count, self.decisions)
 
@@ -103,7 +105,7 @@ class BankSurgery:
             Number of entries added.
 
         Raises:
-            ValueError: If the mask is empty or of another size, or the model is not trained.
+            ValueError: If the mask is empty, of another size or cut off, or the model is not trained.
         """
         self._check_trained()
         if mask_HW.shape != image_CHW.shape[-2:]:
@@ -115,8 +117,12 @@ class BankSurgery:
             raise ValueError(msg)
         bank, settings = self.model.positive_bank, self.settings
         features_PD, fine_Fhw, grid, size = self._features(image_CHW)
-        # Every output pixel sees all the pixels that it stands for: no defect gets lost on the way.
-        mask = F.adaptive_max_pool2d((mask_HW != 0).float()[None, None], size)[0, 0]
+        # Every output pixel sees all the pixels that it stands for: no defect gets lost but by a crop.
+        transform = getattr(self.pre_processor, "transform", None) or Resize(size)
+        mask = torch.as_tensor(transform(DefectMask((mask_HW != 0).to(torch.uint8))))
+        if not bool(mask.any()):
+            msg = f"Nothing is left of the defect in {source} after cropping, as the model's pre-processor does."
+            raise ValueError(msg)
         defects = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
         rows = defects[self._representative(features_PD[defects], len(bank))]
         bank.remove(source)

@@ -11,6 +11,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 
+from anomalib_exdd.models.components.transforms import crops_of
 from anomalib_exdd.models.defect_classifier import DefectClassifier
 from anomalib_exdd.models.exdd import ExDD
 
@@ -150,11 +151,14 @@ def check_trainer(method: MethodSettings) -> None:
 
 
 def _size(found: type[AnomalibModule], size: tuple[int, int] | None, comparison: ComparisonSettings) -> list[str]:
-    actual = input_size(pre_processor(found, size))
-    wanted = comparison.image_size
-    if wanted is None or actual is None or actual == tuple(wanted):
-        return []
-    return [f"Input {actual[0]} x {actual[1]} instead of {wanted[0]} x {wanted[1]}."]
+    processor = pre_processor(found, size)
+    actual, wanted = input_size(processor), comparison.image_size
+    notes = []
+    if wanted is not None and actual is not None and actual != tuple(wanted):
+        notes.append(f"Input {actual[0]} x {actual[1]} instead of {wanted[0]} x {wanted[1]}.")
+    if crops := crops_of(processor.transform):
+        notes.append(f"Crops images ({', '.join(map(str, crops))}); pixel metrics are of what is left.")
+    return notes
 
 
 def _backbone(

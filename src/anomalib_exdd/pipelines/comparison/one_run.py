@@ -20,7 +20,10 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Transform
 
+from anomalib_exdd.images.reading import inspect_image
+from anomalib_exdd.models.components.transforms import whole_maps
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.reporting.comparison import ImageResult, Run, write_images, write_json
 
@@ -82,7 +85,7 @@ def measure(run: Mapping[str, Any], folder: Path, place: str) -> Run:
         found = Predictions(with_maps=True)
         _test(model, datamodule.test_dataloader(), found, run["accelerator"], scratch)
     found.check()
-    metrics = _write(found, folder)
+    metrics = _write(found, getattr(model.pre_processor, "transform", None), folder)
     if isinstance(model, ExDD):
         explained = explain_worst(model, datamodule, found, device)
         write_json({path: asdict(patches) for path, patches in explained.items()}, folder / "explanations.json")
@@ -153,13 +156,20 @@ def _threshold(model: AnomalibModule, datamodule: AnomalibDataModule, accelerato
     return best_f1_threshold(found.scores, found.labels)
 
 
-def _write(found: Predictions, folder: Path) -> dict[str, float]:
-    """Write images, maps and histograms; return the metrics."""
+def _write(found: Predictions, transform: Transform | None, folder: Path) -> dict[str, float]:
+    """Write images, maps and histograms; return the metrics.
+
+    Args:
+        found: The predictions of the test images.
+        transform: What the model does to images first.
+        folder: The run's.
+    """
     metrics = image_metrics(found.scores, found.labels)
     maps, masks = found.maps, found.masks
     if maps is not None:
         partial = folder / "maps.partial.npz"
-        np.savez_compressed(partial, maps=small_maps(maps).numpy())
+        whole = whole_maps(maps, transform, inspect_image(found.paths[0]))
+        np.savez_compressed(partial, maps=small_maps(whole).numpy())
         partial.replace(folder / "maps.npz")
     if maps is not None and masks is not None:
         of_pixels = pixel_metrics(maps, masks)
