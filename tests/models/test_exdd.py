@@ -92,8 +92,8 @@ def test_banks_do_not_depend_on_batches_order_or_workers(
         models.append(model)
     assert_same_banks(*models)
     first, second = (model.model.calibration for model in models)
-    torch.testing.assert_close(first.weights, second.weights, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(first.training_probability, second.training_probability, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first.known_weights, second.known_weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(first.training_probability, second.training_probability, rtol=1e-3, atol=1e-4)
 
 
 def test_another_seed_gives_other_banks(small_model: Make, small_data: Make, engine: Make) -> None:

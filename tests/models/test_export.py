@@ -19,9 +19,24 @@ from exported import (
 from PIL import Image
 
 from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.models.exdd.boundary import BoundaryData
 from anomalib_exdd.models.exdd.memory_bank import BankContent
 
 SIZE = (96, 64)
+
+
+def learn(model: ExDD, images: torch.Tensor) -> None:
+    """Learn boundary and refinement from the banks and from cells of images that are called defect at random."""
+    banks = (model.model.negative_bank, model.model.positive_bank)
+    features = torch.cat([bank.vectors for bank in banks])
+    fine = model.model.extract(images)[1]
+    parts = [(model.model.boundary, features, torch.arange(len(features)) >= len(banks[0]))]
+    if fine is not None:
+        cells = fine.permute(0, 2, 3, 1).flatten(0, 2)[:400]
+        parts.append((model.model.refinement, cells, torch.arange(len(cells)) % 3 == 0))
+    for module, rows, defective in parts:
+        held_out = torch.zeros(1, 2, dtype=torch.bool)
+        module.fit(BoundaryData(rows, defective, torch.zeros(len(rows)).long(), torch.ones(1), held_out))
 
 
 def filled(scoring: str, image_scoring: str = "auto", *, positive: bool = True, **arguments: Any) -> ExDD:
@@ -35,10 +50,12 @@ def filled(scoring: str, image_scoring: str = "auto", *, positive: bool = True, 
         features = model.model.embed(images).flatten(2).transpose(1, 2).flatten(0, 1)
         chosen = torch.randperm(len(features), generator=rng)[:150]
         bank.fill(BankContent(features[chosen], torch.zeros(150).long(), torch.zeros(150, 2).long(), ["a.png"]))
+    if positive:
+        learn(model, images)
     calibration = model.model.calibration
-    calibration.weights = torch.tensor([3.0, 1.0, 2.0, 0.5])
-    calibration.reference = torch.tensor([1.0, 1.1])
-    calibration.bias = torch.tensor(-1.0)
+    calibration.known_weights = torch.tensor([0.1, 1.0, 2.0, 0.5, 0.4, 0.3])
+    calibration.known_bias = torch.tensor(-1.0)
+    calibration.unknown_slope = torch.tensor(0.2)
     calibration.slope = torch.tensor(0.3)
     scores = model.eval().model(torch.randn(4, 3, *SIZE, generator=rng))
     post = model.post_processor

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from anomalib_exdd import ExDD
 from anomalib_exdd.models.exdd.bank_builder import BankBuilder
+from anomalib_exdd.models.exdd.calibration import ImagePatches
 from anomalib_exdd.models.exdd.kinship import Kinship, Origins
 
 GRID = (6, 5)
@@ -58,6 +59,12 @@ def built(real: int, synthetic: int, *, weight: float = 0.1, copies: bool = Fals
     return model
 
 
+def measure(model: ExDD) -> ImagePatches | None:
+    parts = model.model
+    folds = parts.folds(model.settings.synthetic_weight)
+    return parts.calibration_set.measure(parts.negative_bank, parts.positive_bank, parts.boundary, folds)
+
+
 def test_synthetic_defects_do_not_crowd_real_ones_out() -> None:
     alone, together = built(3, 0).model.positive_bank, built(3, 20).model.positive_bank
     of_real = torch.tensor([path.startswith("real") for path in together.sources])[together.source]
@@ -66,15 +73,22 @@ def test_synthetic_defects_do_not_crowd_real_ones_out() -> None:
 
 
 def test_their_evidence_grows_with_their_weight() -> None:
-    positive = [float(built(2, 20, weight=weight).model.calibration.weights[2:].sum()) for weight in (0.0, 0.1, 1.0)]
-    assert positive[0] < positive[1] < positive[2]
+    """With two defects alone little is sure; each that is like them makes it surer, by its weight."""
+    slopes = []
+    for weight in (0.0, 0.1, 1.0):
+        calibration = built(2, 20, weight=weight).model.calibration
+        probability = calibration.training_probability[calibration.training_defective]
+        slopes.append(float(probability.mean()))
+    assert slopes[0] < slopes[1] < slopes[2]
 
 
 def test_without_real_defects_they_are_no_evidence_unless_asked() -> None:
     alone, together = built(0, 0).model.calibration, built(0, 20, weight=0.9).model.calibration
-    for name in ("weights", "slope", "offset", "training_probability"):
+    for name in ("known_weights", "known_bias", "unknown_slope", "slope", "offset", "training_probability"):
         torch.testing.assert_close(getattr(together, name), getattr(alone, name))
-    assert float(built(0, 20, weight=1.0).model.calibration.weights[2:].sum()) > 0
+    asked = built(0, 20, weight=1.0).model
+    assert float(asked.calibration.known_weights.sum()) > 0
+    assert asked.boundary.is_fitted
 
 
 def test_thresholds_come_from_real_images() -> None:
@@ -85,7 +99,7 @@ def test_thresholds_come_from_real_images() -> None:
 def test_copies_of_a_defect_do_not_make_it_look_known() -> None:
     """Copies of the real defects lie in the bank; measured without them, real defects are as far away as ever."""
     alone, copied = built(4, 0), built(4, 24, copies=True)
-    measured = [m.model.calibration_set.measure(m.model.negative_bank, m.model.positive_bank) for m in (alone, copied)]
+    measured = [measure(model) for model in (alone, copied)]
     logs = []
     for each, model in zip(measured, (alone, copied), strict=True):
         assert each is not None
@@ -96,10 +110,10 @@ def test_copies_of_a_defect_do_not_make_it_look_known() -> None:
 
 
 def test_one_defect_and_its_copies_say_nothing_of_others() -> None:
-    model = built(1, 10, copies=True).model
-    patches = model.calibration_set.measure(model.negative_bank, model.positive_bank)
+    patches = measure(built(1, 10, copies=True))
     assert patches is not None
     assert patches.log_positive is None
+    assert patches.log_odds is None
 
 
 def test_forgetting_an_image_forgets_what_was_made_of_it() -> None:
