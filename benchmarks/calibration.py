@@ -53,15 +53,14 @@ class Images:
         self.kinds: list[str] = []
         pre_processor: Any = model.pre_processor
         torch.manual_seed(0)
-        loaders = [data.test_dataloader()] if split == "test" else [data.train_dataloader(), data.val_dataloader()]
+        loader = data.test_dataloader() if split == "test" else data.train_dataloader()
         with torch.inference_mode():
-            for loader in loaders:
-                for batch in tqdm(loader, f"Features of {split} images", leave=False):
-                    features.append(model.model.embed(pre_processor(batch.image)))
-                    masks.append(batch.gt_mask.bool())
-                    labels.append(batch.gt_label.bool())
-                    self.paths += batch.image_path
-                    self.kinds += batch.kinds
+            for batch in tqdm(loader, f"Features of {split} images", leave=False):
+                features.append(model.model.embed(pre_processor(batch.image)))
+                masks.append(batch.gt_mask.bool())
+                labels.append(batch.gt_label.bool())
+                self.paths += batch.image_path
+                self.kinds += batch.kinds
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
         self.paths, self.kinds = [self.paths[i] for i in order], [self.kinds[i] for i in order]
         self.features_NDhw, self.mask_NHW = torch.cat(features)[order], torch.cat(masks)[order]

@@ -423,6 +423,21 @@ def test_shipped_configurations_are_valid(repository: Path, name: str) -> None:
         assert names == {"ExDD", "Patchcore", "Padim", "Draem", "Dsr", "EfficientAd", "Supersimplenet"}
 
 
+def test_configurations_have_validation_images_where_something_needs_them(repository: Path) -> None:
+    """Other models and scorings than ExDD's own need them, and synthetic images for such must not be made from them."""
+    shares = {}
+    for path in (repository / "configs").rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        arguments = content["data"]["init_args"]
+        share = arguments.get("base", {"init_args": arguments})["init_args"].get("val_split_ratio", 0)
+        shares[path.relative_to(repository / "configs").with_suffix("").as_posix()] = share
+    needed = {"compare_patchcore", "compare_sample", "paper", "paper_table1", "paper_table2", "defect_classifier"}
+    needed |= {f"in_and_out/{shot}" for shot in ("zero_shot", "few_shot", "full_shot")}
+    needed |= {f"synthesize_{name}" for name in ("diag", "dreambooth", "in_and_out")}
+    assert {name for name, share in shares.items() if share} == needed
+    assert {share for share in shares.values() if share} == {0.2}
+
+
 @pytest.mark.parametrize("name", ["zero_shot", "few_shot", "full_shot"])
 def test_configurations_of_the_classifier_are_valid(repository: Path, name: str) -> None:
     """Every cell is prepared with its preset's input size and batches, and sees the defective images."""
