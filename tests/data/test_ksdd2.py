@@ -53,7 +53,9 @@ def test_every_image_is_used_once(make_ksdd2: Make) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_by_default_every_training_image_is_trained_with(make_ksdd2: Make, caplog: pytest.LogCaptureFixture) -> None:
-    data = ready(make_ksdd2(train=(40, 20), test=(7, 5)))
+    data = KSDD2(make_ksdd2(train=(40, 20), test=(7, 5)), num_workers=0)
+    for stage in (TrainerFn.FITTING, TrainerFn.TESTING):
+        data.setup(stage)
     assert split_counts(data) == {"train": (40, 20), "val": (0, 0), "test": (7, 5)}
     assert data.val_split_ratio == 0
     assert data.val_data.task == data.train_data.task

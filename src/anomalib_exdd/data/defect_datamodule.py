@@ -121,10 +121,16 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         """
         return self._split(self.read_samples())
 
-    def _setup(self, _stage: str | None = None) -> None:
+    def _setup(self, stage: str | None = None) -> None:
         if self._tables is None:  # files are read and images drawn once, not for every stage
             self._tables = self.split_samples()
             self._log_counts(self._tables)
+            if stage == TrainerFn.FITTING and self._tables[Split.VAL].empty:
+                logger.info(
+                    "%s: no validation images (`val_split_ratio` 0). ExDD finds its thresholds on the training images; "
+                    "other models then have none: for them, give `--data.val_split_ratio 0.2`.",
+                    self.name,
+                )
             warn_of_unused_range(list(pd.concat(self._tables.values())["image_path"]), self.white_level)
         self.train_data, self.val_data, self.test_data = (
             DefectDataset(self._tables[split], self.name, white_level=self.white_level)
@@ -215,12 +221,6 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
                     "normal" if normal == 0 else "defective",
                 )
         logger.info("%s: %s.", self.name, ", ".join(parts))
-        if tables[Split.VAL].empty:
-            logger.info(
-                "%s: no validation images (`val_split_ratio` 0). ExDD finds its thresholds on the training images; "
-                "other models then have none: for them, give `--data.val_split_ratio 0.2`.",
-                self.name,
-            )
         if tables[Split.TEST].attrs["task"] != "segmentation":
             logger.info("%s: not every defective test image has a mask, so pixel metrics do not apply.", self.name)
 
