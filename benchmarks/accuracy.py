@@ -96,7 +96,13 @@ def evaluator() -> Evaluator:
 
 def data(options: argparse.Namespace, seed: int) -> KSDD2:
     """Return the data of one seed."""
-    return KSDD2(options.root, seed=seed, num_workers=options.workers, num_defects=options.num_defects)
+    return KSDD2(
+        options.root,
+        seed=seed,
+        num_workers=options.workers,
+        num_defects=options.num_defects,
+        val_split_ratio=0.2,
+    )
 
 
 def engine(folder: str, *callbacks: Callback, accelerator: str = "auto", **arguments: Any) -> Engine:

@@ -66,7 +66,7 @@ def measure(name: str, ratio: float, options: argparse.Namespace) -> dict[str, f
 
     options.ratio = ratio
     options.layers, options.num_neighbors, options.projected_dimension = ["layer2", "layer3"], 3, 128
-    data = KSDD2(options.root, num_workers=2)
+    data = KSDD2(options.root, num_workers=2, val_split_ratio=0.2)
     model: Any = (
         without_defects(patchcore(options))
         if name == "patchcore"

@@ -113,9 +113,7 @@ class Study:
         self.model = ExDD(
             backbone="resnet18", weights=options.weights, image_size=self.size, negative_ratio=options.ratio
         ).eval()
-        data = KSDD2(
-            root, num_workers=0, val_split_ratio=0.001, augmentations=Resize(list(self.size), antialias=True)
-        )  # masks as well
+        data = KSDD2(root, num_workers=0, augmentations=Resize(list(self.size), antialias=True))  # masks as well
         data.setup()
         start = time.perf_counter()
         self.train = Images(self.model, data, "train")

@@ -98,7 +98,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for split in options.split_seeds:
         model = ExDD(backbone="resnet18", weights=options.weights, image_size=tuple(options.image_size)).eval()
-        data = KSDD2(options.root, seed=split, num_defects=0, num_workers=2)
+        data = KSDD2(options.root, seed=split, num_defects=0, num_workers=2, val_split_ratio=0.2)
         data.setup()
         torch.manual_seed(split)  # the order of the training images decides ties and first centres
         train_NPD, _ = features_of(model, data.train_dataloader())

@@ -47,7 +47,7 @@ def main() -> None:
             for name, arguments in candidates.items():
                 metrics: list[dict[str, float]] = []
                 for seed in options.seeds:
-                    data = data_class(root, seed=seed, num_workers=2)
+                    data = data_class(root, seed=seed, num_workers=2, val_split_ratio=0.2)
                     model = ExDD(
                         image_size=image_size,
                         post_processor=False,

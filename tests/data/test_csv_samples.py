@@ -129,4 +129,4 @@ def test_real_images_listed_in_a_csv(shared_dir: Path, tmp_path: Path) -> None:
         images = sorted((root / split).glob("?????.png"))
         lines += [f"{split}/{image.name},{split}/{image.stem}_GT.png,{split}" for image in images]
     data = ready_folder(root, csv=write_csv(tmp_path / "tiles.csv", *lines))
-    assert split_counts(data) == {"train": (480, 80), "val": (120, 20), "test": (352, 287)}
+    assert split_counts(data) == {"train": (600, 100), "val": (0, 0), "test": (352, 287)}

@@ -16,7 +16,7 @@ from made_up_images import invert, save_image, save_mask
 def test_share_is_held_out_for_testing(folders: Path) -> None:
     data = ready_folder(folders, normal="good", defective="bad", masks="masks", test_split_ratio=0.3)
 
-    assert split_counts(data) == {"train": (6, 4), "val": (1, 0), "test": (3, 2)}
+    assert split_counts(data) == {"train": (7, 4), "val": (0, 0), "test": (3, 2)}
     assert [row[0] for row in sample_rows(data)] == [f"b{n}.jpg" for n in range(6)] + [f"g{n}.png" for n in range(10)]
     assert all(mask == image.replace(".jpg", "_mask.png") for image, mask, label, _ in sample_rows(data) if label)
     assert data.test_data.task == TaskType.SEGMENTATION
@@ -56,13 +56,15 @@ def test_test_folders_are_used_as_they_are(folders: Path) -> None:
         defective_test="test/bad",
         masks_test="test/masks",
     )
-    assert split_counts(data) == {"train": (8, 6), "val": (2, 0), "test": (3, 3)}
+    assert split_counts(data) == {"train": (10, 6), "val": (0, 0), "test": (3, 3)}
     assert data.test_data.task == TaskType.SEGMENTATION
 
 
 def test_missing_kind_of_test_images_is_held_out(folders: Path) -> None:
     save_image(folders / "test_bad" / "1.png")
-    data = ready_folder(folders, normal="good", defective="bad", masks="masks", defective_test="test_bad")
+    arguments = {"normal": "good", "defective": "bad", "masks": "masks", "defective_test": "test_bad"}
+    assert split_counts(ready_folder(folders, **arguments)) == {"train": (8, 6), "val": (0, 0), "test": (2, 1)}
+    data = ready_folder(folders, val_split_ratio=0.2, **arguments)
     assert split_counts(data) == {"train": (6, 6), "val": (2, 0), "test": (2, 1)}
 
 
@@ -84,7 +86,7 @@ def test_no_masks_at_all(folders: Path) -> None:
 
 def test_normal_images_only(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = ready_folder(folders, normal="good")
-    assert split_counts(data) == {"train": (6, 0), "val": (2, 0), "test": (2, 0)}
+    assert split_counts(data) == {"train": (8, 0), "val": (0, 0), "test": (2, 0)}
     assert "have no defective images" in caplog.text
 
 
@@ -298,7 +300,12 @@ def empty_list(_root: Path) -> tuple[dict[str, Any], str]:
 
 
 def few_normal_images(_root: Path) -> tuple[dict[str, Any], str]:
-    return {"normal": "good/g[0-2].png"}, r"There are 3 normal images, but at least 4"
+    return {"normal": "good/g[0-1].png"}, r"There are 2 normal images, but at least 3 .* to train and test with"
+
+
+def few_normal_images_to_validate(_root: Path) -> tuple[dict[str, Any], str]:
+    arguments = {"normal": "good/g[0-2].png", "val_split_ratio": 0.2}
+    return arguments, r"There are 3 normal images, but at least 4 .* to train, validate and test with"
 
 
 def too_many_defects(_root: Path) -> tuple[dict[str, Any], str]:
@@ -327,6 +334,7 @@ def too_many_defects(_root: Path) -> tuple[dict[str, Any], str]:
         no_image_file,
         empty_list,
         few_normal_images,
+        few_normal_images_to_validate,
         too_many_defects,
     ],
 )

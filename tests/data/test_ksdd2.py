@@ -40,7 +40,7 @@ def assignment(data: KSDD2) -> list[set[str]]:
 
 
 def test_every_image_is_used_once(make_ksdd2: Make) -> None:
-    data = ready(make_ksdd2(train=(40, 20), test=(7, 5)))
+    data = ready(make_ksdd2(train=(40, 20), test=(7, 5)), val_split_ratio=0.2)
     train, val, test = assignment(data)
 
     assert len(train) + len(val) == 60
@@ -49,6 +49,28 @@ def test_every_image_is_used_once(make_ksdd2: Make) -> None:
     assert len(test) == 12
     assert {name.split("/")[0] for name in test} == {"test"}
     assert split_counts(data) == {"train": (32, 16), "val": (8, 4), "test": (7, 5)}
+
+
+@pytest.mark.filterwarnings("error")
+def test_by_default_every_training_image_is_trained_with(make_ksdd2: Make, caplog: pytest.LogCaptureFixture) -> None:
+    data = KSDD2(make_ksdd2(train=(40, 20), test=(7, 5)), num_workers=0)
+    for stage in (TrainerFn.FITTING, TrainerFn.TESTING):
+        data.setup(stage)
+    assert split_counts(data) == {"train": (40, 20), "val": (0, 0), "test": (7, 5)}
+    assert data.val_split_ratio == 0
+    assert data.val_data.task == data.train_data.task
+    assert data.val_dataloader() == []
+    counts, consequence = [message for message in caplog.messages if message.startswith("KSDD2: ")]
+    assert counts == "KSDD2: train 40 normal + 20 defective, test 7 normal + 5 defective."
+    assert "other models then have none: for them, give `--data.val_split_ratio 0.2`" in consequence
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_validation_images_are_taken_from_the_training_images_alone(make_ksdd2: Make) -> None:
+    root = make_ksdd2(train=(40, 20))
+    everything, some = ready(root), ready(root, val_split_ratio=0.2)
+    assert names(some.train_data) | names(some.val_data) == names(everything.train_data)
+    assert names(some.test_data) == names(everything.test_data)
 
 
 def test_labels_come_from_the_masks(make_ksdd2: Make) -> None:
@@ -131,23 +153,24 @@ def test_kinds_of_real_data(shared_dir: Path, name: str, kinds: dict[str, int]) 
 
 def test_split_does_not_depend_on_place_or_listing(make_ksdd2: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_ksdd2(train=(40, 20))
-    expected = assignment(ready(root, num_defects=15))
+    arguments = {"num_defects": 15, "val_split_ratio": 0.2}
+    expected = assignment(ready(root, **arguments))
     moved = root.parent / "somewhere" / "else"
     shutil.copytree(root, moved)
     listing = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(listing(folder), reverse=True)))
 
-    assert assignment(ready(moved, num_defects=15)) == expected
+    assert assignment(ready(moved, **arguments)) == expected
     monkeypatch.chdir(moved.parent)
-    assert assignment(ready(Path("else"), num_defects=15)) == expected
-    assert assignment(ready(moved, num_defects=15, seed=1)) != expected
+    assert assignment(ready(Path("else"), **arguments)) == expected
+    assert assignment(ready(moved, seed=1, **arguments)) != expected
 
 
 def test_draws_of_defects_are_nested(make_ksdd2: Make) -> None:
     root = make_ksdd2(train=(20, 12))
     drawn = []
     for number in (0, 5, 10, 12):
-        data = ready(root, num_defects=number)
+        data = ready(root, num_defects=number, val_split_ratio=0.2)
         drawn.append(names(data.train_data, 1) | names(data.val_data, 1))
         assert len(names(data.train_data, 0) | names(data.val_data, 0)) == 20
 
@@ -161,7 +184,7 @@ def test_too_many_defects_are_asked_for(make_ksdd2: Make) -> None:
 
 
 def test_few_defects_stay_in_training(make_ksdd2: Make, caplog: pytest.LogCaptureFixture) -> None:
-    data = ready(make_ksdd2(train=(20, 12)))
+    data = ready(make_ksdd2(train=(20, 12)), val_split_ratio=0.2)
     data.setup("validate")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
@@ -239,7 +262,7 @@ def break_mask(root: Path) -> str:
 def only_defects(root: Path) -> str:
     for path in (root / "train").glob("*_GT.png"):
         save_mask(path, defect=True)
-    return r"0 normal training images, but at least 3"
+    return r"0 normal training images, but at least 2 are needed to train and to set the threshold with"
 
 
 def remove_test(root: Path) -> str:
@@ -357,8 +380,8 @@ def test_large_folder_with_sizes_of_ksdd2_is_suspicious(
         ({"official_split": 17}, r"`official_split` has to be one of \[0, 16, 53, 126, 246\], but got 17"),
         ({"official_split": 16, "num_defects": 5}, r"`official_split` \(16\) and `num_defects` \(5\)"),
         ({"num_defects": -1}, r"`num_defects` has to be at least 0, but got -1"),
-        ({"val_split_ratio": 0.0}, r"`val_split_ratio` has to lie between 0 and 1"),
-        ({"val_split_ratio": 1.0}, r"`val_split_ratio` has to lie between 0 and 1"),
+        ({"val_split_ratio": -0.1}, r"`val_split_ratio` has to be at least 0 \(no validation images\)"),
+        ({"val_split_ratio": 1.0}, r"`val_split_ratio` has to be at least 0 .* and less than 1, but got 1\.0"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -390,6 +413,8 @@ def test_from_anomalibs_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.shared
 def test_real_images_in_this_layout(shared_dir: Path) -> None:
     data = ready(shared_dir / "data" / "magnetic_tile")
+    assert split_counts(data) == {"train": (600, 100), "val": (0, 0), "test": (352, 287)}
+    data = ready(shared_dir / "data" / "magnetic_tile", val_split_ratio=0.2)
     assert split_counts(data) == {"train": (480, 80), "val": (120, 20), "test": (352, 287)}
     item = data.test_data[0]
     assert item.image.shape[-2:] == item.gt_mask.shape

@@ -72,27 +72,52 @@ def test_few_defective_images_stay_in_training(defective: int, expected: int) ->
     assert validation_counts(600, defective, 0.2) == (120, expected)
 
 
-@pytest.mark.parametrize("normal", [0, 2])
-def test_too_few_normal_images(normal: int) -> None:
-    with pytest.raises(ValueError, match=f"{normal} normal training images, but at least 3"):
-        validation_counts(normal, 5, 0.2)
+@given(normal=st.integers(2, 3000), defective=st.integers(0, 500))
+def test_without_validation_every_image_is_trained_with(normal: int, defective: int) -> None:
+    assert validation_counts(normal, defective, 0.0) == (0, 0)
 
 
-@given(normal=st.integers(4, 500), defective=st.integers(0, 500), ratio=st.floats(0.001, 0.999))
-def test_held_out_counts_leave_enough_to_train_with(normal: int, defective: int, ratio: float) -> None:
-    test_normal, test_defective = held_out_counts(normal, defective, ratio, {0, 1})
+@pytest.mark.parametrize(
+    ("normal", "ratio", "needed"),
+    [
+        (0, 0.2, r"at least 3 are needed: 2 to train with and 1 to validate with \(`val_split_ratio`\)"),
+        (2, 0.2, "at least 3 are needed"),
+        (1, 0.0, "at least 2 are needed to train and to set the threshold with"),
+    ],
+)
+def test_too_few_normal_images(normal: int, ratio: float, needed: str) -> None:
+    with pytest.raises(ValueError, match=f"{normal} normal training images, but {needed}"):
+        validation_counts(normal, 5, ratio)
 
-    assert 1 <= test_normal <= normal - 3
-    if test_normal not in {1, normal - 3}:
+
+@given(
+    normal=st.integers(4, 500),
+    defective=st.integers(0, 500),
+    ratio=st.floats(0.001, 0.999),
+    val_ratio=st.sampled_from([0.0, 0.2]),
+)
+def test_held_out_counts_leave_enough_to_train_with(
+    normal: int, defective: int, ratio: float, val_ratio: float
+) -> None:
+    needed = 3 if val_ratio else 2
+    test_normal, test_defective = held_out_counts(normal, defective, ratio, {0, 1}, val_ratio)
+
+    assert 1 <= test_normal <= normal - needed
+    if test_normal not in {1, normal - needed}:
         assert abs(test_normal - normal * ratio) <= 0.5
     assert min(1, max(defective - 1, 0)) <= test_defective <= max(defective - 1, 0)
-    assert held_out_counts(normal, defective, ratio, {1}) == (0, test_defective)
-    assert held_out_counts(normal, defective, ratio, {0}) == (test_normal, 0)
+    assert held_out_counts(normal, defective, ratio, {1}, val_ratio) == (0, test_defective)
+    assert held_out_counts(normal, defective, ratio, {0}, val_ratio) == (test_normal, 0)
+    validation_counts(normal - test_normal, defective - test_defective, val_ratio)  # enough are left for both
 
 
-def test_too_few_normal_images_to_test_with() -> None:
-    with pytest.raises(ValueError, match="3 normal images, but at least 4"):
-        held_out_counts(3, 3, 0.2, {0, 1})
+@pytest.mark.parametrize(
+    ("normal", "val_ratio", "needed"),
+    [(3, 0.2, "4 .* to train, validate and test"), (2, 0.0, "3 .* to train and test")],
+)
+def test_too_few_normal_images_to_test_with(normal: int, val_ratio: float, needed: str) -> None:
+    with pytest.raises(ValueError, match=f"{normal} normal images, but at least {needed} with"):
+        held_out_counts(normal, 3, 0.2, {0, 1}, val_ratio)
 
 
 def test_halves_are_rounded_upwards() -> None:

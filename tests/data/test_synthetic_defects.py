@@ -128,6 +128,12 @@ def test_settings_are_those_of_the_base(root: Path, synthetic: Path) -> None:
     assert (data.name, data.category, data.seed, base.seed) == ("KSDD2", "bolts", 7, 0)
 
 
+def test_validation_images_are_wanted_of_the_base(root: Path, synthetic: Path) -> None:
+    data = ready(base_of(root, val_split_ratio=0), synthetic, count=0)
+    assert data.val_split_ratio == 0
+    assert split_counts(data) == {"train": (12, 8), "val": (0, 0), "test": (3, 2)}
+
+
 def test_base_prepares_its_images(root: Path, synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[Path] = []
     monkeypatch.setattr(KSDD2, "prepare_data", lambda self: prepared.append(self.root))

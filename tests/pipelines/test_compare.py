@@ -21,14 +21,14 @@ from anomalib.cli import AnomalibCLI
 from anomalib.cli.pipelines import PIPELINE_REGISTRY
 from made_up_surfaces import make_surfaces
 from safetensors.torch import save_file
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 import anomalib_exdd
 from anomalib_exdd.models.defect_classifier.presets import PRESETS
 from anomalib_exdd.pipelines import compare as verb
 from anomalib_exdd.pipelines.compare import Compare, compare, settings_of
 from anomalib_exdd.pipelines.comparison import one_run
-from anomalib_exdd.pipelines.comparison.data import DataFiles
+from anomalib_exdd.pipelines.comparison.data import DataFiles, build_data
 from anomalib_exdd.pipelines.comparison.methods import input_size, prepare
 from anomalib_exdd.pipelines.comparison.models import build_model
 from anomalib_exdd.pipelines.comparison.runs import PlannedRun
@@ -423,6 +423,21 @@ def test_shipped_configurations_are_valid(repository: Path, name: str) -> None:
         assert names == {"ExDD", "Patchcore", "Padim", "Draem", "Dsr", "EfficientAd", "Supersimplenet"}
 
 
+def test_configurations_have_validation_images_where_something_needs_them(repository: Path) -> None:
+    """Other models and scorings than ExDD's own need them, and synthetic images for such must not be made from them."""
+    shares = {}
+    for path in (repository / "configs").rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        arguments = content["data"]["init_args"]
+        share = arguments.get("base", {"init_args": arguments})["init_args"].get("val_split_ratio", 0)
+        shares[path.relative_to(repository / "configs").with_suffix("").as_posix()] = share
+    needed = {"compare_patchcore", "compare_sample", "paper", "paper_table1", "paper_table2", "defect_classifier"}
+    needed |= {f"in_and_out/{shot}" for shot in ("zero_shot", "few_shot", "full_shot")}
+    needed |= {f"synthesize_{name}" for name in ("diag", "dreambooth", "in_and_out")}
+    assert {name for name, share in shares.items() if share} == needed
+    assert {share for share in shares.values() if share} == {0.2}
+
+
 @pytest.mark.parametrize("name", ["zero_shot", "few_shot", "full_shot"])
 def test_configurations_of_the_classifier_are_valid(repository: Path, name: str) -> None:
     """Every cell is prepared with its preset's input size and batches, and sees the defective images."""
@@ -474,14 +489,55 @@ def test_tables_of_the_paper_run(
         assert "| *PatchCore, published: ExDD, Table 1* | *91.2* |" in page
 
 
+def test_without_validation_images_only_models_that_find_a_threshold_themselves_have_one(
+    root: Path, tmp_path: Path, executed: list[str]
+) -> None:
+    methods = [
+        EXDD,
+        {"name": "Paper", "class_path": "ExDD", "init_args": {"scoring": "paper"}},
+        {"name": "Padim", "class_path": "Padim", "init_args": {"backbone": "resnet18", "pre_trained": False}},
+        {"name": "Classifier", "class_path": "DefectClassifier", "init_args": UNTRAINED, "trainer": {"max_epochs": 1}},
+    ]
+    config = configuration(root, tmp_path / "out", *methods, seeds=[0])
+    config["data"]["init_args"]["val_split_ratio"] = 0
+    results = compare(config)
+    assert [run.error for run in results.runs] == [""] * 4
+    assert {run.method: run.threshold for run in results.runs[1:]} == {"Paper": None, "Padim": None, "Classifier": 0.5}
+
+    # ExDD's has the best F1 of all thresholds, by what the training images' out-of-fold probabilities say.
+    parser = Compare.get_parser()
+    settings = settings_of(parser, parser.parse_object(config))
+    run = prepare(settings.methods[0], settings).run_settings(settings, 0)
+    model = build_model(run)
+    one_run._engine(str(tmp_path), "cpu").fit(model=model, datamodule=build_data(run["data"]))
+    probability = model.model.calibration.training_probability.double().numpy()
+    defective = model.model.calibration.training_defective.numpy()
+    assert len(defective) == 18
+
+    def f1(threshold: float) -> float:
+        return float(f1_score(defective, probability > threshold))
+
+    assert f1(results.runs[0].threshold) == max(map(f1, [-1, *probability]))
+
+    note = "threshold of ExDD's calibrated score is the one that it finds on its training images"
+    assert (tmp_path / "out" / "results.md").read_text().count(note) == 1
+    assert (tmp_path / "out" / "report.html").read_text().count(note) == 1
+
+
+def test_thresholds_need_no_word_where_there_are_validation_images(output: Path) -> None:
+    assert all(run.threshold is not None for run in read_comparison(output).runs if not run.error)
+    for name in ("results.md", "report.html"):
+        assert "no validation images" not in (output / name).read_text()
+
+
 def test_images_of_one_seed_are_listed_once(root: Path) -> None:
     files = DataFiles()
-    described = {"class_path": "KSDD2", "init_args": {"root": str(root)}}
+    described = {"class_path": "KSDD2", "init_args": {"root": str(root), "val_split_ratio": 0.2}}
     images = files.images(described)
     assert len(images) == len({image.image for image in images}) == 26
     assert files.fingerprint(described) == DataFiles().fingerprint(described)
     assert files.fingerprint(described) != files.fingerprint(
-        {"class_path": "KSDD2", "init_args": {"root": str(root), "seed": 1}}
+        {"class_path": "KSDD2", "init_args": {"root": str(root), "val_split_ratio": 0.2, "seed": 1}}
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.data.utils import LabelName
 from anomalib.models import Padim, Supersimplenet
 from made_up_surfaces import make_surfaces
@@ -121,7 +122,9 @@ def test_local_weights_reach_every_backbone(root: Path, weights: Path) -> None:
         assert len(loaded) == 1
         assert torch.equal(loaded[0], expected)
         assert built.input_size == (64, 48)
-        assert built.post_processor is built.evaluator is built.visualizer is None
+        assert built.evaluator is built.visualizer is None
+        raw = InferenceBatch(pred_score=torch.tensor([7.0]), anomaly_map=torch.full((1, 2, 2), 9.0))
+        assert built.post_processor(raw) == raw
     other = prepared(root, {"class_path": "Padim", "init_args": {"backbone": "resnet34"}}, weights=weights)
     assert other.weights == ""
     assert any("resnet18.pth is of resnet18" in note for note in other.notes)

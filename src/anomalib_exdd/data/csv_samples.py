@@ -155,8 +155,8 @@ def _sample(path: Path, line: int, row: dict[str, str], roots: list[Path]) -> Cs
     split = row.get("split", "").lower()
     if split not in {"", *_SPLITS}:
         msg = (
-            f"Line {line} of `{path}` has the split `{split}`, but it has to be `train` or `test`. Validation images "
-            "are drawn from the training images (`val_split_ratio`)."
+            f"Line {line} of `{path}` has the split `{split}`, but it has to be `train` or `test`. Validation images, "
+            "if you want any, are drawn from the training images (`val_split_ratio`)."
         )
         raise ValueError(msg)
     mask = row.get("mask", "")

@@ -1,13 +1,14 @@
 """The shared base of the data modules: one table of samples becomes training, validation and test data.
 
 Anomalib's base class would drop the normal test images here (its default for a missing test split), and its usual
-validation sets are taken from the test data. Both are replaced: the test data stay as they are, and validation images
-are drawn from the training images, normal and defective ones separately.
+validation sets are taken from the test data. Both are replaced: the test data stay as they are, and validation images,
+where any are wanted, are drawn from the training images, normal and defective ones separately.
 """
 
 from __future__ import annotations
 
 import logging
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -17,7 +18,9 @@ from typing import Any
 import pandas as pd
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from anomalib.utils.attrs import get_nested_attr
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.trainer.states import TrainerFn
 from pandas import DataFrame
 from torch import distributed
 from torch.utils.data import DataLoader
@@ -26,7 +29,7 @@ from torchvision.transforms.v2 import Transform
 from anomalib_exdd.images.reading import WHITE_LEVEL, warn_of_unused_range
 
 from .dataset import DefectDataset, task_of
-from .splits import MIN_VALIDATION_DEFECTS, check_ratio, draw, key_of, share, validation_counts
+from .splits import MIN_VALIDATION_DEFECTS, draw, key_of, share, validation_counts
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
     Args:
         root: Folder of the data set.
         num_defects: How many of the defective training images are used. Default: all.
-        val_split_ratio: Share of the training images kept aside for validation.
+        val_split_ratio: Share of the training images kept aside for validation; 0 for none.
         seed: Seed of all draws.
         train_batch_size: Images per training batch.
         eval_batch_size: Images per validation or test batch.
@@ -70,7 +73,12 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         augmentations: Transform | None,
         white_level: int = WHITE_LEVEL,
     ) -> None:
-        check_ratio("val_split_ratio", val_split_ratio)
+        if not 0 <= val_split_ratio < 1:
+            msg = (
+                "Argument `val_split_ratio` has to be at least 0 (no validation images) and less than 1, but got "
+                f"{val_split_ratio}."
+            )
+            raise ValueError(msg)
         if white_level < 1:
             msg = f"Argument `white_level` has to be positive (4095 for 12 bits), but got {white_level}."
             raise ValueError(msg)
@@ -85,11 +93,11 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
             val_augmentations=val_augmentations,
             test_augmentations=test_augmentations,
             augmentations=augmentations,
-            val_split_mode=ValSplitMode.FROM_TRAIN,
-            val_split_ratio=val_split_ratio,
+            val_split_mode=ValSplitMode.FROM_TRAIN if val_split_ratio else ValSplitMode.NONE,
             test_split_mode=TestSplitMode.FROM_DIR,
             seed=seed,
         )
+        self.val_split_ratio = val_split_ratio  # the base would take 0 for a half
         self.root = Path(root)
         self.num_defects = num_defects
         self.white_level = white_level
@@ -113,10 +121,16 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         """
         return self._split(self.read_samples())
 
-    def _setup(self, _stage: str | None = None) -> None:
+    def _setup(self, stage: str | None = None) -> None:
         if self._tables is None:  # files are read and images drawn once, not for every stage
             self._tables = self.split_samples()
             self._log_counts(self._tables)
+            if stage == TrainerFn.FITTING and self._tables[Split.VAL].empty:
+                logger.info(
+                    "%s: no validation images (`val_split_ratio` 0). ExDD finds its thresholds on the training images; "
+                    "other models then have none: for them, give `--data.val_split_ratio 0.2`.",
+                    self.name,
+                )
             warn_of_unused_range(list(pd.concat(self._tables.values())["image_path"]), self.white_level)
         self.train_data, self.val_data, self.test_data = (
             DefectDataset(self._tables[split], self.name, white_level=self.white_level)
@@ -137,7 +151,7 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         normal = int((train["label_index"] == LabelName.NORMAL).sum())
         defective = len(train) - normal
         counts = validation_counts(normal, defective, self.val_split_ratio)
-        if counts[1] == 0:
+        if self.val_split_ratio and counts[1] == 0:
             logger.warning(
                 "Validation gets normal images only: a share of %g of %d defective training images is %d, and fewer "
                 "than %d tell nothing. All %d stay in training, and the threshold comes from normal images alone.",
@@ -173,9 +187,19 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
     ) -> tuple[DataFrame, DataFrame]:
         return take(samples, counts, root=self.root, seed=int(self.seed or 0), purpose=purpose, split=split)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Load validation images, each of them once."""
-        return once_each(super().val_dataloader())
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Load validation images, each of them once; an empty list where there are none."""
+        if len(self.val_data):
+            return once_each(super().val_dataloader())
+        if get_nested_attr(self, "trainer.state.fn") == TrainerFn.VALIDATING:
+            logger.warning(
+                "%s: nothing is validated, because `val_split_ratio` is 0. Test instead, or give "
+                "`--data.val_split_ratio 0.2`.",
+                self.name,
+            )
+        # Lightning's way to skip validation, of which it warns all the same.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Load test images, each of them once."""
@@ -184,6 +208,8 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
     def _log_counts(self, tables: dict[Split, DataFrame]) -> None:
         parts = []
         for split, table in tables.items():
+            if split == Split.VAL and table.empty:
+                continue
             normal = int((table["label_index"] == LabelName.NORMAL).sum())
             kinds = _count_kinds(table.get("kind", ()))
             parts.append(f"{split.value} {normal} normal + {len(table) - normal} defective{kinds}")

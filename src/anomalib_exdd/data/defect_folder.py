@@ -40,7 +40,8 @@ class DefectFolder(DefectDataModule):
     """Your own images: normal ones, defective ones, and masks that show where the defects are.
 
     Images may have different sizes; grey, RGB, RGBA and 16-bit grey are understood. Images and masks are named as
-    folders, files or glob patterns, or a CSV file lists them. Validation images are drawn from the training images.
+    folders, files or glob patterns, or a CSV file lists them. Validation images, if any, are drawn from the training
+    images.
 
     Args:
         name: Name of your data, used for the folder of the results.
@@ -67,8 +68,10 @@ class DefectFolder(DefectDataModule):
         test_split_ratio: Share of the images held out for testing where no test images are named.
         num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
             a larger one. Default: all. 0 leaves normal images only.
-        val_split_ratio: Share of the training images kept aside to find threshold and normalisation. If that means
-            fewer than 3 defective images, all of those stay in training.
+        val_split_ratio: Share of the training images kept aside as validation images. Default: none, because ExDD finds
+            its thresholds on its training images. Give 0.2 for other models, and for ExDD with another ``scoring`` than
+            "calibrated": they find threshold and normalisation, and DefectClassifier its best epoch, on validation
+            images. If that means fewer than 3 defective images, all of those stay in training.
         seed: Seed of the draws.
         train_batch_size: Images per training batch.
         eval_batch_size: Images per validation or test batch.
@@ -101,7 +104,7 @@ class DefectFolder(DefectDataModule):
         csv: str | Path | None = None,
         test_split_ratio: float = 0.2,
         num_defects: int | None = None,
-        val_split_ratio: float = 0.2,
+        val_split_ratio: float = 0.0,
         seed: int = 0,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,
@@ -259,7 +262,9 @@ class DefectFolder(DefectDataModule):
         is_train = samples["split"] == Split.TRAIN.value
         train, test = samples[is_train], samples[~is_train]
         normal = int((train["label_index"] == _NORMAL).sum())
-        counts = held_out_counts(normal, len(train) - normal, self.test_split_ratio, labels)
+        counts = held_out_counts(
+            normal, len(train) - normal, self.test_split_ratio, labels, val_ratio=self.val_split_ratio
+        )
         train, held_out = take(
             train,
             counts,

@@ -67,7 +67,7 @@ class KSDD2(DefectDataModule):
 
     The data set (853 MB, licence CC BY-NC-SA 4.0: no commercial use) is downloaded to ``root`` if that folder does not
     exist or is empty. Training images are labelled and may be defective; the label is whether the mask has any pixel
-    that is not black. Test images stay as published, validation images are drawn from the training images.
+    that is not black. Test images stay as published; validation images, if any, are drawn from the training images.
 
     Args:
         root: Folder with ``train`` and ``test``, each holding ``NNNNN.png`` and ``NNNNN_GT.png``. Downloaded if absent.
@@ -77,8 +77,10 @@ class KSDD2(DefectDataModule):
             ``split_weakly_N.pyb`` releases, and leave out the others. Not together with ``num_defects``.
         num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
             a larger one. Default: all. 0 leaves normal images only.
-        val_split_ratio: Share of the training images kept aside to find threshold and normalisation. If that means
-            fewer than 3 defective images, all of those stay in training.
+        val_split_ratio: Share of the training images kept aside as validation images. Default: none, because ExDD finds
+            its thresholds on its training images. Give 0.2 for other models, and for ExDD with another ``scoring`` than
+            "calibrated": they find threshold and normalisation, and DefectClassifier its best epoch, on validation
+            images. If that means fewer than 3 defective images, all of those stay in training.
         seed: Seed of the draws.
         train_batch_size: Images per training batch.
         eval_batch_size: Images per validation or test batch.
@@ -102,7 +104,7 @@ class KSDD2(DefectDataModule):
         root: str | Path = "./datasets/KSDD2",
         official_split: int | None = None,
         num_defects: int | None = None,
-        val_split_ratio: float = 0.2,
+        val_split_ratio: float = 0.0,
         seed: int = 0,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,

@@ -18,6 +18,15 @@ MIN_TRAINING_NORMALS = 2
 MIN_VALIDATION_NORMALS = 1
 
 
+def needed_normals(val_ratio: float) -> int:
+    """Count the normal images that training takes, and validation if there is any.
+
+    Args:
+        val_ratio: Share of the training images that is wanted for validation, from 0 on.
+    """
+    return MIN_TRAINING_NORMALS + (MIN_VALIDATION_NORMALS if val_ratio else 0)
+
+
 def draw(keys: Sequence[str], count: int, *, seed: int, purpose: str) -> list[int]:
     """Draw some of the keys.
 
@@ -63,31 +72,39 @@ def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, i
     Args:
         normal: Number of normal training images.
         defective: Number of defective training images.
-        ratio: Share that is wanted for validation, between 0 and 1.
+        ratio: Share that is wanted for validation, between 0 and 1; 0 for none.
 
     Returns:
         Number of normal and of defective images for validation.
 
     Raises:
-        ValueError: If there are too few normal images for both training and validation.
+        ValueError: If there are too few normal images for training, and for validation if it is wanted.
 
     Example:
-        >>> validation_counts(600, 100, 0.2), validation_counts(600, 10, 0.2)
-        ((120, 20), (120, 0))
+        >>> validation_counts(600, 100, 0.2), validation_counts(600, 10, 0.2), validation_counts(600, 100, 0)
+        ((120, 20), (120, 0), (0, 0))
     """
-    needed = MIN_TRAINING_NORMALS + MIN_VALIDATION_NORMALS
+    needed = needed_normals(ratio)
     if normal < needed:
+        purpose = (
+            f": {MIN_TRAINING_NORMALS} to train with and {MIN_VALIDATION_NORMALS} to validate with (`val_split_ratio`)"
+            if ratio
+            else " to train and to set the threshold with"
+        )
         msg = (
-            f"There are {normal} normal training images, but at least {needed} are needed: {MIN_TRAINING_NORMALS} to "
-            f"train with and {MIN_VALIDATION_NORMALS} to set the threshold with. Add normal images."
+            f"There are {normal} normal training images, but at least {needed} are needed{purpose}. Add normal images."
         )
         raise ValueError(msg)
+    if not ratio:
+        return 0, 0
     normal_count = min(max(share(normal, ratio), MIN_VALIDATION_NORMALS), normal - MIN_TRAINING_NORMALS)
     defect_count = min(share(defective, ratio), defective - 1)
     return normal_count, defect_count if defect_count >= MIN_VALIDATION_DEFECTS else 0
 
 
-def held_out_counts(normal: int, defective: int, ratio: float, labels: Collection[int]) -> tuple[int, int]:
+def held_out_counts(
+    normal: int, defective: int, ratio: float, labels: Collection[int], val_ratio: float
+) -> tuple[int, int]:
     """Decide how many of the given images are held out for testing.
 
     At least one image of each label, if enough are left to train with.
@@ -97,20 +114,21 @@ def held_out_counts(normal: int, defective: int, ratio: float, labels: Collectio
         defective: Number of defective images.
         ratio: Share that is wanted for testing, between 0 and 1.
         labels: Labels (0 normal, 1 defective) for which images have to be held out.
+        val_ratio: Share of the rest that is wanted for validation, between 0 and 1; 0 for none.
 
     Returns:
         Number of normal and of defective images for testing.
 
     Raises:
-        ValueError: If there are too few normal images for training, validation and testing.
+        ValueError: If there are too few normal images for training, testing and, if it is wanted, validation.
     """
-    needed = MIN_TRAINING_NORMALS + MIN_VALIDATION_NORMALS
+    needed = needed_normals(val_ratio)
     normal_count = defect_count = 0
     if 0 in labels:
         if normal <= needed:
             msg = (
-                f"There are {normal} normal images, but at least {needed + 1} are needed to train, validate and test "
-                "with. Add normal images, or name test images."
+                f"There are {normal} normal images, but at least {needed + 1} are needed to train"
+                f"{', validate' if val_ratio else ''} and test with. Add normal images, or name test images."
             )
             raise ValueError(msg)
         normal_count = min(max(share(normal, ratio), 1), normal - needed)

@@ -22,8 +22,10 @@ class SurfaceSample(KSDD2):
         root: Folder of the sample. Generated if absent or empty.
         num_defects: Use this many of the 20 defective training images, drawn with ``seed``; a small draw is contained
             in a larger one. Default: all. 0 leaves normal images only.
-        val_split_ratio: Share of the training images kept aside to find threshold and normalisation. If that means
-            fewer than 3 defective images, all of those stay in training.
+        val_split_ratio: Share of the training images kept aside as validation images. Default: none, because ExDD finds
+            its thresholds on its training images. Give 0.2 for other models, and for ExDD with another ``scoring`` than
+            "calibrated": they find threshold and normalisation, and DefectClassifier its best epoch, on validation
+            images. If that means fewer than 3 defective images, all of those stay in training.
         seed: Seed of the draws. The images are always the same.
         train_batch_size: Images per training batch.
         eval_batch_size: Images per validation or test batch.
@@ -38,7 +40,7 @@ class SurfaceSample(KSDD2):
         self,
         root: str | Path = "./datasets/exdd_sample",
         num_defects: int | None = None,
-        val_split_ratio: float = 0.2,
+        val_split_ratio: float = 0.0,
         seed: int = 0,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,

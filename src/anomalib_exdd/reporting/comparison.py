@@ -81,7 +81,8 @@ class Run:
         negative_entries: Entries of the bank of normal patches; None for a method without one.
         positive_entries: Entries of the bank of defective patches; None for a method without one.
         epochs: Epochs that it trained.
-        threshold: Score from which Anomalib calls an image defective (best F1 on validation images), if it has one.
+        threshold: Score from which Anomalib calls an image defective (best F1 on validation images; without any, what
+            the model finds itself), if it has one.
         accept: Score below which an image is accepted, for a method that decides.
         reject: Score from which an image is rejected.
     """
@@ -173,7 +174,7 @@ class Comparison:
         configuration: Every setting, resolved.
         machine: Processor, accelerator and versions.
         data: Name and root of the data, `sha256` of `data.csv`, and its counts (`train_normal`, `train_defective`,
-            `test_normal`, `test_defective`).
+            `validation_normal`, …, `test_defective`).
         methods: Methods, in the order of the table.
         runs: Runs that have ended, failed ones too.
         differences: Paired differences to the baseline.
@@ -190,6 +191,18 @@ class Comparison:
     runs: list[Run]
     differences: list[Difference]
     schema: int = SCHEMA
+
+    @property
+    def threshold_note(self) -> str:
+        """What a reader has to know of the thresholds; empty where they come from validation images."""
+        counts = [count for name, count in self.data.items() if name.startswith("validation_")]
+        arguments = self.configuration.get("data", {}).get("init_args") or {}
+        if not counts or any(counts) or arguments.get("val_split_mode") == "synthetic":  # those are not counted
+            return ""
+        return (
+            "There are no validation images: the threshold of ExDD's calibrated score is the one that it finds on its "
+            "training images, that of DefectClassifier a probability of 0.5, and all others have none."
+        )
 
     def of(self, method: str) -> list[Run]:
         """Return a method's runs that did not fail, by seed."""

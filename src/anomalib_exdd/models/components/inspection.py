@@ -48,9 +48,11 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
 
     Attributes:
         white_level: The number that is white in images of more than 8 bits, as the data of the training have it.
+        validates: Whether the training has validation images to find thresholds on.
     """
 
     white_level = WHITE_LEVEL
+    validates = True
     _own_visualizer = False
     _fitted_from: str | None = None
 
@@ -119,6 +121,14 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
             self.white_level = _white_level_of(self.trainer)
             # There is nothing to check before training: Lightning's own trainer, unlike the engine, would try.
             cast("Any", self.trainer).num_sanity_val_steps = 0
+
+    def on_train_start(self) -> None:
+        """Find out whether there are validation images."""
+        super().on_train_start()
+        trainer: Any = self.trainer
+        self.validates = _has_validation_images(trainer)
+        if not self.validates:
+            trainer.check_val_every_n_epoch = 1  # else Lightning saves checkpoints after validations only
 
     def on_test_start(self) -> None:
         """Warn where images count twice."""
@@ -209,6 +219,14 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         if self._own_visualizer and isinstance(self.visualizer, ImageVisualizer):
             self.visualizer.field_size = panel_size(image_size)
             self.visualizer.text_config["size"] = LABEL_SIZE
+
+
+def _has_validation_images(trainer: Any) -> bool:
+    """Tell whether a trainer that starts to train will validate, in this epoch or in a later one."""
+    if not trainer.enable_validation:
+        return False
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()  # Lightning has done it if it validates in this epoch
+    return sum(trainer.num_val_batches) > 0
 
 
 def _white_level_of(trainer: Any) -> int:

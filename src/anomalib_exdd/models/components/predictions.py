@@ -160,7 +160,9 @@ class Predictions(Callback):
         del batch
         self._write_unreadable(trainer)
         names = image_names(outputs, trainer, batch_idx, dataloader_idx)
-        regions = self._regions(outputs, names, self._transforms[dataloader_idx])
+        regions: list[list[Region] | None] = [None] * len(names)
+        if _is_found(pl_module.post_processor, "pixel_threshold"):
+            regions = self._regions(outputs, names, self._transforms[dataloader_idx])
         for number, name in enumerate(names):
             self._write(self._row(outputs, number, name, regions[number], pl_module.post_processor))
 
@@ -204,7 +206,8 @@ class Predictions(Callback):
         """Describe image ``number`` of a post-processed batch."""
         decisions, raw = self._decisions, _finite(self.raw.scores[number])
         probability = raw if self._probabilities else None
-        label = _label(None if batch.pred_label is None else batch.pred_label[number])
+        threshold = _threshold(post_processor)
+        label = None if threshold is None or batch.pred_label is None else _label(batch.pred_label[number])
         scores = torch.as_tensor(batch.pred_score).flatten()
         return PredictionRow(
             path=name,
@@ -213,7 +216,7 @@ class Predictions(Callback):
             probability=probability,
             decision=decisions.name(probability) if decisions is not None and probability is not None else None,
             label=label,
-            threshold=None if label is None else _threshold(post_processor),
+            threshold=None if label is None else threshold,
             accept_threshold=decisions.accept if decisions is not None else None,
             reject_threshold=decisions.reject if decisions is not None else None,
             num_regions=None if regions is None else len(regions),
@@ -328,10 +331,16 @@ def _finite(value: float) -> float | None:
 
 def _threshold(post_processor: Any) -> float | None:
     threshold = getattr(post_processor, "normalized_image_threshold", None)
-    return None if threshold is None else _finite(float(threshold))
+    return None if threshold is None or not _is_found(post_processor, "image_threshold") else _finite(float(threshold))
 
 
-def _label(pred_label: Tensor | None) -> str | None:
-    if pred_label is None or pred_label.dtype != torch.bool:  # without a threshold, the "label" is the score itself
+def _is_found(post_processor: Any, name: str) -> bool:
+    """Tell whether a post-processor has a threshold; Anomalib's takes 0.5 of the raw scores if it never found one."""
+    threshold = getattr(post_processor, name, None)
+    return threshold is None or not math.isnan(float(threshold))
+
+
+def _label(pred_label: Tensor) -> str | None:
+    if pred_label.dtype != torch.bool:  # without a threshold, the "label" is the score itself
         return None
     return "defective" if bool(pred_label) else "normal"

@@ -12,6 +12,7 @@ import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
@@ -19,13 +20,14 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
+from torchmetrics import MaxMetric
 
 from anomalib_exdd.models.components.inspection import Inspection
 from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
 from anomalib_exdd.models.components.settings import check_at_least, checkpoint_settings, default_arguments
 
 from .loss import LabelLoss, PositiveWeight
-from .post_processor import ProbabilityPostProcessor
+from .post_processor import ProbabilityPostProcessor, decide_at_even_odds
 from .presets import OptimizerName, PresetName, in_force
 from .selection import (
     SELECTION,
@@ -33,6 +35,7 @@ from .selection import (
     ValidationRecord,
     best_checkpoint,
     carry_over_best,
+    check_monitors,
     checkpoint_keeper,
     keep_best,
 )
@@ -54,8 +57,9 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
 
     The fair answer to "why not just train a classifier?". It needs defective training images, real or synthetic (data
     module ``SyntheticDefects``). The epoch that is kept, the end of the training and the threshold come from the
-    validation images. The image score is a probability; the map is the classifier's own (class activation). Sources:
-    In&Out, arXiv:2406.00501, and DIAG, arXiv:2407.03961.
+    validation images (``--data.val_split_ratio 0.2``); without any, all epochs are trained, the last one is kept, and
+    the threshold is a probability of 0.5. The image score is a probability; the map is the classifier's own (class
+    activation). Sources: In&Out, arXiv:2406.00501, and DIAG, arXiv:2407.03961.
 
     The number of epochs is the preset's (50) unless ``--trainer.max_epochs`` is given, and the batch size is the data
     module's (``--data.train_batch_size``).
@@ -157,6 +161,7 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         )
         self.loss = LabelLoss(settings.pos_weight)
         self.validation = ValidationRecord(self.loss)
+        self.map_reach = MaxMetric()  # largest absolute log-odds in an epoch's maps, where nothing is validated
 
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -207,8 +212,16 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         """Weigh the classes by the number of their training images, and say what is in force.
 
         Raises:
-            ValueError: If the training images are of one kind only, or their labels are not known before training.
+            ValueError: If the training images are of one kind only, or their labels are not known before training; if a
+                callback waits for a validation, and there are no validation images.
         """
+        super().on_train_start()
+        if not self.validates:
+            check_monitors(cast("Any", self.trainer).callbacks)
+            logger.warning(
+                "There are no validation images: all epochs are trained, the last one is kept, and the threshold is a "
+                "probability of 0.5. For the best epoch and a threshold of its own, give `--data.val_split_ratio 0.2`."
+            )
         loader: Any = self.trainer.train_dataloader
         samples = getattr(getattr(loader, "dataset", None), "samples", None)
         if samples is None:
@@ -247,11 +260,24 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of a batch."""
-        logits = self.model.activation(cast("Tensor", batch.image)).mean(dim=(1, 2))
+        activation = self.model.activation(cast("Tensor", batch.image))
+        logits = activation.mean(dim=(1, 2))
+        if not self.validates:
+            self.map_reach.update(activation.detach().abs())
         loss: Tensor = self.loss(logits, batch.gt_label)
         shown = {"train_loss": loss.detach()}
         self.log_dict(shown, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Where nothing is validated, decide at even odds, and make later epochs better ones."""
+        super().on_train_epoch_end()
+        if self.validates:
+            return
+        if isinstance(self.post_processor, PostProcessor):
+            decide_at_even_odds(self.post_processor, float(self.map_reach.compute()))
+        self.map_reach.reset()
+        self.log(SELECTION, float(self.current_epoch), sync_dist=True)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch for threshold and normalisation, and take it into the record of the epoch."""

@@ -53,6 +53,18 @@ class ProbabilityPostProcessor(PostProcessor):  # type: ignore[misc]
 
     @property
     def normalized_image_threshold(self) -> Tensor:
-        """The threshold of image scores: found on validation images, and moved by the sensitivity as Anomalib does."""
-        found = torch.where(torch.isnan(self._image_threshold), 0.5, self._image_threshold)
-        return found + 0.5 - self.image_sensitivity
+        """The threshold of image scores, moved by the sensitivity as Anomalib does."""
+        return self._image_threshold + 0.5 - self.image_sensitivity
+
+
+def decide_at_even_odds(post_processor: PostProcessor, reach: float) -> None:
+    """Set threshold and ranges where there are no validation images to find them on: a probability of 0.5.
+
+    Args:
+        post_processor: This package's or Anomalib's; changed.
+        reach: Log-odds in maps that become 1, and 0 where they are negative.
+    """
+    for name, value in (("_image", 0.5), ("_pixel", 0.0)):  # Anomalib's wants log-odds for pixels
+        getattr(post_processor, f"{name}_threshold").fill_(value)
+    post_processor.pixel_min.fill_(-reach)
+    post_processor.pixel_max.fill_(reach)

@@ -5,6 +5,7 @@ Shape suffix: B images.
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def keep_best(keeper: Any) -> None:
     """Make the checkpoint callback keep the epoch of the best selection, unless the user gave it a task."""
     if isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
         keeper.monitor, keeper.mode, keeper.kth_value = SELECTION, "max", torch.tensor(-torch.inf)
+
+
+def check_monitors(callbacks: Iterable[Any]) -> None:
+    """Refuse callbacks that wait for a validation, where there are no validation images.
+
+    Raises:
+        ValueError: If there are such.
+    """
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor != SELECTION and str(monitor).startswith("val_"):
+            msg = (
+                f"The callback {type(callback).__name__} monitors `{monitor}`, but there are no validation images. "
+                "Give `--data.val_split_ratio 0.2`, or take the callback away."
+            )
+            raise ValueError(msg)
 
 
 def carry_over_best(checkpoint: dict[str, Any], keeper: Any) -> None:

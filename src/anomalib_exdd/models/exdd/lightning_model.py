@@ -1,6 +1,7 @@
 """ExDD as an Anomalib model: builds the banks during one pass over the training images."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             normal over distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper":
             equations 12-23 as printed. "published": as the published code computes them, its pooling without padding
             included.
+            All but "calibrated" find Anomalib's threshold on validation images (``--data.val_split_ratio 0.2``).
         image_scoring: How images are scored, one of the same names; "auto" takes the rule that belongs to ``scoring``,
             and with "ratio" the one that did best on validation data, "normal". "calibrated" is a probability.
         top_fraction: With "calibrated", the share of an image's patches, the highest, whose mean makes its score.
@@ -206,10 +208,16 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """One pass over the training images, and no validation before it."""
-        return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0}
+        return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
 
     def on_fit_start(self) -> None:
-        """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
+        """Start from empty banks, also where the model was fitted before, and from a backbone with weights.
+
+        Raises:
+            ValueError: If the trainer would not train.
+        """
+        if self._trainer is not None:
+            self._plan_one_pass(self.trainer.fit_loop)
         self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
         self._is_fitted = torch.tensor([False], device=self.device)
         for part in (
@@ -220,10 +228,23 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             self.model.calibration_set,
         ):
             part.clear()
+        for buffer in self._thresholds().values():
+            buffer.fill_(math.nan)
         self.history = []
         place = self.settings.feature_store_dir
         stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
         self.builder = BankBuilder(self.model, self.settings, stores)
+
+    @staticmethod
+    def _plan_one_pass(loop: Any) -> None:
+        """Have the trainer pass once over the training images, also if it has done so before."""
+        loop.max_epochs = loop.epoch_progress.current.processed + 1
+        if loop.skip:
+            msg = (
+                "The trainer would train nothing: it has reached `max_steps`, or its `limit_train_batches` is 0. The "
+                "memory banks stay as they were. Train with a new Engine, or without these limits."
+            )
+            raise ValueError(msg)
 
     def _num_images(self) -> int:
         """Return the number of training images, of all processes together."""
@@ -254,6 +275,13 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         self.builder.build()
         self.builder = None
         self.calibrate(learn_boundary=False)  # the builder has learnt it
+        thresholds = self._thresholds()
+        if not self.validates and any(thresholds[name].isnan() for name in thresholds):
+            logger.warning(
+                "There are no validation images to find a threshold and the normalisation on, which this scoring "
+                "needs: predicted labels and masks mean nothing. Give `--data.val_split_ratio 0.2`, or let "
+                "`--model.scoring calibrated` find them on the training images."
+            )
 
     def calibrate(self, *, learn_boundary: bool = True) -> None:
         """Fit the calibrated score to the banks as they are, and say what came of it.
@@ -283,13 +311,17 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
 
     def _give_thresholds(self, thresholds: Thresholds) -> None:
         """Give Anomalib's post-processor what it would else find on validation images; where there are any, it does."""
-        if not isinstance(self.post_processor, PostProcessor):
-            return
         calibrated = {"image": self.model.image_scoring == "calibrated", "pixel": self.model.scoring == "calibrated"}
-        for name, value in thresholds._asdict().items():
+        for name, buffer in self._thresholds().items():
             if calibrated[name.partition("_")[0]]:
-                buffer: Tensor = getattr(self.post_processor, f"_{name}" if name.endswith("threshold") else name)
-                buffer.fill_(value)
+                buffer.fill_(getattr(thresholds, name))
+
+    def _thresholds(self) -> dict[str, Tensor]:
+        """Return the buffers of Anomalib's post-processor by the names of :class:`Thresholds`; none without it."""
+        if not isinstance(self.post_processor, PostProcessor):
+            return {}
+        names = {name: f"_{name}" if name.endswith("threshold") else name for name in Thresholds._fields}
+        return {name: getattr(self.post_processor, buffer) for name, buffer in names.items()}
 
     @property
     def decisions(self) -> Decisions | None:

@@ -9,6 +9,7 @@ from unittest import mock
 
 import timm
 from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
+from anomalib.post_processing import PostProcessor
 
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
 
@@ -32,7 +33,11 @@ def build_model(run: Mapping[str, Any]) -> AnomalibModule:
     for name in _DOWNLOADS:
         _forget_failed_download(arguments.get(name))
     components: dict[str, Any] = {
-        "post_processor": False,  # Anomalib's normalisation clips scores
+        # It changes nothing, because Anomalib's normalisation clips scores: it keeps the threshold of a model that
+        # finds one itself.
+        "post_processor": PostProcessor(
+            enable_normalization=False, enable_thresholding=False, enable_threshold_matching=False
+        ),
         "evaluator": False,
         "visualizer": False,
     }

@@ -5,6 +5,7 @@ The folder's `settings.json` says what to do; `run.json` and the files beside it
 
 import json
 import logging
+import math
 import tempfile
 import time
 import traceback
@@ -147,9 +148,10 @@ def _test(model: AnomalibModule, loader: "DataLoader[Any]", found: Predictions, 
 
 
 def _threshold(model: AnomalibModule, datamodule: AnomalibDataModule, accelerator: str, folder: str) -> float | None:
-    """Find Anomalib's threshold on validation images; None without any."""
+    """Find Anomalib's threshold on validation images; without any, the one that the model found itself, or None."""
     if len(getattr(datamodule, "val_data", ())) == 0:
-        return None
+        own = float(model.post_processor.image_threshold)
+        return own if math.isfinite(own) else None
     found = Predictions()
     _test(model, datamodule.val_dataloader(), found, accelerator, folder)
     found.check()

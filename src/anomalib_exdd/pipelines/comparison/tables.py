@@ -59,6 +59,7 @@ def markdown(comparison: Comparison) -> str:
         f"# {comparison.title}",
         f"{data['name']}: {size}. Seeds {', '.join(map(str, seeds))}. Metrics in %, mean ± standard deviation.",
         summary(comparison),
+        *filter(None, [comparison.threshold_note]),
         *_differences(comparison),
         *_list("Not the same for all", [f"{m.name}: {' '.join(m.notes)}" for m in comparison.methods if m.notes]),
         *_list("Failed", failures(comparison)),

@@ -64,7 +64,8 @@ def histograms_section(results: Results) -> str:
     explained = (
         '<p class="faint">Share of the normal images (upwards) and of the defective ones (downwards, hatched) by image '
         "score, from the first seed of each method. Dashed: Anomalib's threshold. Solid: accept, review between "
-        "(shaded), reject, where the method decides so. Scores of different methods have no common scale.</p>"
+        "(shaded), reject, where the method decides so. Scores of different methods have no common scale. "
+        f"{results.comparison.threshold_note}</p>"
     )
     return explained + _HATCH + panels(drawn)
 
