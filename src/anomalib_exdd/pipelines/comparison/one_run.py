@@ -150,7 +150,8 @@ def _test(model: AnomalibModule, loader: "DataLoader[Any]", found: Predictions, 
 def _threshold(model: AnomalibModule, datamodule: AnomalibDataModule, accelerator: str, folder: str) -> float | None:
     """Find Anomalib's threshold on validation images; without any, the one that the model found itself, or None."""
     if len(getattr(datamodule, "val_data", ())) == 0:
-        own = float(model.post_processor.image_threshold)
+        post_processor: Any = model.post_processor
+        own = float(post_processor.image_threshold)
         return own if math.isfinite(own) else None
     found = Predictions()
     _test(model, datamodule.val_dataloader(), found, accelerator, folder)
