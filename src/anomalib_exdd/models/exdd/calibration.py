@@ -215,8 +215,8 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         if f"{prefix}reference" in state_dict:
             msg = (
-                "This checkpoint was written by a version of anomalib-exdd before 0.2, whose calibrated score is "
-                "another one. Train the model again, or use the version that wrote it."
+                "This checkpoint was written by an older version of anomalib-exdd, whose calibrated score is another "
+                "one. Train the model again, or use the version that wrote it."
             )
             raise ValueError(msg)
         super()._load_from_state_dict(state_dict, prefix, *args)
