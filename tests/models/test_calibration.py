@@ -1,163 +1,376 @@
 """What the calibration learns, against independent float64 computations and as properties."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from anomalib.post_processing import PostProcessor
+from scipy.optimize import minimize
 from scipy.special import expit
+from scipy.stats import spearmanr
 
-from anomalib_exdd import ExDD
-from anomalib_exdd.models.exdd.calibration import (
-    PRIOR_PRECISION,
-    PRIOR_WEIGHT,
-    Calibration,
-    ImagePatches,
-    decision_thresholds,
-    fit_probability,
-)
-from anomalib_exdd.models.exdd.calibration_set import (
-    TYPICAL_PATCHES,
-    CalibrationImage,
-    CalibrationSet,
-    drawn,
-    high_patches,
-    others_distances,
-)
-from anomalib_exdd.models.exdd.patches import farthest_patches
-from anomalib_exdd.models.exdd.rough_ranking import RoughRanking
-from anomalib_exdd.models.exdd.scoring import top_count
+from anomalib_exdd.models.exdd import calibration as calibration_module
+from anomalib_exdd.models.exdd.calibration import Calibration, ImagePatches, fit_probability
+from anomalib_exdd.models.exdd.decisions import Thresholds
+from anomalib_exdd.models.exdd.scoring import PatchDistances, calibrated_image, calibrated_patch
 
-PATCHES = 100
+PATCHES, SAMPLED = 100, 20
 TOP = 0.02  # two patches of a hundred
+COLUMNS = [slice(0, 1), slice(1, 5), slice(5, 6)]
+"""What the three pieces of evidence look at: unfamiliar, neighbours, boundary."""
 
 
-def made_up(normal: int, defective: int, *, seed: int = 0, shift: float = 1.0) -> ImagePatches:
-    """Images whose defects, two patches each, are farther from normal and nearer to defects than the rest."""
+def made_up(
+    normal: int,
+    defective: int,
+    synthetic: int = 0,
+    *,
+    seed: int = 0,
+    positive: bool = True,
+    boundary: bool = True,
+    shifts: tuple[float, float, float] = (0.3, 0.6, 3.0),
+) -> ImagePatches:
+    """Images whose defects, two patches each, are farther from normal, nearer to defects and beyond the boundary.
+
+    The last patches of every image are its sample: of normal images patches as any, of defective ones defects.
+    """
     rng = np.random.default_rng(seed)
-    images = normal + defective
-    log_negative = rng.normal(0.0, 0.1, (images, PATCHES, 2))
-    log_positive = rng.normal(1.0, 0.1, (images, PATCHES, 2))
-    log_negative[normal:, :2] += 0.3 * shift
-    log_positive[normal:, :2] -= 0.6 * shift
-    typical = np.zeros((images, PATCHES), dtype=bool)
-    typical[:normal, -20:] = True
+    images = normal + defective + synthetic
+    log_negative = rng.normal(0.5, 0.1, (images, PATCHES, 2)).cumsum(axis=2) / [1, 1.9]
+    log_positive = rng.normal(1.0, 0.1, (images, PATCHES, 2)).cumsum(axis=2) / [1, 1.9]
+    log_odds = rng.normal(-3, 1, (images, PATCHES))
+    strength = rng.lognormal(0, 0.5, (images - normal, 1))
+    for rows in (slice(0, 2), slice(PATCHES - SAMPLED, None)):
+        log_negative[normal:, rows] += shifts[0] * strength[..., None]
+        log_positive[normal:, rows] -= shifts[1] * strength[..., None]
+        log_odds[normal:, rows] += shifts[2] * strength
+    sampled = np.zeros((images, PATCHES), dtype=bool)
+    sampled[:, -SAMPLED:] = True
+    defective_I = torch.arange(images) >= normal
     return ImagePatches(
         torch.from_numpy(log_negative).reshape(-1, 2),
-        torch.from_numpy(log_positive).reshape(-1, 2) if defective > 1 else None,
+        torch.from_numpy(log_positive).reshape(-1, 2) if positive else None,
+        torch.from_numpy(log_odds).flatten() if boundary else None,
         torch.arange(images).repeat_interleave(PATCHES),
-        torch.from_numpy(typical).flatten(),
-        torch.arange(images) >= normal,
+        torch.from_numpy(sampled).flatten(),
+        defective_I,
         torch.full((images,), PATCHES),
-        torch.zeros(images, dtype=torch.bool),
+        torch.where(defective_I, 30, PATCHES),
+        torch.arange(images) >= normal + defective,
     )
 
 
-def fitted(patches: ImagePatches, defect_rate: float = 0.1) -> Calibration:
+def select(patches: ImagePatches, images: list[int]) -> ImagePatches:
+    """Return the patches of some images, in that order; an image may come twice."""
+    rows = torch.cat([(patches.image == image).nonzero().flatten() for image in images])
+    per_patch = [None if values is None else values[rows] for values in patches[:3]]
+    number = torch.arange(len(images)).repeat_interleave(PATCHES)
+    return ImagePatches(*per_patch, number, patches.sampled[rows], *(values[images] for values in patches[5:]))  # type: ignore[arg-type]
+
+
+def fitted(patches: ImagePatches, unknown_rate: float = 0.1, synthetic_weight: float = 0.0) -> Calibration:
     calibration = Calibration(TOP)
-    calibration.fit(patches, defect_rate)
+    calibration.fit(patches, 0.1, unknown_rate, synthetic_weight)
     return calibration
 
 
-def image_scores(patches: ImagePatches, calibration: Calibration) -> np.ndarray:
-    """Score images by loops in float64: mean of the two highest patches."""
-    weights, reference = calibration.weights.double().numpy(), calibration.reference.double().numpy()
-    scores = []
+def evidence(patches: ImagePatches) -> list[list[float]]:
+    """Return the six columns of every patch, by loops in float64."""
+    found = []
+    for row, (first, third) in enumerate(patches.log_negative.tolist()):
+        near = [0.0, 0.0] if patches.log_positive is None else [-value for value in patches.log_positive[row].tolist()]
+        boundary = 0.0 if patches.log_odds is None else float(patches.log_odds[row])
+        found.append([math.exp(first), first, third, *near, boundary])
+    return found
+
+
+def top_means(patches: ImagePatches, score_C: np.ndarray) -> np.ndarray:
+    """Return the mean of the two highest patches of every image, the sample left out."""
+    found = []
     for image in range(len(patches.defective)):
-        rows = np.flatnonzero((patches.image.numpy() == image) & ~patches.typical.numpy())
-        values = []
-        for row in rows:
-            value = float(calibration.bias) + float(weights[:2] @ patches.log_negative[row].numpy())
-            if patches.log_positive is not None:
-                for k, log in enumerate(patches.log_positive[row].tolist()):
-                    value -= weights[2 + k] * (min(log, reference[k]) + 0.25 * max(log - reference[k], 0))
-            values.append(value)
-        scores.append(np.mean(sorted(values)[-2:]))
-    return np.array(scores)
+        rows = np.flatnonzero((patches.image.numpy() == image) & ~patches.sampled.numpy())
+        found.append(np.mean(sorted(score_C[rows])[-2:]))
+    return np.array(found)
 
 
-@pytest.mark.parametrize(("normal", "defective"), [(30, 0), (30, 1), (30, 2), (40, 12)])
-def test_probabilities_are_those_of_the_equations(normal: int, defective: int) -> None:
-    patches = made_up(normal, defective)
-    calibration = fitted(patches)
-    scores = image_scores(patches, calibration)
-    expected = expit(float(calibration.slope) * scores + float(calibration.offset))
-    np.testing.assert_allclose(calibration.training_probability.numpy(), expected, rtol=2e-4)
-    assert (calibration.weights >= 0).all()
+def patch_scores(patches: ImagePatches, calibration: Calibration) -> np.ndarray:
+    columns_CE = np.array(evidence(patches))
+    known = columns_CE @ calibration.known_weights.double().numpy() + calibration.known_bias.item()
+    unknown = columns_CE[:, 0] * calibration.unknown_slope.item() + calibration.unknown_offset.item()
+    return np.logaddexp(known, unknown)
 
 
-def test_weights_minimise_the_penalised_loss() -> None:
-    """Any step away from the weights found, within their bounds, makes the loss of the last selection larger."""
-    patches = made_up(40, 12)
-    calibration = fitted(patches)
-    spread = float(patches.log_negative[patches.typical, 0].std(correction=0))
-    reference = patches.log_positive[patches.typical].median(0).values  # type: ignore[index]
-    logs = patches.log_positive
-    assert logs is not None
-    near = torch.minimum(logs, reference) + 0.25 * (logs - reference).clamp_min(0)
-    evidence = torch.cat([patches.log_negative, -near], 1).numpy()
-    weights = calibration.weights.double().numpy()
-    means = []
-    for image in range(len(patches.defective)):
-        rows = np.flatnonzero((patches.image.numpy() == image) & ~patches.typical.numpy())
-        means.append(evidence[sorted(rows, key=lambda row: evidence[row] @ weights)[-2:]].mean(0))
-    label = patches.defective.numpy()
-    weight = np.where(label, 1.0, 12 / 40)
-
-    def loss(scaled: np.ndarray, bias: float) -> float:
-        logit = np.array(means) @ (scaled / spread) + bias
-        away = scaled - np.array([PRIOR_WEIGHT, 0, 0, 0])
-        return float(
-            weight @ (np.logaddexp(0, logit) - label * logit) + (np.array(PRIOR_PRECISION) * away**2).sum() / 2
-        )
-
-    best, bias = weights * spread, float(calibration.bias)
-    least = loss(best, bias)
-    for step in (1e-2, -1e-2):
-        assert loss(best, bias + step) > least - 1e-6
-        for piece in range(4):
-            moved = best.copy()
-            moved[piece] = max(0.0, moved[piece] + step)
-            assert loss(moved, bias) > least - 1e-6
-    assert weights[2] > 0
+def log_odds(scores: np.ndarray, calibration: Calibration) -> np.ndarray:
+    linear = calibration.slope.item() * scores + calibration.offset.item()
+    return np.where(np.abs(linear) <= 6, linear, np.sign(linear) * (6 + np.log1p(np.maximum(np.abs(linear) - 6, 0))))
 
 
-def test_without_defects_the_order_is_that_of_the_distance_to_normal() -> None:
-    patches = made_up(30, 0)
-    calibration = fitted(patches)
-    assert calibration.weights[1:].tolist() == [0, 0, 0]
-    distances = [
-        np.sort(patches.log_negative[(patches.image == image) & ~patches.typical, 0].numpy())[-2:].mean()
-        for image in range(30)
+def voices(calibration: Calibration) -> np.ndarray:
+    """Return the weight of every piece of evidence of known kinds."""
+    weights = calibration.known_weights.double().numpy()
+    found = [
+        np.linalg.norm(weights[columns]) / np.linalg.norm(piece.weights[columns])
+        for piece, columns in zip(calibration.pieces, COLUMNS, strict=False)
     ]
+    return np.array(found)
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+@pytest.mark.parametrize(("normal", "defective"), [(30, 0), (30, 1), (30, 2), (40, 12)])
+def test_probabilities_are_those_of_the_equations(normal: int, defective: int, boundary: bool) -> None:
+    patches = made_up(normal, defective, boundary=boundary)
+    calibration = fitted(patches)
+    expected = expit(log_odds(top_means(patches, patch_scores(patches, calibration)), calibration))
+    np.testing.assert_allclose(calibration.training_probability.numpy(), expected, rtol=2e-4)
+    assert torch.equal(calibration.training_defective, patches.defective)
+    assert (calibration.known_weights >= 0).all()
+    assert calibration.unknown_slope > 0
+    assert calibration.slope > 0
+
+
+def test_training_and_prediction_score_alike() -> None:
+    """The same patches, as distances, get the same probability from what predicts."""
+    patches = made_up(20, 6)
+    calibration = fitted(patches)
+    kept = ~patches.sampled
+    ranked = [logs[kept].exp().float().reshape(26, -1, 2)[..., [0, 0, 1]] for logs in patches[:2]]  # type: ignore[index]
+    distances = [PatchDistances(each[..., 0], None, 8, each) for each in ranked]
+    boundary_BP = patches.log_odds[kept].float().reshape(26, -1)  # type: ignore[index]
+    # The sample is a part of the whole image: two of a hundred patches are two of these eighty.
+    coefficients = calibration.coefficients._replace(top_fraction=2 / (PATCHES - SAMPLED))
+    found = calibrated_image(distances[0], distances[1], coefficients, boundary_BP)
+    torch.testing.assert_close(found, calibration.training_probability, rtol=2e-4, atol=1e-6)
+    expected = patch_scores(patches, calibration)[kept.numpy()].reshape(26, -1)
+    scores = calibrated_patch(distances[0], distances[1], coefficients, boundary_BP)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_pieces_are_on_the_scale_of_good_images() -> None:
+    """Median 0, and the highest tenth from where that of a standard normal distribution begins."""
+    patches = made_up(41, 12)
+    calibration = fitted(patches)
+    assert len(calibration.pieces) == 3
+    for piece, columns in zip(calibration.pieces, COLUMNS, strict=True):
+        assert (piece.weights >= 0).all()
+        assert set(np.flatnonzero(piece.weights)) <= set(range(6)[columns])
+        top = top_means(patches, np.array(evidence(patches)) @ piece.weights + piece.bias)[:41]
+        assert np.median(top) == pytest.approx(0, abs=1e-9)
+        assert np.quantile(top, 0.9) == pytest.approx(1.2816)
+
+
+def test_the_mixture_minimises_its_losses() -> None:
+    """No step within the bounds makes the losses smaller; the prior is the best weight that all pieces share."""
+    patches = made_up(40, 12, shifts=(0.15, 0.2, 1.5))
+    calibration = fitted(patches, unknown_rate=0.2)
+    label = patches.defective.numpy()
+    target, weight = np.where(label, 13 / 14, 1 / 42), np.where(label, 1.0, 12 / 40)
+    columns_CE = np.array(evidence(patches))
+    top_IJ = np.stack(
+        [top_means(patches, columns_CE @ each.weights + each.bias) for each in calibration.pieces], axis=1
+    )
+
+    def loss(weights: np.ndarray, bias: float, pieces: np.ndarray = top_IJ) -> float:
+        logit = pieces @ weights + bias
+        return float(weight @ (np.logaddexp(0, logit) - target * logit))
+
+    def check(value: float, moved: list[float]) -> None:
+        assert all(each > value - 1e-6 for each in moved)
+
+    shared = minimize(lambda x: loss(np.full(3, x[0]), x[1]), np.zeros(2), method="Nelder-Mead", tol=1e-10).x[0]
+    found = voices(calibration)
+    pieces_bias = sum(weight * piece.bias for weight, piece in zip(found, calibration.pieces, strict=True))
+    bias = calibration.known_bias.item() - math.log(0.8) - pieces_bias
+
+    def penalised(weights: np.ndarray, bias: float) -> float:
+        return loss(weights, bias) + 5 * float(((weights - shared) ** 2).sum())
+
+    steps = [step * row for step in (1e-2, -1e-2) for row in np.eye(4)]
+    moved = [np.append(found, bias) + step for step in steps]
+    check(penalised(found, bias), [penalised(each[:3].clip(0), each[3]) for each in moved])
+    unfamiliar = calibration.pieces[0]
+    alone = calibration.unknown_slope.item() / unfamiliar.weights[0]
+    offset = calibration.unknown_offset.item() - math.log(0.2) - alone * unfamiliar.bias
+    values = [
+        loss(np.array([alone + dx]), offset + dy, top_IJ[:, :1])
+        for dx, dy in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01))
+    ]
+    assert alone > 0.05
+    check(loss(np.array([alone]), offset, top_IJ[:, :1]), values)
+
+
+@pytest.mark.parametrize("defective", [0, 1])
+@pytest.mark.parametrize("positive", [False, True])
+def test_without_known_kinds_the_order_is_that_of_the_distance_to_normal(defective: int, positive: bool) -> None:
+    patches = made_up(30, defective, positive=positive)
+    calibration = fitted(patches)
+    assert calibration.known_weights.tolist() == [0] * 6
+    distances = top_means(patches, patches.log_negative[:, 0].exp().numpy())
     assert (np.argsort(calibration.training_probability.numpy()) == np.argsort(distances)).all()
 
 
-def test_more_evidence_moves_the_weights_further_from_the_prior() -> None:
-    moved = [float(fitted(made_up(60, defective)).weights[2:].sum()) for defective in (2, 8, 30)]
-    assert moved[0] < moved[1] < moved[2]
+def test_unfamiliar_patches_keep_a_voice_where_they_tell_nothing() -> None:
+    patches = made_up(40, 12)
+    patches.log_negative[patches.defective[patches.image]] -= 0.6  # defects look more normal than normal images
+    calibration = fitted(patches)
+    assert calibration.unknown_slope.item() == pytest.approx(0.05 * calibration.pieces[0].weights[0], rel=1e-4)
+
+
+def test_the_more_defects_are_of_unknown_kinds_the_nearer_is_the_order_to_that_of_the_distance() -> None:
+    patches = made_up(60, 20, shifts=(0.1, 0.5, 3.0))
+    distances = top_means(patches, patches.log_negative[:, 0].exp().numpy())
+    agreement = [
+        spearmanr(fitted(patches, unknown_rate=rate).training_probability.numpy(), distances).statistic
+        for rate in (0.001, 0.1, 0.5, 0.9, 0.999)
+    ]
+    assert (np.diff(agreement) >= 0).all()
+    assert agreement[-1] > agreement[0] + 0.1
+
+
+def test_few_images_leave_the_weights_of_the_pieces_nearly_equal() -> None:
+    """The boundary tells most, distances nearly nothing: it takes images to find that out."""
+    spread = []
+    for defective in (2, 8, 40):
+        found = voices(fitted(made_up(60, defective, shifts=(0.0, 0.1, 4.0))))
+        spread.append(found.std() / found.mean())
+    assert spread[0] < 0.25
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_a_strong_pull_makes_the_weights_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_module, "_EQUAL_RIDGE", 1e7)
+    found = voices(fitted(made_up(60, 40, shifts=(0.0, 0.1, 4.0))))
+    np.testing.assert_allclose(found, found.mean(), rtol=1e-3)
 
 
 def test_the_fit_is_deterministic_and_blind_to_the_order_of_images() -> None:
     patches = made_up(20, 6)
     order = torch.randperm(26, generator=torch.Generator().manual_seed(0))
-    rows = torch.cat([torch.arange(PATCHES) + PATCHES * image for image in order])
-    shuffled = ImagePatches(
-        patches.log_negative[rows],
-        patches.log_positive[rows],  # type: ignore[index]
-        torch.arange(26).repeat_interleave(PATCHES),
-        patches.typical[rows],
-        patches.defective[order],
-        patches.patches,
-        patches.synthetic,
-    )
-    first, again, other = fitted(patches), fitted(patches), fitted(shuffled)
-    assert torch.equal(first.weights, again.weights)
-    torch.testing.assert_close(first.weights, other.weights, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first.training_probability[order], other.training_probability, rtol=1e-4, atol=1e-6)
+    first, again, other = fitted(patches), fitted(patches), fitted(select(patches, order.tolist()))
+    for name, value in first.named_buffers():
+        assert torch.equal(value, again.get_buffer(name)), name
+    torch.testing.assert_close(first.known_weights, other.known_weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(first.training_probability[order], other.training_probability, rtol=1e-3, atol=1e-6)
+
+
+class TestSyntheticImages:
+    def close(self, first: Calibration, second: Calibration) -> None:
+        for name in ("known_weights", "known_bias", "unknown_slope", "unknown_offset", "slope", "offset"):
+            torch.testing.assert_close(getattr(first, name), getattr(second, name), rtol=2e-3, atol=2e-3, msg=name)
+        torch.testing.assert_close(first.training_probability, second.training_probability, rtol=2e-3, atol=1e-5)
+
+    def test_they_count_by_their_weight(self) -> None:
+        """Two copies of each at half the weight are as one of each at the whole."""
+        patches = made_up(30, 6, 4)
+        twice = select(patches, [*range(40), *range(36, 40)])
+        self.close(fitted(patches, synthetic_weight=1.0), fitted(twice, synthetic_weight=0.5))
+
+    def test_with_no_weight_they_might_as_well_not_be_there(self) -> None:
+        patches = made_up(30, 6, 4)
+        self.close(fitted(patches, synthetic_weight=0.0), fitted(select(patches, list(range(36)))))
+
+    def test_at_the_whole_weight_they_are_learnt_from_as_real_ones(self) -> None:
+        patches = made_up(30, 6, 4)
+        synthetic, real = (
+            fitted(patches, synthetic_weight=1.0),
+            fitted(patches._replace(synthetic=torch.zeros(40).bool())),
+        )
+        assert torch.equal(synthetic.known_weights, real.known_weights)
+        assert torch.equal(synthetic.training_probability, real.training_probability[:36])
+
+    def test_more_weight_moves_the_score(self) -> None:
+        patches = made_up(30, 3, 20)
+        slopes = [float(fitted(patches, synthetic_weight=weight).slope) for weight in (0.0, 0.1, 1.0)]
+        assert len(set(slopes)) == 3
+
+    def test_below_the_whole_weight_they_need_a_real_defect(self) -> None:
+        patches = made_up(30, 0, 20)
+        assert fitted(patches, synthetic_weight=0.5).known_weights.tolist() == [0] * 6
+        assert fitted(patches, synthetic_weight=1.0).known_weights.sum() > 0
+
+    def test_thresholds_and_decisions_come_from_real_images(self) -> None:
+        patches = made_up(30, 0, 20)
+        calibration = Calibration(TOP)
+        thresholds = calibration.fit(patches, 0.1, 0.1, 1.0)
+        assert len(calibration.training_probability) == 30
+        assert calibration.decisions(0.01, 0.05).defects == 0
+        assert thresholds.image_threshold > calibration.training_probability.max()
+
+
+class TestThresholds:
+    def fit(self, *, overlap: bool) -> tuple[ImagePatches, Calibration, Thresholds]:
+        patches = made_up(40, 15, 5, shifts=(0.05, 0.15, 1.0) if overlap else (0.3, 0.6, 3.0))
+        calibration = Calibration(TOP)
+        return patches, calibration, calibration.fit(patches, 0.1, 0.1, 0.3)
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_no_other_threshold_on_images_has_a_better_f1_score(self, overlap: bool) -> None:
+        _, calibration, thresholds = self.fit(overlap=overlap)
+        probability, label = calibration.training_probability.numpy(), calibration.training_defective.numpy()
+        weight = np.ones(len(label))
+        best = max(f1(probability > low, label, weight) for low in [0, *probability])
+        assert f1(probability > thresholds.image_threshold, label, weight) == pytest.approx(best)
+        assert (best < 1) == overlap
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_no_other_threshold_on_pixels_has_a_better_f1_score(self, overlap: bool) -> None:
+        """Of defective images the sample of their defect patches, of normal ones all patches kept."""
+        patches, calibration, thresholds = self.fit(overlap=overlap)
+        scores = log_odds(patch_scores(patches, calibration), calibration)
+        score, label, weight = [], [], []
+        for row, image in enumerate(patches.image.tolist()):
+            sampled, defective = bool(patches.sampled[row]), bool(patches.defective[image])
+            if bool(patches.synthetic[image]) or (defective and not sampled):
+                continue
+            score.append(scores[row])
+            label.append(defective)
+            weight.append((30 if defective else PATCHES) / SAMPLED if sampled else 1.0)
+        value, truth, share = np.array(score), np.array(label), np.array(weight)
+        best = max(f1(value > low, truth, share) for low in [-99, *value])
+        assert f1(value > thresholds.pixel_threshold, truth, share) == pytest.approx(best, rel=1e-3)
+        assert thresholds.pixel_min == pytest.approx(min(thresholds.pixel_min, value.min()), rel=1e-3)
+        assert thresholds.pixel_max == pytest.approx(max(thresholds.pixel_max, value.max()), rel=1e-3)
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_normalisation_clips_no_training_score_and_puts_the_threshold_at_one_half(self, overlap: bool) -> None:
+        patches, calibration, thresholds = self.fit(overlap=overlap)
+        pixels = torch.from_numpy(log_odds(patch_scores(patches, calibration), calibration)).float()
+        synthetic, defective = (values[patches.image] for values in (patches.synthetic, patches.defective))
+        for values, limits in (
+            (calibration.training_probability, thresholds[:3]),
+            (pixels[~synthetic & (~defective | patches.sampled)], thresholds[3:]),
+        ):
+            threshold, low, high = (torch.tensor(value) for value in limits)
+            normalised = PostProcessor._normalize(values, low, high, threshold)
+            assert normalised is not None
+            torch.testing.assert_close(normalised, (values - low) / (high - low), atol=1e-5, rtol=0)
+            assert ((normalised > 0.5) == (values > threshold)).all()
+            at_threshold = PostProcessor._normalize(threshold, low, high, threshold)
+            assert at_threshold is not None
+            assert at_threshold.item() == 0.5
+
+
+def f1(found: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
+    return 2 * weight[found & label].sum() / (weight[found].sum() + weight[label].sum())
+
+
+class TestSavedState:
+    def test_what_was_learnt_is_restored(self) -> None:
+        first, second = fitted(made_up(20, 6)), Calibration(TOP)
+        assert not second.is_fitted
+        second.load_state_dict(first.state_dict())
+        assert second.is_fitted
+        for name, value in first.named_buffers():
+            assert torch.equal(value, second.get_buffer(name)), name
+        assert second.decisions(0.01, 0.05) == first.decisions(0.01, 0.05)
+
+    def test_that_of_the_earlier_score_is_refused(self) -> None:
+        model = torch.nn.ModuleDict({"calibration": Calibration()})
+        state = {"calibration.weights": torch.ones(4), "calibration.reference": torch.ones(2)}
+        with pytest.raises(
+            ValueError, match=r"written by a version of anomalib-exdd before 0\.2.*Train the model again"
+        ):
+            model.load_state_dict(state)
 
 
 class TestProbability:
@@ -188,143 +401,3 @@ class TestProbability:
         for low, high in ((0.1, 0.3), (0.3, 0.6), (0.6, 0.9)):
             inside = (probability > low) & (probability < high)
             assert defective[inside].mean() == pytest.approx(probability[inside].mean(), abs=0.06)
-
-
-class TestDecisions:
-    @settings(deadline=None)
-    @given(
-        st.lists(st.floats(0, 1, width=32), min_size=1, max_size=80),
-        st.lists(st.floats(0, 1, width=32), max_size=80),
-        st.floats(0.01, 0.5),
-        st.floats(0.01, 0.5),
-    )
-    def test_rates_hold_on_the_training_images(
-        self, normal: list[float], defective: list[float], false_reject: float, false_accept: float
-    ) -> None:
-        good, bad = np.array(normal), np.array(defective)
-        decisions = decision_thresholds(good, bad, false_reject, false_accept)
-        assert decisions.accept <= decisions.reject
-        assert (good >= decisions.reject).mean() <= false_reject
-        if len(bad) and decisions.accept_backed:
-            assert (bad < decisions.accept).mean() <= false_accept
-        assert decisions.reject_backed == (math.ceil((len(good) + 1) * (1 - false_reject)) <= len(good))
-
-    def test_a_further_image_errs_at_the_allowed_rate(self) -> None:
-        """Exchangeability: a fresh image from the same source exceeds the threshold with at most the rate."""
-        rng = np.random.default_rng(0)
-        errors = []
-        for _ in range(2000):
-            scores = rng.random(40)
-            errors.append(scores[-1] >= decision_thresholds(scores[:-1], np.empty(0), 0.1, 0.1).reject)
-        assert np.mean(errors) == pytest.approx(0.1, abs=0.02)
-
-    def test_names(self) -> None:
-        decisions = decision_thresholds(np.linspace(0, 0.5, 99), np.linspace(0.3, 1, 99), 0.1, 0.05)
-        assert [decisions.name(p) for p in (0.0, (decisions.accept + decisions.reject) / 2, 1.0)] == [
-            "accept",
-            "review",
-            "reject",
-        ]
-        assert decisions.describe(0.9).startswith("reject: probability 0.900")
-
-    def test_nothing_to_review_where_one_threshold_serves_both(self) -> None:
-        decisions = decision_thresholds(np.linspace(0, 0.2, 99), np.linspace(0.8, 1, 99), 0.01, 0.05)
-        assert decisions.accept == decisions.reject
-        assert 0.2 < decisions.accept < 0.85
-
-    def test_too_few_images_are_said(self) -> None:
-        text = str(decision_thresholds(np.linspace(0, 0.5, 20), np.array([0.9]), 0.01, 0.05))
-        assert "Too few defective training images" in text
-        assert "Too few normal training images" in text
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 40), st.integers(2, 5), st.integers(1, 6), st.integers(0, 10_000))
-def test_others_distances_leave_sources_out(entries: int, sources: int, k: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    source = np.r_[np.arange(sources), rng.integers(sources, size=entries)]
-    bank = rng.normal(size=(len(source), 5)).astype(np.float32)
-    left_out = [sorted(rng.choice(sources, rng.integers(sources), replace=False).tolist()) for _ in range(4)]
-    image = np.repeat(rng.permutation(4), 3)
-    query = np.concatenate([bank[rng.integers(len(bank), size=2)], rng.normal(size=(len(image) - 2, 5))])
-    query = query.astype(np.float32)
-    found = others_distances(
-        torch.from_numpy(query), torch.from_numpy(image), left_out, torch.from_numpy(bank), torch.from_numpy(source), k
-    )
-    for row, (patch, number) in enumerate(zip(query, image, strict=True)):
-        others = [entry for entry, s in zip(bank, source, strict=True) if s not in left_out[number]]
-        expected = sorted(math.dist(patch, entry) for entry in others)[:k]
-        expected += expected[-1:] * (k - len(expected))
-        np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-5, atol=1e-6)
-
-
-def an_image(name: str, *, defective: bool = False, seed: int = 0) -> CalibrationImage:
-    return CalibrationImage(name, torch.randn(50, 7, generator=torch.Generator().manual_seed(seed)), defective)
-
-
-def test_a_calibration_set_forgets_what_is_removed() -> None:
-    high = torch.tensor([3, 5])
-    images = [an_image(name, defective=name == "b", seed=seed) for seed, name in enumerate("abc")]
-    everything, without = CalibrationSet(), CalibrationSet()
-    everything.add([image.keep(high) for image in images])
-    without.add([images[0].keep(high), images[2].keep(high)])
-    everything.remove("b")
-    everything.remove("unknown")
-    assert everything.sources == without.sources == ["a", "c"]
-    for name in ("features", "image", "typical", "defective", "patches"):
-        assert torch.equal(getattr(everything, name), getattr(without, name))
-    assert int(everything.typical.sum()) == 2 * TYPICAL_PATCHES
-    assert torch.equal(everything.features[:2], images[0].features[high].half())
-
-
-def test_an_image_added_again_is_replaced() -> None:
-    kept = CalibrationSet()
-    kept.add([an_image("a").keep(torch.tensor([1]))])
-    kept.add([an_image("a", defective=True).keep(torch.tensor([2, 4]))])
-    assert kept.sources == ["a"]
-    assert kept.defective.tolist() == [True]
-    assert len(kept.features) == 2
-
-
-def test_images_are_drawn_by_name_alone() -> None:
-    paths = [f"/somewhere/{index:04d}.png" for index in range(500)]
-    chosen = drawn(paths, 50)
-    assert len(chosen) == 50
-    assert chosen == drawn(paths[::-1], 50)
-    moved = drawn([path.replace("/somewhere", "C:\\elsewhere") for path in paths], 50)
-    assert [path[-8:] for path in moved] == [path[-8:] for path in chosen]
-
-
-def test_high_patches_hold_the_highest_by_both_rankings() -> None:
-    negative, positive = torch.zeros(200), torch.full((200,), 1.0)
-    negative[[7, 90]] = 2.0
-    positive[[11, 13]] = -4.0
-    rows = high_patches(negative, positive, 4)
-    assert {7, 90, 11, 13} <= set(rows.tolist())
-    assert len(rows) <= 8
-
-
-def test_the_rough_ranking_keeps_what_is_far_from_normal_or_near_to_defects(trained: tuple[ExDD, Path]) -> None:
-    model = trained[0]
-    negative, positive = model.model.negative_bank, model.model.positive_bank
-    ranking = RoughRanking(model.model, model.settings)
-    generator = torch.Generator().manual_seed(5)
-    wanted = top_count(400, model.settings.top_fraction)
-    spread = negative.features.std(dim=0)
-    for path in [*negative.sources[:3], *positive.sources[:3], "unknown.png"]:
-        own = positive.source == (positive.sources.index(path) if path in positive.sources else -1)
-        defects = positive.features[~own]
-        patches = negative.features[torch.randint(len(negative), (400,), generator=generator)]
-        patches = patches + 0.1 * spread * torch.randn(patches.shape, generator=generator)
-        patches[:wanted] += 6 * spread * torch.randn(wanted, patches.shape[1], generator=generator)
-        patches[-wanted:] = defects[torch.randint(len(defects), (wanted,), generator=generator)]
-        kept = ranking.high(CalibrationImage(path, patches, defective=False)).tolist()
-        assert {*range(wanted), *range(400 - wanted, 400)} <= set(kept)
-        assert len(kept) <= 4 * wanted
-
-
-def test_farthest_patches_take_what_no_normal_image_shows() -> None:
-    distances = torch.tensor([0.1, 5.0, 0.2, 4.0, 3.0, 0.3] + [0.1] * 94)
-    assert farthest_patches(distances, usual=3.5, most=0.1).nonzero().flatten().tolist() == [1, 3]
-    assert farthest_patches(distances, usual=9.0, most=0.1).nonzero().flatten().tolist() == [1]
-    assert int(farthest_patches(distances, usual=0.0, most=0.03).sum()) == 3

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from anomalib_exdd.models.exdd.patches import defect_crops, defect_patches, patch_centres
+from anomalib_exdd.models.exdd.patches import (
+    defect_crops,
+    defect_patches,
+    farthest_patches,
+    outline_cells,
+    patch_centres,
+)
 
 
 def test_a_tiny_defect_keeps_its_most_covered_patch() -> None:
@@ -68,3 +74,59 @@ def test_no_defect_no_crop() -> None:
     crops, boxes = defect_crops(torch.zeros(3, 10, 10), torch.zeros(10, 10))
     assert crops.shape == (0, 3, 128, 128)
     assert boxes == []
+
+
+class TestOutlineCells:
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 10_000), st.sampled_from([(64, 48, 16, 12), (61, 50, 30, 25), (128, 128, 32, 32)]))
+    def test_they_are_the_same_as_by_loops(self, seed: int, shape: tuple[int, int, int, int]) -> None:
+        height, width, rows, columns = shape
+        rng = np.random.default_rng(seed)
+        mask = ndimage.binary_dilation(rng.random((height, width)) < 1e-3, iterations=int(rng.integers(1, 6)))
+        mask[int(rng.integers(height)), int(rng.integers(width))] = True
+        coverage = np.empty((rows, columns))
+        for y in range(rows):
+            for x in range(columns):  # cells of adaptive pooling may share a row of pixels
+                top, bottom = y * height // rows, -(-(y + 1) * height // rows)
+                left, right = x * width // columns, -(-(x + 1) * width // columns)
+                coverage[y, x] = mask[top:bottom, left:right].mean()
+        most = coverage.max()
+        inside, near, far = [], [], []
+        for y in range(rows):
+            for x in range(columns):
+                cell = y * columns + x
+                if coverage[y, x] >= min(0.5, most) - 1e-6:
+                    inside.append(cell)
+                elif coverage[y, x] < 0.1:
+                    around = coverage[max(0, y - 8) : y + 9, max(0, x - 8) : x + 9]
+                    (near if around.any() else far).append(cell)
+        cells, defective = outline_cells(torch.from_numpy(mask), (rows, columns))
+        found, number = cells.tolist(), int(defective.sum())
+        assert defective.tolist() == [True] * number + [False] * (len(found) - number)
+        assert len(set(found)) == len(found)
+        groups = [
+            found[:number],
+            [c for c in found[number:] if c in set(near)],
+            [c for c in found[number:] if c in set(far)],
+        ]
+        assert sum(map(len, groups)) == len(found)
+        for chosen, group, limit in zip(groups, (inside, near, far), (128, 192, 64), strict=True):
+            assert set(chosen) <= set(group)
+            assert len(chosen) == min(limit, len(group))
+            if len(group) > limit:  # evenly spaced: no run of cells left out is longer than one step
+                places = [-1, *(group.index(cell) for cell in chosen), len(group)]
+                assert np.diff(places).max() <= -(-len(group) // limit) + 1
+
+    def test_a_defect_smaller_than_half_a_cell_is_its_fullest_cell_and_no_free_one(self) -> None:
+        mask = torch.zeros(64, 64)
+        mask[9, 9] = 1  # a sixteenth of a cell
+        cells, defective = outline_cells(mask, (16, 16))
+        assert cells[defective].tolist() == [2 * 16 + 2]
+        assert 2 * 16 + 2 not in cells[~defective].tolist()
+
+
+def test_farthest_patches_take_what_no_normal_image_shows() -> None:
+    distances = torch.tensor([0.1, 5.0, 0.2, 4.0, 3.0, 0.3] + [0.1] * 94)
+    assert farthest_patches(distances, usual=3.5, most=0.1).nonzero().flatten().tolist() == [1, 3]
+    assert farthest_patches(distances, usual=9.0, most=0.1).nonzero().flatten().tolist() == [1]
+    assert int(farthest_patches(distances, usual=0.0, most=0.03).sum()) == 3

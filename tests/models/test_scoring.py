@@ -8,12 +8,15 @@ import torch
 
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.scoring import (
+    CERTAINTY,
     Coefficients,
     PatchDistances,
+    bounded_log_odds,
     get_scoring,
     paper_negative_weight,
     paper_positive_weight,
     patchcore_weight,
+    probability,
     published_negative_weight,
     published_positive_weight,
 )
@@ -22,9 +25,10 @@ from anomalib_exdd.models.exdd.torch_model import ExDDModel
 EPSILON = 1e-6
 IMAGES, PATCHES, DIMENSION = 4, 12, 6
 COEFFICIENTS = Coefficients(
-    weights=torch.tensor([2.0, 0.5, 1.5, 0.25]),
-    bias=torch.tensor(0.75),
-    reference=torch.tensor([1.0, 1.2]),
+    known_weights=torch.tensor([0.4, 2.0, 0.5, 1.5, 0.25, 0.6]),
+    known_bias=torch.tensor(-0.75),
+    unknown_slope=torch.tensor(0.8),
+    unknown_offset=torch.tensor(-2.5),
     slope=torch.tensor(1.1),
     offset=torch.tensor(-2.0),
     top_fraction=0.2,
@@ -92,31 +96,42 @@ class Oracle:
     def normal_patch(self, patch: np.ndarray) -> float:
         return self.nearest(patch, self.negative)[0]
 
-    def calibrated_patch(self, patch: np.ndarray) -> float:
-        """Weigh the log-distances to the first and third neighbours; far defects count for a quarter."""
-        logs = [
-            [math.log(sorted(math.dist(patch, entry) for entry in bank)[i]) for i in (0, 2)]
-            for bank in (self.negative, self.positive)
-        ]
-        score = COEFFICIENTS.bias.item()
-        for weight, log in zip(COEFFICIENTS.weights[:2].tolist(), logs[0], strict=True):
-            score += weight * log
-        for weight, log, usual in zip(
-            COEFFICIENTS.weights[2:].tolist(), logs[1], COEFFICIENTS.reference.tolist(), strict=True
-        ):
-            score -= weight * (log if log < usual else usual + 0.25 * (log - usual))
-        return score
+    def known(self, patch: np.ndarray, boundary: float) -> float:
+        """Return the evidence of a known kind: distance, log-distances to the first and third neighbours, boundary."""
+        evidence = [self.nearest(patch, self.negative)[0]]
+        for bank, sign in ((self.negative, 1), (self.positive, -1)):
+            distances = sorted(math.dist(patch, entry) for entry in bank)
+            evidence += [sign * math.log(distances[0]), sign * math.log(distances[2])]
+        evidence.append(boundary)
+        return float(COEFFICIENTS.known_weights.double().numpy() @ evidence) + COEFFICIENTS.known_bias.item()
 
-    def calibrated_image(self) -> float:
-        scores = sorted(self.calibrated_patch(patch) for patch in self.patches)
+    def unknown(self, patch: np.ndarray) -> float:
+        distance = self.nearest(patch, self.negative)[0]
+        return COEFFICIENTS.unknown_slope.item() * distance + COEFFICIENTS.unknown_offset.item()
+
+    def calibrated_patch(self, patch: np.ndarray, boundary: float = 0.0) -> float:
+        return float(np.logaddexp(self.known(patch, boundary), self.unknown(patch)))
+
+    def calibrated_image(self, boundary_P: np.ndarray | None = None) -> float:
+        boundary_P = np.zeros(PATCHES) if boundary_P is None else boundary_P
+        scores = sorted(self.calibrated_patch(*each) for each in zip(self.patches, boundary_P, strict=True))
         mean = sum(scores[-3:]) / 3  # a fifth of 12 patches, rounded up
-        return 1 / (1 + math.exp(-COEFFICIENTS.slope.item() * mean - COEFFICIENTS.offset.item()))
+        return expit(bounded(COEFFICIENTS.slope.item() * mean + COEFFICIENTS.offset.item()))
 
     def normal_image(self) -> float:  # PatchCore, equation 7, as Anomalib computes it
         patch = self.farthest(self.negative)
         distance, entry = self.nearest(patch, self.negative)
         terms = [math.exp(math.dist(patch, self.negative[m])) for m in self.around(self.negative, entry)]
         return (1 - math.exp(distance) / sum(terms)) * distance
+
+
+def expit(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def bounded(value: float) -> float:
+    """Return log-odds of which what is beyond 6 counts by the logarithm of one more than it."""
+    return value if abs(value) <= 6 else math.copysign(6 + math.log(1 + abs(value) - 6), value)
 
 
 def bank(features: np.ndarray, k: int) -> MemoryBank:
@@ -148,15 +163,85 @@ def test_rule_matches_its_equations(name: str, k: int) -> None:
         np.testing.assert_allclose(image_scores[image].item(), getattr(oracle, f"{name}_image")(), rtol=2e-5)
 
 
+def test_the_learnt_boundary_adds_to_the_evidence_of_known_kinds() -> None:
+    rng = np.random.default_rng(1)
+    patches = rng.normal(size=(IMAGES, PATCHES, DIMENSION)).astype(np.float32)
+    negative, positive = (rng.normal(size=(count, DIMENSION)).astype(np.float32) for count in (30, 11))
+    boundary_BP = rng.normal(0, 4, (IMAGES, PATCHES)).astype(np.float32)
+    rule = get_scoring("calibrated", COEFFICIENTS, torch.from_numpy(boundary_BP))
+    distances = [
+        bank(each, 1).distances(torch.from_numpy(patches), neighborhood=False, num_ranked=rule.num_ranked)
+        for each in (negative, positive)
+    ]
+    patch_scores, image_scores = rule.patch(*distances), rule.image(*distances)
+    for image in range(IMAGES):
+        oracle = Oracle(*(values.astype(float) for values in (patches[image], negative, positive)), k=1)
+        values = boundary_BP[image].astype(float)
+        expected = [oracle.calibrated_patch(*each) for each in zip(oracle.patches, values, strict=True)]
+        np.testing.assert_allclose(patch_scores[image].numpy(), expected, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(image_scores[image].item(), oracle.calibrated_image(values), rtol=2e-5)
+
+
+@pytest.mark.parametrize("bias", [-1e4, -30.0, -2.0, 0.0, 2.0, 30.0, 1e4])
+def test_the_mixture_is_finite_and_right_however_far_apart_its_parts_are(bias: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    distances = [
+        PatchDistances(ranked[..., 0], None, 8, ranked) for ranked in torch.rand(2, 1, 50, 3, generator=generator)
+    ]
+    found = get_scoring("calibrated", COEFFICIENTS._replace(known_bias=torch.tensor(bias))).patch(*distances)
+    (near, far), weights = (each.ranked.double().numpy()[0] for each in distances), COEFFICIENTS.known_weights.numpy()
+    known = (
+        weights[0] * near[:, 0] + np.log(near[:, [0, 2]]) @ weights[1:3] - np.log(far[:, [0, 2]]) @ weights[3:5] + bias
+    )
+    unknown = COEFFICIENTS.unknown_slope.item() * near[:, 0] + COEFFICIENTS.unknown_offset.item()
+    np.testing.assert_allclose(found[0].numpy(), np.logaddexp(known, unknown), rtol=1e-5, atol=1e-5)
+
+
+def test_without_known_defects_patches_are_ranked_by_their_distance_to_normal() -> None:
+    nearest = torch.linspace(0, 9, 12).reshape(1, 12)
+    rule = get_scoring("calibrated", COEFFICIENTS)
+    negative = PatchDistances(nearest, None, 4, nearest[..., None].expand(-1, -1, 3))
+    torch.testing.assert_close(rule.patch(negative, None), 0.8 * nearest - 2.5)
+    mean = float(0.8 * nearest[0, -3:].double().mean() - 2.5)
+    assert rule.image(negative, None).item() == pytest.approx(expit(bounded(1.1 * mean - 2)), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["calibrated", "normal", "paper", "published", "ratio"])
 def test_the_map_shows_probabilities_or_the_scores_themselves(name: str) -> None:
     patch_scores = torch.linspace(-40, 40, 12).reshape(1, 3, 4)
     shown = get_scoring(name, COEFFICIENTS).map_values(patch_scores)
     if name == "calibrated":  # what an image of nothing but such patches would score
-        logit = COEFFICIENTS.slope.double() * patch_scores.double() + COEFFICIENTS.offset.double()
-        torch.testing.assert_close(shown.double(), 1 / (1 + torch.exp(-logit)), rtol=1e-5, atol=1e-12)
+        expected = [expit(bounded(1.1 * score - 2)) for score in patch_scores.double().flatten().tolist()]
+        np.testing.assert_allclose(shown.flatten().numpy(), expected, rtol=1e-5)
     else:
         torch.testing.assert_close(shown, patch_scores, rtol=0, atol=0)
+
+
+class TestBoundedLogOdds:
+    def test_they_are_as_they_are_inside(self) -> None:
+        values = torch.linspace(-CERTAINTY, CERTAINTY, 101)
+        assert torch.equal(bounded_log_odds(values), values)
+
+    def test_they_are_odd_continuous_and_grow_by_the_logarithm_beyond(self) -> None:
+        values = torch.linspace(-50, 50, 4001, dtype=torch.float64)
+        found = bounded_log_odds(values)
+        np.testing.assert_allclose(found.numpy(), [bounded(value) for value in values.tolist()], rtol=1e-12)
+        assert torch.equal(bounded_log_odds(-values), -found)
+        step = float(values[1] - values[0])
+        assert float(found.diff().max()) <= step + 1e-12  # no jump, at the bounds neither
+        assert float(found.diff().min()) > 0
+
+    @pytest.mark.parametrize("sign", [-1, 1])
+    def test_the_order_survives_in_float32(self, sign: int) -> None:
+        """Where a plain sigmoid is 1 from log-odds of 17 on: scores up to 10 000, a third apart."""
+        scores = torch.cat([torch.arange(0, 12, 0.01), 12 * 1.33 ** torch.arange(0, 24)])
+        assert scores[-1] > 8000
+        coefficients = COEFFICIENTS._replace(slope=torch.tensor(1.0), offset=torch.tensor(0.0))
+        found = sign * probability(sign * scores, coefficients)
+        assert (found.diff() > 0).all()
+        every = probability(torch.arange(-1e4, 1e4, 0.5), coefficients)
+        assert (every.diff() >= 0).all()
+        assert 0 < float(every[0]) < float(every[-1]) < 1
 
 
 def test_smoothed_probabilities_are_returned_as_log_odds() -> None:
@@ -223,7 +308,7 @@ def test_missing_pieces_are_named() -> None:
     with pytest.raises(ValueError, match="needs its coefficients"):
         get_scoring("calibrated")
     with pytest.raises(ValueError, match="only the nearest was searched"):
-        get_scoring("calibrated", COEFFICIENTS).patch(distances, None)
+        get_scoring("calibrated", COEFFICIENTS).patch(distances, distances)
 
 
 def test_a_bank_with_fewer_entries_repeats_its_last_distance() -> None:

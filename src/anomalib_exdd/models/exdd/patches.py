@@ -71,13 +71,14 @@ def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
         grid: Number of cells (h, w).
 
     Returns:
-        Rows of the cells in row-major order, int64, shape (N,), and whether each is at least half defect, boolean.
+        Numbers of the cells in row-major order, int64, shape (N,), and whether each is at least half defect, boolean;
+        where no cell is, the fullest.
     """
     coverage_1hw = F.adaptive_avg_pool2d((mask_HW.cpu() != 0)[None].float(), grid)
     near_N = F.max_pool2d(coverage_1hw, 2 * _OUTLINE_REACH + 1, stride=1, padding=_OUTLINE_REACH).flatten() > 0
     coverage_N = coverage_1hw.flatten()
     inside_N = coverage_N >= min(0.5, float(coverage_N.max()))
-    outside_N = coverage_N < _OUTLINE_FREE
+    outside_N = (coverage_N < _OUTLINE_FREE) & ~inside_N  # a tiny defect's fullest cell may be nearly free
     groups = ((inside_N, _OUTLINE_DEFECT), (outside_N & near_N, _OUTLINE_NEAR), (outside_N & ~near_N, _OUTLINE_FAR))
     chosen = [_evenly_spaced(group_N.nonzero().flatten(), most) for group_N, most in groups]
     cells = torch.cat(chosen)
