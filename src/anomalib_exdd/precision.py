@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 
@@ -60,10 +59,10 @@ class Float32Buffers(nn.Module):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run products in one thread: their sums, and what is learnt by them, are then the same on any number of cores.
-
-    The limit of OpenMP, which torch follows, is one for each thread that calls; ``torch.set_num_threads`` would also
-    count for every thread that meanwhile uses torch for the first time, for good.
-    """
-    with threadpool_limits(1):
+    """Run torch's products in one thread: sums, and what is learnt by them, are the same on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threadpoolctl does not reach MKL, of which torch sets the number for each thread
+    try:
         yield
+    finally:
+        torch.set_num_threads(threads)

@@ -72,16 +72,6 @@ def test_synthetic_defects_do_not_crowd_real_ones_out() -> None:
     assert set(together.origins) == {f"made{number}" for number in range(20)}
 
 
-def test_their_evidence_grows_with_their_weight() -> None:
-    """With two defects alone little is sure; each that is like them makes it surer, by its weight."""
-    slopes = []
-    for weight in (0.0, 0.1, 1.0):
-        calibration = built(2, 20, weight=weight).model.calibration
-        probability = calibration.training_probability[calibration.training_defective]
-        slopes.append(float(probability.mean()))
-    assert slopes[0] < slopes[1] < slopes[2]
-
-
 def test_without_real_defects_they_are_no_evidence_unless_asked() -> None:
     alone, together = built(0, 0).model.calibration, built(0, 20, weight=0.9).model.calibration
     for name in ("known_weights", "known_bias", "unknown_slope", "slope", "offset", "training_probability"):

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 Floats = NDArray[np.float64]
 
 _CONFIDENCE = 0.9  # of the intervals of the error rates
-_PRIOR_IMAGES = 2  # how many images the good images' spread counts for in that of few defective ones
+_PRIOR_IMAGES = 1  # how many images the good images' spread counts for in that of few defective ones
 _CERTAIN = 1e-9  # nearest to 0 or 1 that a probability is taken for
 
 
@@ -134,7 +134,7 @@ def decision_thresholds(
     good image exceeds ``reject`` with at most the first rate, a further defective one of the known kinds falls below
     ``accept`` with at most the second. That takes ``1 / rate - 1`` images. With fewer, the lowest of M defects would be
     passed by 1 / (M + 1) of further ones: there the threshold is the prediction limit of Student's t on the log-odds,
-    if that is lower, with a spread to which the good images' counts for two images. Where both rates hold without a
+    if that is lower, with a spread to which the good images' counts for one more image. Where both rates hold without a
     gap, there is nothing to review.
 
     Args:
@@ -155,6 +155,7 @@ def decision_thresholds(
     accept = float(np.float32(expit(accept)))
     if accept > reject:
         accept = reject = (accept + reject) / 2
+        false_accepts, false_rejects = (0.0, false_accepts[1]), (0.0, false_rejects[1])  # both are rarer now
     review = float(((normal >= accept) & (normal < reject)).mean())
     return Decisions(accept, reject, accept_backed, reject_backed, false_accepts, false_rejects, review, len(defective))
 
