@@ -103,7 +103,8 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
 
     def _mean_log_odds(self, features_ND: Tensor) -> Tensor:
         hidden = F.leaky_relu(features_ND @ self.weight_in + self.bias_in, _SLOPE)
-        return hidden @ (self.weight_out / len(self.bias_out)).flatten() + self.bias_out.mean()
+        weight_out = (self.weight_out / len(self.bias_out)).reshape(-1, 1)  # OpenVINO fails on a product with a vector
+        return (hidden @ weight_out + self.bias_out.mean()).squeeze(-1)
 
     def of_fold(self, features_ND: Tensor, fold: int) -> Tensor:
         """Return the log-odds of one network, float32, shape (N,)."""

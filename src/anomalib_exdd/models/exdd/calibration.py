@@ -189,7 +189,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
             bounded_log_odds(torch.from_numpy(slope * score + offset)).numpy() for score in (score_I, score_C)
         )
         self.training_probability = torch.from_numpy(expit(log_odds_I[real_I])).to(self.slope)
-        self.training_defective = torch.from_numpy(defective_I[real_I]).to(device)
+        self.training_defective = torch.tensor(defective_I[real_I], device=device)  # its own memory: it may be resized
         return _thresholds(patches, log_odds_I, log_odds_C)
 
     def _store(self, known: Piece, unknown: Piece, slope: float, offset: float) -> None:

@@ -270,11 +270,11 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
             log_negative,
             self._log_distances(positive, positive.origins),
             log_odds,
-            self.image.cpu(),
-            self.sampled.cpu(),
-            self.defective.cpu(),
-            self.patches.cpu(),
-            self.population.cpu(),
+            # Copies: NumPy's views would fix the size of the buffers, which a checkpoint may change.
+            *(
+                value.cpu().clone()
+                for value in (self.image, self.sampled, self.defective, self.patches, self.population)
+            ),
             torch.tensor([path in positive.origins for path in self.sources], dtype=torch.bool),
         )
 
