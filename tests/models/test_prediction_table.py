@@ -24,10 +24,13 @@ ROW = PredictionRow(
     raw_score=-3.25,
     probability=None,
     decision="review",
+    reason="known",
+    kind="scratch",
+    kind_share=0.75,
     label="normal",
     threshold=0.5,
     num_regions=1,
-    regions=[Region((1, 2, 3, 4), 9, 0.75)],
+    regions=[Region((1, 2, 3, 4), 9, 0.75, "known", None)],
     seconds=0.5,
 )
 ROWS = [
@@ -53,10 +56,12 @@ def test_both_files_hold_the_rows_of_all_processes_in_order(partials: list[Path]
     content = json.loads((tmp_path / JSON_NAME).read_text())
     expected = [json.loads(row.to_json()) for rows in ROWS for row in rows]
     assert content["predictions"] == expected
-    assert expected[0]["regions"] == [{"box": [1, 2, 3, 4], "area": 9, "value": 0.75}]
+    assert expected[0]["regions"] == [{"box": [1, 2, 3, 4], "area": 9, "value": 0.75, "reason": "known", "kind": None}]
 
     with (tmp_path / CSV_NAME).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        found = list(csv.DictReader(file))
+        table = csv.DictReader(file)
+        found = list(table)
+        assert list(table.fieldnames or [])[-4:] == ["error", "reason", "kind", "kind_share"]
     for row, values in zip(found, expected, strict=True):
         assert row["regions"] == ("" if values["regions"] is None else json.dumps(values["regions"]))
         for name, value in values.items():

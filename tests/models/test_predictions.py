@@ -275,7 +275,12 @@ def test_regions_of_cropped_images_lie_where_they_belong(
             part = whole[:, round(top) : round(top) + crop.size[0], round(left) : round(left) + crop.size[1]]
             part[:] = torch.stack([batch.pred_mask[0], batch.anomaly_map.reshape(crop.size)])
             expected = find_regions(whole[0].numpy() > 0, whole[1].numpy(), size)
-            assert row["regions"] == [{**region._asdict(), "box": list(region.box)} for region in expected]
+            reasons = [{name: region[name] for name in ("reason", "kind")} for region in row["regions"]]
+            assert row["regions"] == [
+                {**region._asdict(), "box": list(region.box), **reason}
+                for region, reason in zip(expected, reasons, strict=True)
+            ]
+            assert {reason["reason"] for reason in reasons} <= {"known", "unfamiliar"}
             located += len(expected)
     assert located
 

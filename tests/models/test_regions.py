@@ -64,7 +64,7 @@ def test_boxes_cover_their_regions_and_lie_in_the_image(mask: NDArray[np.bool_],
     rows, columns = mask.shape
     values = values_for(mask)
     expected = {region.value: region for region in brute_force(mask, values)}
-    for box, area, value in find_regions(mask, values, (height, width)):
+    for box, area, value, *_ in find_regions(mask, values, (height, width)):
         small = expected[value].box
         for start, length, pixels, cells, size in (
             (box[0], box[2], (small[0], small[0] + small[2]), columns, width),
@@ -89,7 +89,7 @@ def test_regions_of_a_part_lie_where_it_lies(
     part = Part(*map(Fraction, (*corner, *large.shape)))
     found = {region.value: region for region in find_regions(mask, values, (side, side), part)}
     expected = {}
-    for box, area, value in brute_force(large, large_values):
+    for box, area, value, *_ in brute_force(large, large_values):
         left, top = max(0, box[0] + corner[1]), max(0, box[1] + corner[0])
         right, bottom = min(side, box[0] + corner[1] + box[2]), min(side, box[1] + corner[0] + box[3])
         if left < right and top < bottom:

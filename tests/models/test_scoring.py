@@ -338,6 +338,6 @@ def test_without_positive_bank_every_scoring_is_normal() -> None:
         model = ExDDModel("resnet18", ["layer2", "layer3"], pre_trained=False, scoring=scoring, image_scoring=scoring)
         model.negative_bank = bank(features, 3)
         scores.append(model.score(patches))
-    for patch_scores, image_scores in scores[1:]:
-        assert torch.equal(patch_scores, scores[0][0])
-        assert torch.equal(image_scores, scores[0][1])
+    for other in scores[1:]:
+        assert torch.equal(other.patches, scores[0].patches)
+        assert torch.equal(other.images, scores[0].images)

@@ -146,11 +146,15 @@ def test_histograms_tell_what_thresholds_do(report: Element, comparison_folder: 
 def test_explained_images_stand_beside_training_patches(report: Element) -> None:
     section = report.one(id="patches")
     assert [heading.text for heading in section.all("h3")] == ["ExDD"]
+    told = []
     for card in section.all("article"):
         assert [title.text for title in card.all("strong")] == ["test patch", "closest normal", "closest defect"]
         assert len(card.all("img")) == 3
-        near = "nearer to a known defect" in card.text
-        assert near == ("distance 2.1" in card.text)
+        words = ("nearer to normal", "nearer to a known defect", "resembles <spots> (75 %)")
+        told += [word for word in words if word in card.text]
+        assert (told[-1] == words[0]) == ("distance 2.1" not in card.text)
+    assert len(told) == len(section.all("article"))
+    assert set(told) == set(words)
 
 
 def test_all_that_reproduces_it_is_there(report: Element, comparison_folder: Path) -> None:

@@ -132,12 +132,14 @@ class NearestPatches:
         column: Column of the patch's centre, as a share of the width.
         normal: Nearest normal patch: `source`, `row`, `column` (shares again) and `distance`.
         defect: Nearest defect patch, the same; None without one.
+        reason: Why the image is not accepted, in words; None if it is, or the method gives no reasons.
     """
 
     row: float
     column: float
     normal: dict[str, Any]
     defect: dict[str, Any] | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

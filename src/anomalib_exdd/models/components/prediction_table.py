@@ -38,6 +38,10 @@ class PredictionRow:
         regions: The defect regions; None where they cannot be located in the original image.
         seconds: Time of the image: that of its batch, from resizing to the score, divided by the batch's images.
         error: Why there is no prediction.
+        reason: Why the image is not accepted, for a model that gives reasons: "known" or "unfamiliar"; see
+            :class:`.Reason`.
+        kind: Kind of the defects that it resembles.
+        kind_share: Share of the patches that make its score whose nearest defect is of that kind.
     """
 
     path: str
@@ -53,6 +57,9 @@ class PredictionRow:
     regions: list[Region] | None = None
     seconds: float | None = None
     error: str | None = None
+    reason: str | None = None
+    kind: str | None = None
+    kind_share: float | None = None
 
     def to_json(self) -> str:
         """Return the row as one line of JSON."""

@@ -204,6 +204,8 @@ class Predictions(Callback):
         self, batch: ImageBatch, number: int, name: str, regions: list[Region] | None, post_processor: Any
     ) -> PredictionRow:
         """Describe image ``number`` of a post-processed batch."""
+        reasons = getattr(batch, "reasons", None)
+        reason = None if reasons is None else reasons[number].image
         decisions, raw = self._decisions, _finite(self.raw.scores[number])
         probability = raw if self._probabilities else None
         threshold = _threshold(post_processor)
@@ -222,6 +224,7 @@ class Predictions(Callback):
             num_regions=None if regions is None else len(regions),
             regions=regions,
             seconds=round(self.raw.seconds / len(self.raw.scores), 6),
+            **({} if reason is None else reason._asdict()),
         )
 
     def _regions(
@@ -236,10 +239,13 @@ class Predictions(Callback):
         # Images that differ in size when a batch is made of them are stretched before they are cropped.
         stretched = len(set(sizes)) > 1 and any(map(crops_of, transforms)) and not _resizes_to_one_size(transforms)
         found: list[list[Region] | None] = []
-        for mask, values, size in zip(masks, maps, sizes, strict=True):
+        reasons = getattr(batch, "reasons", None) or [None] * len(names)
+        for mask, values, size, own in zip(masks, maps, sizes, reasons, strict=True):
             part = None if size is None or stretched else seen_part(transforms, size)
             found.append(
-                None if size is None or part is None else find_regions(_plane(mask), _plane(values), size, part)
+                None
+                if size is None or part is None
+                else find_regions(_plane(mask), _plane(values), size, part, own and own.of_box)
             )
         return found
 

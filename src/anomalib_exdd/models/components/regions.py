@@ -1,7 +1,7 @@
 """Defect regions: the connected parts of a predicted mask, as boxes in pixels of the original image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from .reason import Reason
 from .transforms import Part
 
 
@@ -20,15 +21,23 @@ class Region(NamedTuple):
         box: Left, top, width and height in pixels of the original image: the smallest box that covers the region.
         area: Number of pixels of the original image that the region covers, rounded, at least 1.
         value: Highest value of the anomaly map in the region.
+        reason: "known" or "unfamiliar", for a model that gives reasons; see :class:`.Reason`.
+        kind: Kind of the defects that it resembles, if it is known.
     """
 
     box: tuple[int, int, int, int]
     area: int
     value: float
+    reason: str | None = None
+    kind: str | None = None
 
 
 def find_regions(
-    mask_HW: NDArray[np.bool_], values_HW: NDArray[np.float32], size: Sequence[int], part: Part | None = None
+    mask_HW: NDArray[np.bool_],
+    values_HW: NDArray[np.float32],
+    size: Sequence[int],
+    part: Part | None = None,
+    reason_of: Callable[[tuple[int, int, int, int]], Reason] | None = None,
 ) -> list[Region]:
     """List the regions of a mask, that with the highest value first.
 
@@ -40,6 +49,7 @@ def find_regions(
         values_HW: Anomaly map, floating point, shape (H, W).
         size: Height and width of the original image.
         part: The part of it that mask and map show; by default the whole.
+        reason_of: Finds the reason of a box in pixels of the mask: left, top, width and height.
 
     Returns:
         The regions; of equal ones the upper first. What lies where the image was padded is left out.
@@ -57,7 +67,9 @@ def find_regions(
         if x < x_end and y < y_end:
             box = (x, y, x_end - x, y_end - y)
             covered = min(round(area * pixel_height * pixel_width), box[2] * box[3])
-            regions.append(Region(box, max(1, covered), float(value)))
+            found = None if reason_of is None else reason_of((left, top, width, height))
+            reason, kind = (None, None) if found is None else found[:2]
+            regions.append(Region(box, max(1, covered), float(value), reason, kind))
     return sorted(regions, key=lambda region: (-region.value, region.box[1], region.box[0]))
 
 

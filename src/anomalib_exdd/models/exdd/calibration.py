@@ -29,6 +29,7 @@ _NEIGHBOR_RIDGE = 0.3  # on the weights of the log-distances, per spread; weighs
 _EQUAL_RIDGE = 10.0  # pulls the weights of the three pieces towards each other: so many images move them apart
 _LEAST_VOICE = 0.05  # slope of the unfamiliar piece against unknown defects, at least: it always keeps a voice
 _LEAST_SLOPE = 1e-3
+_RESEMBLANCE_SHARE = 0.9  # of the defect patches of the training images, which count as known
 _NOTHING = -1e4  # log-odds of known kinds where there are none
 
 
@@ -96,6 +97,8 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     Attributes:
         pieces: After :meth:`fit` the pieces of evidence, each with median 0 and highest tenth from 1.28 on good images:
             unfamiliar; with known defects also resemblance by neighbours and by the boundary. Not in the checkpoint.
+        resemblance: A patch resembles known defects if its log-distance to the positive bank minus that to the negative
+            one is at most this, shape ().
         training_probability: Probabilities of the real training images that it was fitted on, shape (I,), each by banks
             and networks that do not know the image.
         training_defective: Their labels, boolean, shape (I,).
@@ -107,6 +110,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     unknown_offset: Tensor
     slope: Tensor
     offset: Tensor
+    resemblance: Tensor
     training_probability: Tensor
     training_defective: Tensor
 
@@ -120,6 +124,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         self.register_buffer("unknown_offset", torch.tensor(0.0))
         self.register_buffer("slope", torch.tensor(1.0))
         self.register_buffer("offset", torch.tensor(0.0))
+        self.register_buffer("resemblance", torch.tensor(0.0))
         self.register_buffer("training_probability", torch.empty(0))
         self.register_buffer("training_defective", torch.empty(0, dtype=torch.bool))
 
@@ -183,7 +188,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         score_C = np.logaddexp(known.of(evidence_CE), unknown.of(evidence_CE))
         score_I = groups.top_means(score_C)
         slope, offset = fit_probability(score_I, defective_I, defect_rate, count_I)
-        self._store(known, unknown, slope, offset)
+        self._store(known, unknown, slope, offset, resemblance_limit(patches))
         device = self.slope.device
         log_odds_I, log_odds_C = (
             bounded_log_odds(torch.from_numpy(slope * score + offset)).numpy() for score in (score_I, score_C)
@@ -192,7 +197,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         self.training_defective = torch.tensor(defective_I[real_I], device=device)  # its own memory: it may be resized
         return _thresholds(patches, log_odds_I, log_odds_C)
 
-    def _store(self, known: Piece, unknown: Piece, slope: float, offset: float) -> None:
+    def _store(self, known: Piece, unknown: Piece, slope: float, offset: float, resemblance: float) -> None:
         self.known_weights = torch.from_numpy(known.weights).to(self.slope)
         values = {
             "known_bias": known.bias,
@@ -200,6 +205,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
             "unknown_offset": unknown.bias,
             "slope": slope,
             "offset": offset,
+            "resemblance": resemblance,
         }
         for name, value in values.items():
             setattr(self, name, torch.tensor(float(value), dtype=torch.float32, device=self.known_weights.device))
@@ -242,6 +248,26 @@ class _Groups:
         used_IR = np.arange(score_IR.shape[1]) < self.top_I[:, None]
         means: Floats = np.where(used_IR, score_IR, 0.0).sum(axis=1) / self.top_I
         return means
+
+
+def resemblance_limit(patches: ImagePatches) -> float:
+    """Find the log-ratio of the two distances up to which a patch resembles known defects.
+
+    Nine tenths of the defect patches of real training images are below it, each measured without its own image; every
+    image has the same weight. With fewer than two such images there is nothing to compare a defect with: then a patch
+    resembles known defects if it is nearer to them than to normal patches.
+    """
+    defective_I = (patches.defective & ~patches.synthetic).numpy()
+    image_C = patches.image.numpy()
+    rows = np.flatnonzero(patches.sampled.numpy() & defective_I[image_C])
+    if patches.log_positive is None or len(np.unique(image_C[rows])) < 2:
+        return 0.0
+    ratio = (patches.log_positive[:, 0] - patches.log_negative[:, 0]).numpy()[rows]
+    weight = 1 / np.bincount(image_C[rows])[image_C[rows]]
+    order = np.argsort(ratio)
+    below = np.cumsum(weight[order])
+    wanted = _RESEMBLANCE_SHARE * below[-1] - 1e-9  # a share that is met exactly is met in spite of rounding
+    return float(ratio[order][np.searchsorted(below, wanted)])
 
 
 def _neighbor_piece(patches: ImagePatches, evidence_CE: Floats, count_I: Floats) -> Piece:

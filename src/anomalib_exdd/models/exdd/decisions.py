@@ -9,6 +9,8 @@ from scipy.special import expit, logit
 from scipy.stats import beta
 from scipy.stats import t as student
 
+from anomalib_exdd.models.components.reason import Reason
+
 Floats = NDArray[np.float64]
 
 _CONFIDENCE = 0.9  # of the intervals of the error rates
@@ -45,10 +47,11 @@ class Decisions(NamedTuple):
             return "reject"
         return "accept" if probability < self.accept else "review"
 
-    def describe(self, probability: float) -> str:
-        """Return the decision on an image and what it stands on, in one line."""
+    def describe(self, probability: float, reason: Reason | None = None) -> str:
+        """Return the decision on an image, what it stands on and, if there is one, its reason, in one line."""
         limits = f"accept below {self.accept:.3f}, reject from {self.reject:.3f}"
-        return f"{self.name(probability)}: probability {probability:.3f} ({limits})"
+        line = f"{self.name(probability)}: probability {probability:.3f} ({limits})"
+        return line if reason is None else f"{line}; {reason}"
 
     def __str__(self) -> str:
         """State the thresholds and how far they can be trusted."""

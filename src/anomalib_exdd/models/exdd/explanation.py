@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomalib_exdd.models.components.reason import Reason
+
 from .decisions import Decisions
 from .memory_bank import MemoryBank
+from .reasons import reasons_of
 from .torch_model import ExDDModel
 
 _APART = 2  # explained patches are at least so many patches away from each other, in rows or in columns
@@ -57,11 +60,12 @@ class Explanation:
         source: Path of the image.
         image_size: Height and width of the pre-processed image, which rows and columns refer to.
         score: The image's score; with calibrated scoring the probability that it is defective.
-        decision: What follows from it, if the model is calibrated.
+        decision: What follows from it, and its reason in words, if the model is calibrated.
         patches: The highest patches, highest first.
         heat_map: Heat map, float32 in 0..1, shape (H, W). With calibrated scoring its scale is the same for all images:
             the probability that an image would have whose highest patches scored so. With other scorings it runs from
             the image's own lowest to its highest value.
+        reason: Why the image is not accepted; None if it is, or without a decision.
     """
 
     source: str
@@ -70,6 +74,7 @@ class Explanation:
     decision: str | None
     patches: list[PatchExplanation]
     heat_map: Tensor = field(repr=False)
+    reason: Reason | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the heat map as plain numbers and texts, for JSON."""
@@ -78,6 +83,7 @@ class Explanation:
             "image_size": list(self.image_size),
             "score": self.score,
             "decision": self.decision,
+            **{name: getattr(self.reason, name, None) for name in Reason._fields},
             "patches": [asdict(patch) for patch in self.patches],
         }
 
@@ -105,28 +111,28 @@ def explain_image(
     """
     size = (image_CHW.shape[-2], image_CHW.shape[-1])
     with torch.inference_mode():
-        features_1Dhw, fine = model.extract(image_CHW[None])
-        patches_1PD = features_1Dhw.flatten(2).transpose(1, 2).contiguous()
-        scores_1P, image_score = model.score(patches_1PD)
-        grid = (features_1Dhw.shape[-2], features_1Dhw.shape[-1])
-        anomaly_map = model.draw_map(scores_1P.reshape(1, *grid), size, fine)[0, 0]
-        chosen = _highest_apart(scores_1P[0].reshape(grid), count)
-        rows = torch.tensor([row * grid[1] + column for row, column in chosen], device=patches_1PD.device)
-        normal = _nearest(model.negative_bank, patches_1PD[0, rows])
-        defect = _nearest(model.positive_bank, patches_1PD[0, rows]) if len(model.positive_bank) else None
+        scored = model.score_images(image_CHW[None])
+        grid, score_P = scored.grid, scored.scores.patches[0]
+        chosen = _highest_apart(score_P.reshape(grid), count)
+        rows = torch.tensor([row * grid[1] + column for row, column in chosen], device=score_P.device)
+        patches_ND = scored.features[0, rows]
+        normal = _nearest(model.negative_bank, patches_ND)
+        defect = _nearest(model.positive_bank, patches_ND) if len(model.positive_bank) else None
     explained = [
         PatchExplanation(
             (2 * row + 1) * size[0] // (2 * grid[0]),
             (2 * column + 1) * size[1] // (2 * grid[1]),
-            float(scores_1P[0, rows[index]]),
+            float(score_P[rows[index]]),
             normal[index],
             None if defect is None else defect[index],
         )
         for index, (row, column) in enumerate(chosen)
     ]
-    score = float(image_score[0])
-    decision = None if decisions is None else decisions.describe(score)
-    return Explanation(source, size, score, decision, explained, _heat_map(model, anomaly_map).cpu())
+    score = float(scored.scores.images[0])
+    reason = None if decisions is None else reasons_of(model, scored, decisions)[0].image
+    decision = None if decisions is None else decisions.describe(score, reason)
+    heat_map = _heat_map(model, scored.anomaly_map[0, 0]).cpu()
+    return Explanation(source, size, score, decision, explained, heat_map, reason)
 
 
 def _heat_map(model: ExDDModel, anomaly_map_HW: Tensor) -> Tensor:

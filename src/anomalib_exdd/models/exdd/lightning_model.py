@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
-from anomalib.data import ImageBatch, InferenceBatch
+from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
@@ -30,8 +30,10 @@ from .bank_builder import BankBuilder
 from .checkpoints import HISTORY
 from .decisions import Decisions, Thresholds
 from .distributed import DistributedFit
+from .kind_table import KindTable
 from .memory_bank import BankPrecision
 from .pictures import DecisionVisualizer, explanations_folder
+from .reasons import reasons_of
 from .scoring import ScoringName
 from .surgery import BankSurgery
 from .torch_model import ExDDModel
@@ -202,8 +204,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         """Return no optimizer: nothing is trained by gradients."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add what lets an interrupted training go on."""
-        return [*super().configure_callbacks(), ReleaseStores()]
+        """Add what lets an interrupted training go on, and the table of kinds."""
+        return [*super().configure_callbacks(), ReleaseStores(), KindTable()]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -334,12 +336,16 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, for thresholds and normalisation."""
         del args, kwargs
-        predictions: InferenceBatch = self.model(batch.image)
-        updated: ImageBatch = batch.update(**predictions._asdict())
+        scored = self.model.score_images(cast("Tensor", batch.image))
+        updated: Any = batch.update(pred_score=scored.scores.images, anomaly_map=scored.anomaly_map)
         decisions = self.decisions
         if decisions is not None:
             # Before Anomalib's post-processor replaces the scores by normalised ones.
-            updated.explanation = [decisions.describe(p) for p in cast("Tensor", predictions.pred_score).tolist()]
+            updated.reasons = reasons_of(self.model, scored, decisions)
+            updated.explanation = [
+                decisions.describe(probability, reasons.image)
+                for probability, reasons in zip(scored.scores.images.tolist(), updated.reasons, strict=True)
+            ]
         return cast("STEP_OUTPUT", updated)
 
     # One way for all, so that pictures, metrics and predictions tell of the same decisions.

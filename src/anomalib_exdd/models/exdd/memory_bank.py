@@ -193,7 +193,8 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         ranked = nearest.distances.reshape(batch, patches, -1)
         if ranked.shape[-1] < num_ranked:
             ranked = torch.cat([ranked, ranked[..., -1:].expand(-1, -1, num_ranked - ranked.shape[-1])], dim=-1)
-        return PatchDistances(ranked[..., 0], around, dimension, ranked)
+        entry = nearest.indices[:, 0].reshape(batch, patches)
+        return PatchDistances(ranked[..., 0], around, dimension, ranked, entry)
 
     def _neighborhoods(self) -> Tensor:
         """Find each entry's neighbourhood, itself first even where the bank holds duplicates."""

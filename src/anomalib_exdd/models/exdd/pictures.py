@@ -26,7 +26,7 @@ _GROUND, _BLANK, _INK, _MARK = (255, 255, 255), (225, 225, 225), (40, 40, 40), (
 
 
 class DecisionVisualizer(SeenImageVisualizer):
-    """Pictures with a line below that states the decision, where there is one."""
+    """Pictures with a line below that states the decision and its reason, where there is one."""
 
     def visualize(self, predictions: Any) -> Any:
         """Draw a prediction, or the predictions of a batch; see :class:`anomalib.visualization.ImageVisualizer`."""
@@ -83,6 +83,9 @@ def save_explanation(explanation: Explanation, folder: Path, model: Any = None) 
 def add_caption(picture: Image.Image, line: str) -> Image.Image:
     """Put a line of text below a picture, on a ground whose colour tells the decision that the line starts with."""
     font = ImageFont.load_default(_CAPTION_SIZE)
+    too_long = font.getlength(line) / (picture.width - 2 * _CAPTION_PADDING)
+    if too_long > 1:
+        font = ImageFont.load_default(_CAPTION_SIZE / too_long)
     height = _CAPTION_SIZE + 2 * _CAPTION_PADDING
     captioned = Image.new("RGB", (picture.width, picture.height + height), _colour(line))
     captioned.paste(picture, (0, 0))

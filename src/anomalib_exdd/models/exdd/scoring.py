@@ -42,12 +42,14 @@ class PatchDistances(NamedTuple):
         dimension: Length d of the feature vectors.
         ranked: Distances to the entries that are nearest to the *patch*, nearest first, float32, shape (B, P, N); a
             bank with fewer entries repeats its last. None where the rule looks at the nearest alone.
+        entry: Row of m* in the bank, int64, shape (B, P); None where distances were not measured to a bank.
     """
 
     nearest: Tensor
     neighborhood: Tensor | None
     dimension: int
     ranked: Tensor | None = None
+    entry: Tensor | None = None
 
 
 class Coefficients(NamedTuple):

@@ -6,6 +6,7 @@ Shape suffixes: B images, C channels, H x W pixels, h x w patches, P = h w patch
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
@@ -35,6 +36,40 @@ REFINED_SIGMA = 2.0
 REFINED_FLOOR = 0.3
 """Share of its probability that a cell keeps, however little it looks like the inside of a defect."""
 _REFINEMENTS = 2  # networks that refine the map, averaged
+
+
+class PatchScores(NamedTuple):
+    """Scores of patches and images, and the distances that they come from.
+
+    Attributes:
+        patches: Patch scores by the rule of the map, float32, shape (B, P).
+        images: Image scores, float32, shape (B,).
+        deciding: Patch scores by the rule of the images: the highest make an image's score, float32, shape (B, P).
+        negative: Distances to the negative bank.
+        positive: Distances to the positive bank; None where no rule needs them.
+    """
+
+    patches: Tensor
+    images: Tensor
+    deciding: Tensor
+    negative: PatchDistances
+    positive: PatchDistances | None
+
+
+class ScoredImages(NamedTuple):
+    """What the model finds out about images.
+
+    Attributes:
+        scores: Scores of the images and of their patches, P = h w.
+        anomaly_map: Float32, shape (B, 1, H, W): the higher, the more defective.
+        grid: Rows h and columns w of the patches.
+        features: Patch features, float32, shape (B, P, D).
+    """
+
+    scores: PatchScores
+    anomaly_map: Tensor
+    grid: tuple[int, int]
+    features: Tensor
 
 
 class ExDDModel(nn.Module):
@@ -113,28 +148,39 @@ class ExDDModel(nn.Module):
         Raises:
             ValueError: If the negative bank is empty, because the model was neither trained nor loaded.
         """
+        scored = self.score_images(images_BCHW)
+        return InferenceBatch(pred_score=scored.scores.images, anomaly_map=scored.anomaly_map)
+
+    def score_images(self, images_BCHW: Tensor) -> ScoredImages:
+        """Score images, and return with the scores what :mod:`.reasons` and :mod:`.explanation` need.
+
+        Args:
+            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+
+        Raises:
+            ValueError: If the negative bank is empty, because the model was neither trained nor loaded.
+        """
         features_BDhw, fine = self.extract(images_BCHW)
         batch, _, height, width = features_BDhw.shape
         patches_BPD = features_BDhw.flatten(2).transpose(1, 2).contiguous()
         with torch.autocast(device_type=images_BCHW.device.type, enabled=False):
-            patch_scores, pred_score = self.score(patches_BPD)
-            scores_Bhw = patch_scores.reshape(batch, height, width)
+            scores = self.score(patches_BPD)
+            scores_Bhw = scores.patches.reshape(batch, height, width)
             anomaly_map = self.draw_map(scores_Bhw, images_BCHW.shape[-2:], fine)
-        return InferenceBatch(pred_score=pred_score, anomaly_map=anomaly_map)
+        return ScoredImages(scores, anomaly_map, (height, width), patches_BPD)
 
-    def score(self, patches_BPD: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, patches_BPD: Tensor) -> PatchScores:
         """Score patches and images by the chosen rules; see :meth:`rules` for those of a model without defects.
 
         Args:
             patches_BPD: Patch features, float32, shape (B, P, D).
-
-        Returns:
-            Patch scores, shape (B, P), and image scores, shape (B,), float32.
         """
         negative, positive = self.distances(patches_BPD)
         uses_boundary = self.boundary.is_fitted and "calibrated" in {self.scoring, self.image_scoring}
         patch_rule, image_rule = self.rules(self.boundary(patches_BPD) if uses_boundary else None)
-        return patch_rule.patch(negative, positive), image_rule.image(negative, positive)
+        patches = patch_rule.patch(negative, positive)
+        deciding = patches if self.scoring == self.image_scoring else image_rule.patch(negative, positive)
+        return PatchScores(patches, image_rule.image(negative, positive), deciding, negative, positive)
 
     def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int], fine_BFhw: Tensor | None = None) -> Tensor:
         """Turn patch scores into maps of the images' size, float32, shape (B, 1, H, W).

@@ -130,7 +130,7 @@ def nearest_patches(model: ExDD, image_CHW: Tensor, path: str) -> NearestPatches
         image_CHW: Pre-processed image, float, shape (3, H, W).
         path: Its path.
     """
-    explanation = explain_image(model.model, image_CHW, path, 1, None)
+    explanation = explain_image(model.model, image_CHW, path, 1, model.decisions)
     height, width = explanation.image_size
     patch = explanation.patches[0]
 
@@ -143,7 +143,8 @@ def nearest_patches(model: ExDD, image_CHW: Tensor, path: str) -> NearestPatches
         }
 
     defect = None if patch.defect is None else shares(patch.defect)
-    return NearestPatches(patch.row / height, patch.column / width, shares(patch.normal), defect)
+    reason = None if explanation.reason is None else str(explanation.reason)
+    return NearestPatches(patch.row / height, patch.column / width, shares(patch.normal), defect, reason)
 
 
 def measure_speed(model: AnomalibModule, datamodule: AnomalibDataModule, device: torch.device) -> Speed:

@@ -71,6 +71,8 @@ def _card(image: JudgedImage, method: MethodResults, patches: NearestPatches, re
         tiles += _tile(patches.defect, f"Defect patch nearest to that of {name}", "closest defect", results)
         to_defect = float(patches.defect["distance"]) < float(patches.normal["distance"])
         nearer = f", nearer to {'a known defect' if to_defect else 'normal'}"
+    if patches.reason is not None:
+        nearer = f", {escape(patches.reason)}"
     word = f", called <em>{judgement.word}</em>" if judgement.word else ""
     return (
         f'<article class="card"><h4>{escape(name)} <span class="badge {kind}">{label}</span></h4>'

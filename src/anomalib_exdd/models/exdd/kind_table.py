@@ -1,0 +1,113 @@
+"""`anomalib test` by kinds of defects: what defects of each kind, and good images, are taken for."""
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback
+
+from anomalib_exdd.models.components.reason import Reason
+from anomalib_exdd.processes import gather_objects
+
+logger = logging.getLogger(__name__)
+
+NAME = "kinds.csv"
+
+
+class Case(NamedTuple):
+    """A test image and what it is taken for.
+
+    Attributes:
+        defective: Whether it is.
+        kind: Kind of its defect; empty if it is not known, and for a good image.
+        reason: Why it is not accepted; None if it is. Without the share of the kind.
+    """
+
+    defective: bool
+    kind: str
+    reason: Reason | None
+
+
+class KindTable(Callback):
+    """Counts what the test images of each kind are taken for, and writes a table if data and banks know kinds."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Case] = Counter()
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start counting."""
+        del trainer, pl_module
+        self._counts = Counter()
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
+        """Count the images of a batch."""
+        del trainer, pl_module, args, kwargs
+        kinds, reasons = getattr(outputs, "kinds", None), getattr(outputs, "reasons", None)
+        if not kinds or reasons is None or outputs.gt_label is None:
+            return
+        for defective, kind, found in zip(outputs.gt_label.tolist(), kinds, reasons, strict=True):
+            reason = found.image
+            self._counts[
+                Case(bool(defective), kind if defective else "", reason and reason._replace(kind_share=None))
+            ] += 1
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the table of all processes beside the folder of the pictures, and log it."""
+        counts = sum(gather_objects(self._counts), Counter[Case]())
+        known = set(pl_module.model.positive_bank.kinds.values())
+        if not trainer.is_global_zero or not known or not any(case.kind for case in counts):
+            return
+        table = confusion_table(counts, known)
+        path = Path(trainer.default_root_dir) / NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{NAME}.partial")
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(table)
+        unfinished.replace(path)
+        logger.info("What test images of each kind are taken for (%s):\n%s", path.resolve(), _aligned(table))
+
+
+def confusion_table(counts: Mapping[Case, int], known: Collection[str]) -> list[list[str]]:
+    """Arrange test images by what they are, in rows, and by what they are taken for, in columns.
+
+    Args:
+        counts: How many images there are of each case.
+        known: Kinds of the defects in the positive bank.
+
+    Returns:
+        Header and rows: good images, then each kind of the data, then defects of which the kind is not known, if there
+        are any. Columns are the kinds of the bank, defects of it that have no kind, if any image resembles these,
+        "unfamiliar" and "accepted".
+    """
+    rows = sorted({(False, ""), *(case[:2] for case in counts)}, key=lambda row: (row[0], not row[1], row[1]))
+    columns: list[Reason | None] = [Reason("known", kind) for kind in sorted(known)]
+    if any(case.reason == Reason("known") for case in counts):
+        columns.append(Reason("known"))
+    columns += [Reason("unfamiliar"), None]
+    table = [["kind", *map(_title, columns)]]
+    for defective, kind in rows:
+        title = (kind or "kind not known") if defective else "good"
+        table.append([title, *(str(counts.get(Case(defective, kind, column), 0)) for column in columns)])
+    return table
+
+
+def _title(reason: Reason | None) -> str:
+    if reason is None:
+        return "accepted"
+    return "unfamiliar" if reason.reason == "unfamiliar" else reason.kind or "kind not known"
+
+
+def _aligned(table: list[list[str]]) -> str:
+    """Return a table as lines of text, names to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+    return "\n".join(lines)
