@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.cli import AnomalibCLI
 from anomalib.engine import Engine
-from lightning.pytorch import Trainer, seed_everything
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from toy_surfaces import HEIGHT, TOY, WIDTH, write_toy
 
@@ -32,7 +35,7 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def toy_data(toy_root: Path) -> Make:
     def make(**arguments: Any) -> KSDD2:
-        return KSDD2(toy_root, **{"num_workers": 0, "train_batch_size": 8, **arguments})
+        return KSDD2(toy_root, **{"num_workers": 0, "train_batch_size": 8, "val_split_ratio": 0.2, **arguments})
 
     return make
 
@@ -49,7 +52,8 @@ def learned(toy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[D
     root = tmp_path_factory.mktemp("learned")
     arguments: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
     engine = Engine(default_root_dir=root, max_epochs=8, **arguments)
-    (metrics,) = engine.train(model=model, datamodule=KSDD2(toy_root, num_workers=0, train_batch_size=8))
+    data = KSDD2(toy_root, num_workers=0, train_batch_size=8, val_split_ratio=0.2)
+    (metrics,) = engine.train(model=model, datamodule=data)
     return model.eval(), engine, metrics
 
 
@@ -148,11 +152,13 @@ def test_the_result_does_not_depend_on_the_number_of_workers(toy_data: Make, eng
     assert not torch.equal(other.model.head.weight, model.model.head.weight)
 
 
+@pytest.mark.parametrize("ratio", [0, 0.2])
 def test_an_interrupted_training_goes_on_with_the_next_epoch(
-    toy_data: Make, engine: Make, monkeypatch: pytest.MonkeyPatch
+    ratio: float, toy_data: Make, engine: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = {"preset": "in_and_out", "momentum": 0.9, "learning_rate": 0.01, "patience": None}
-    whole_batch = {"train_batch_size": 64}  # their order within a batch changes rounding only
+    # The order of images within a batch changes rounding only.
+    whole_batch = {"train_batch_size": 64, "val_split_ratio": ratio}
     uninterrupted = classifier(**arguments)
     engine(max_epochs=4).fit(model=uninterrupted, datamodule=toy_data(**whole_batch))
     first = engine(max_epochs=2)
@@ -305,6 +311,77 @@ def test_synthetic_defects_are_defective_images_and_no_defect_validates_without_
     assert model.post_processor._image_threshold.item() == pytest.approx(torch.cat(scores).max().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("post_processor", [True, PostProcessor()])
+def test_without_validation_images_the_last_epoch_is_kept_and_decides_at_even_odds(
+    post_processor: PostProcessor | bool, toy_data: Make, engine: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also with a trainer that is told to validate less often than it trains, and else would save nothing."""
+    model, data = classifier(patience=1, post_processor=post_processor), toy_data(val_split_ratio=0)
+    weights: list[torch.Tensor] = []
+
+    class Spy(Callback):
+        def on_train_epoch_end(self, *_args: Any) -> None:
+            weights.append(model.model.head.weight.detach().clone())
+
+    trainer = engine(max_epochs=9, check_val_every_n_epoch=2, callbacks=[Spy()])
+    with caplog.at_level(logging.WARNING):
+        (metrics,) = trainer.train(model=model, datamodule=data)
+    assert len(weights) == 9
+    content = torch.load(trainer.best_model_path, weights_only=True)
+    assert content["epoch"] == 8
+    assert torch.equal(content["state_dict"]["model.head.weight"], weights[8])
+    assert_same_weights(model, content)
+    assert Path(trainer.best_model_path).with_name("last.ckpt").is_file()
+    (warning,) = [message for message in caplog.messages if "no validation images" in message]
+    assert "the last one is kept, and the threshold is a probability of 0.5" in warning
+    assert "--data.val_split_ratio 0.2" in warning
+
+    fresh = classifier(post_processor=copy.deepcopy(post_processor))
+    (again,) = engine().test(model=fresh, datamodule=data, ckpt_path=trainer.best_model_path, verbose=False)
+    assert again == metrics
+    second = engine()
+    batches = second.predict(model=model, datamodule=data)
+    scores, labels, masks, maps = (
+        torch.cat([getattr(batch, name) for batch in batches])
+        for name in ("pred_score", "pred_label", "pred_mask", "anomaly_map")
+    )
+    with torch.no_grad():
+        raw = [model.eval().model(batch.image) for batch in batches]
+    probability = torch.cat([each.pred_score for each in raw])
+    torch.testing.assert_close(scores, probability)
+    assert torch.equal(labels, probability > 0.5)
+    log_odds = torch.cat([each.anomaly_map for each in raw]).squeeze(1)
+    assert torch.equal(masks, log_odds > 0)
+    assert 0 < masks.float().mean() < 1
+    reach = float(model.post_processor.pixel_max)
+    torch.testing.assert_close(maps, (log_odds / (2 * reach) + 0.5).clamp(0, 1))
+    assert maps.max() > 0.5
+    assert float((log_odds.abs() > reach).float().mean()) < 0.05, "hardly anything is clipped"
+    table = json.loads((Path(second.trainer.default_root_dir) / "predictions.json").read_text(encoding="utf-8"))
+    for row in table["predictions"]:
+        assert row["label"] == ("defective" if row["raw_score"] > 0.5 else "normal")
+        assert row["threshold"] == 0.5
+        assert row["num_regions"] is not None
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping("val_AP"), ModelCheckpoint(monitor="val_loss")])
+def test_callbacks_that_wait_for_a_validation_are_refused_before_training(
+    callback: Callback, toy_data: Make, engine: Make
+) -> None:
+    message = rf"{type(callback).__name__} monitors `val_\w+`, but there are no validation images.*val_split_ratio 0\.2"
+    with pytest.raises(ValueError, match=message):
+        engine(max_epochs=1, callbacks=[callback]).fit(model=classifier(), datamodule=toy_data(val_split_ratio=0))
+
+
+def test_a_later_validation_counts_as_one(toy_data: Make, engine: Make, caplog: pytest.LogCaptureFixture) -> None:
+    model, trainer = classifier(), engine(max_epochs=2, check_val_every_n_epoch=2)
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(model=model, datamodule=toy_data())
+    assert "no validation images" not in caplog.text
+    assert {"val_AP", SELECTION} <= set(trainer.trainer.callback_metrics)
+    assert torch.load(trainer.best_model_path, weights_only=True)["epoch"] == 1
+
+
 def test_training_without_any_defective_image_is_an_error(toy_data: Make, engine: Make) -> None:
     with pytest.raises(ValueError, match="no defective one"):
         engine(max_epochs=1).fit(model=classifier(), datamodule=toy_data(num_defects=0))
@@ -330,6 +407,7 @@ def test_the_literal_commands(toy_root: Path, tmp_path: Path, monkeypatch: pytes
     assert Path(row["path"]).name == "20009.png"
     assert row["score"] == row["raw_score"] == row["probability"]
     assert row["label"] == ("defective" if row["score"] > row["threshold"] else "normal")
+    assert row["threshold"] == 0.5
     assert row["num_regions"] == len(row["regions"])
     assert row["decision"] is row["accept_threshold"] is None
     with Image.open(image) as picture:

@@ -60,6 +60,7 @@ def test_banks_and_calibration_are_those_of_one_process(trained_by: dict[int, tu
     one, two = (state(trained_by[number][0]) for number in PROCESSES)
     assert one.keys() == two.keys()
     assert one["model.positive_bank._extra_state"]["kinds"]
+    assert all(value.isfinite() for name, value in one.items() if name.startswith("post_processor."))
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -94,6 +95,7 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Pat
         arguments += ["--model.pre_trained", "false", "--model.image_size", f"[{HEIGHT}, {WIDTH}]"]
         arguments += ["--model.learning_rate", "0.05", "--data", "KSDD2", "--data.root", str(root)]
         arguments += ["--data.num_workers", "0", "--data.train_batch_size", str(28 // number)]
+        arguments += ["--data.val_split_ratio", "0.2"]
         arguments += ["--default_root_dir", str(results), "--trainer.max_epochs", "3"]
         arguments += ["--trainer.accelerator", "cpu", "--trainer.devices", str(number), *strategy]
         found[number] = (results / "DefectClassifier" / "KSDD2" / "latest", run(*arguments))
