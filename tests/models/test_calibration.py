@@ -367,9 +367,7 @@ class TestSavedState:
     def test_that_of_the_earlier_score_is_refused(self) -> None:
         model = torch.nn.ModuleDict({"calibration": Calibration()})
         state = {"calibration.weights": torch.ones(4), "calibration.reference": torch.ones(2)}
-        with pytest.raises(
-            ValueError, match=r"written by an older version of anomalib-exdd.*Train the model again"
-        ):
+        with pytest.raises(ValueError, match=r"written by an older version of anomalib-exdd.*Train the model again"):
             model.load_state_dict(state)
 
 
