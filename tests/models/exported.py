@@ -48,15 +48,12 @@ def run_exports(model: Any, folder: Path, size: Sequence[int]) -> Iterator[tuple
 def write_photos(folder: Path, size: Sequence[int]) -> list[Path]:
     """Write photos that are larger than, as large as and smaller than a model's images, and of unusual kinds."""
     height, width = size
-    rotated = Image.Exif()
-    rotated[0x0112] = 6  # to be turned by a quarter
     kinds: list[tuple[str, int, int, dict[str, Any]]] = [
         ("large.png", 2 * height + 11, 5 * width - 3, {}),
         ("mixed.png", height // 2, 3 * width, {}),
         ("equal.png", height, width, {}),
         ("small.png", height // 2 + 3, width // 3, {}),
         ("transparent.png", 2 * height, 2 * width, {"alpha": True}),
-        ("turned.jpg", 2 * width, 2 * height, {"exif": rotated}),
     ]
     paths = []
     for number, (name, rows, columns, options) in enumerate(kinds):

@@ -266,16 +266,20 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
             for fold in range(boundary.folds):
                 rows = (fold_C == fold).to(self.features.device)
                 log_odds[fold_C == fold] = boundary.of_fold(self.features[rows].float(), fold).double().cpu()
+        # Copies: NumPy's views would fix the size of the buffers, which a checkpoint may change.
+        image, sampled, defective, patches, population = (
+            value.cpu().clone() for value in (self.image, self.sampled, self.defective, self.patches, self.population)
+        )
         return ImagePatches(
-            log_negative,
-            self._log_distances(positive, positive.origins),
-            log_odds,
-            # Copies: NumPy's views would fix the size of the buffers, which a checkpoint may change.
-            *(
-                value.cpu().clone()
-                for value in (self.image, self.sampled, self.defective, self.patches, self.population)
-            ),
-            torch.tensor([path in positive.origins for path in self.sources], dtype=torch.bool),
+            log_negative=log_negative,
+            log_positive=self._log_distances(positive, positive.origins),
+            log_odds=log_odds,
+            image=image,
+            sampled=sampled,
+            defective=defective,
+            patches=patches,
+            population=population,
+            synthetic=torch.tensor([path in positive.origins for path in self.sources], dtype=torch.bool),
         )
 
     def _log_distances(self, bank: MemoryBank, origins: Origins) -> Tensor | None:
