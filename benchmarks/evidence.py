@@ -316,9 +316,14 @@ def jobs(study: Study, draws: int) -> list[dict[str, Any]]:
     return found
 
 
+def summary(results: list[dict[str, Any]]) -> str:
+    """Summarise the results: means over sets and the worst set."""
+    return "\n\n".join(f"## {title}\n\n{markdown_table(rows)}" for title, rows in _overall(results))
+
+
 def tables(results: list[dict[str, Any]]) -> str:
-    """Summarise the results: means over sets and the worst set, then a table a set and part."""
-    pages = [f"## {title}\n\n{markdown_table(rows)}" for title, rows in _overall(results)]
+    """Return a table a set and part, and what the decisions come to."""
+    pages = []
     sets = list(dict.fromkeys(result["set"] for result in results))
     for name in sets:
         for part, title in (("defects", "defective training images"), ("unseen", "kind not seen in training")):
@@ -412,7 +417,9 @@ def main() -> None:
     """Run the study and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
-    parser.add_argument("--sets", nargs="+", default=list(IMAGE_SIZES), help="names of the sets")
+    parser.add_argument(
+        "--sets", nargs="*", default=list(IMAGE_SIZES), help="names of the sets; none: only write the tables"
+    )
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of resnet18")
     parser.add_argument("--image-size", type=int, nargs=2, help="input size of sets that are not listed here")
     parser.add_argument("--ratio", type=float, default=0.01, help="coreset ratio of normal patches")
@@ -437,9 +444,12 @@ def main() -> None:
             save_results(options.output, settings, results)
         del study
     facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings}.items())
-    page = f"# Evidence of defects, {options.split} images\n\n{tables(results)}\n\n{facts}\n"
-    options.output.with_suffix(".md").write_text(page)
-    print(tables(results))
+    title = f"# Evidence of defects, {options.split} images"
+    options.output.with_suffix(".md").write_text(f"{title}\n\n{tables(results)}\n\n{facts}\n")
+    short = options.output.with_name(f"{options.output.name}_summary")
+    short.with_suffix(".md").write_text(f"{title}, all sets\n\n{summary(results)}\n\n{facts}\n")
+    short.with_suffix(".json").write_text(json.dumps({"machine": describe(), "settings": settings}, indent=1) + "\n")
+    print(summary(results))
     if options.figure is not None:
         figure(results, options.figure)
 
