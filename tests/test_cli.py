@@ -59,6 +59,18 @@ def test_train_writes_checkpoint_and_pictures(checkpoint: Path, sample_root: Pat
     content = torch.load(checkpoint, weights_only=True)
     assert content["hyper_parameters"]["backbone"] == "filter_bank"
     assert len(content["state_dict"]["model.positive_bank.features"]) > 0
+    thresholds = [value for name, value in content["state_dict"].items() if name.startswith("post_processor.")]
+    assert len(thresholds) == 6
+    assert all(value.isfinite() for value in thresholds), "found without validation images, and saved"
+
+
+def test_validate_says_that_there_is_nothing(
+    checkpoint: Path, sample_root: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = checkpoint.read_bytes()
+    run("validate", "--model", "ExDD", "--data", "KSDD2", "--data.root", sample_root, "--ckpt_path", checkpoint)
+    assert "nothing is validated, because `val_split_ratio` is 0. Test instead" in caplog.text
+    assert checkpoint.read_bytes() == before
 
 
 def test_test_and_predict_need_no_settings_again(checkpoint: Path, sample_root: Path, run: Run, folder: Path) -> None:

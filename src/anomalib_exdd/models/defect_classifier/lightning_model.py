@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torchmetrics import MaxMetric
 
 from anomalib_exdd.models.components.inspection import Inspection
 from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
@@ -48,6 +47,7 @@ NO_LIMIT = 1000
 TRAINED_WITH = "defect_classifier_training"
 """Where a checkpoint keeps the settings of its training, those of data module and trainer included."""
 
+_MAP_REACH = "map_reach"  # name of the logged value: the largest absolute log-odds in an epoch's maps
 _FIXED = frozenset({"backbone", "image_size", "optimizer", "learning_rate", "momentum", "weight_decay"})
 _TRAINING = ("image_size", "optimizer", "learning_rate", "momentum", "weight_decay")
 
@@ -161,7 +161,6 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         )
         self.loss = LabelLoss(settings.pos_weight)
         self.validation = ValidationRecord(self.loss)
-        self.map_reach = MaxMetric()  # largest absolute log-odds in an epoch's maps, where nothing is validated
 
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -262,11 +261,11 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         """Return the loss of a batch."""
         activation = self.model.activation(cast("Tensor", batch.image))
         logits = activation.mean(dim=(1, 2))
-        if not self.validates:
-            self.map_reach.update(activation.detach().abs())
         loss: Tensor = self.loss(logits, batch.gt_label)
-        shown = {"train_loss": loss.detach()}
-        self.log_dict(shown, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
+        epoch: Any = {"on_step": False, "on_epoch": True, "batch_size": len(logits), "sync_dist": True}
+        self.log("train_loss", loss.detach(), prog_bar=True, **epoch)
+        if not self.validates:
+            self.log(_MAP_REACH, activation.detach().abs().amax(), reduce_fx="max", logger=False, **epoch)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -274,9 +273,11 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         super().on_train_epoch_end()
         if self.validates:
             return
+        # Of all processes. It has to be logged: the first process's progress bar reads what was logged before this, and
+        # another exchange between processes here would wait for that one for ever.
+        reach = float(cast("Any", self.trainer).callback_metrics[_MAP_REACH])
         if isinstance(self.post_processor, PostProcessor):
-            decide_at_even_odds(self.post_processor, float(self.map_reach.compute()))
-        self.map_reach.reset()
+            decide_at_even_odds(self.post_processor, reach)
         self.log(SELECTION, float(self.current_epoch), sync_dist=True)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
