@@ -81,14 +81,14 @@ def test_results_are_in_one_folder(trained_by: dict[int, tuple[Path, str]]) -> N
     assert [path.name for path in trained_by[2][0].parent.iterdir() if not path.is_symlink()] == ["v0"]
 
 
-@pytest.fixture(scope="module", params=[("0.2", 28), ("0", 36)], ids=["validated", "unvalidated"])
+@pytest.fixture(scope="module", params=[("0.2", 32), ("0", 40)], ids=["validated", "unvalidated"])
 def classifiers(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, str]]:
     """Train the classifier in steps of all training images, which one process takes alone and two share.
 
     A backbone without batch norms: their statistics would be those of each process.
     """
     ratio, images = request.param
-    root = write_toy(tmp_path_factory.mktemp("data") / "toy", train=(21, 15), test=(3, 4))
+    root = write_toy(tmp_path_factory.mktemp("data") / "toy", train=(25, 15), test=(3, 4))
     found = {}
     for number, strategy in PROCESSES.items():
         results = tmp_path_factory.mktemp(f"classifier{number}")
@@ -122,7 +122,7 @@ def test_a_classifier_learns_what_it_learns_in_one_process(classifiers: dict[int
     assert contents[0]["epoch"] == contents[1]["epoch"]
     trained_with = [content["defect_classifier_training"] for content in contents]
     assert trained_with[0] == trained_with[1]
-    assert trained_with[1]["batch_size"] in {28, 36}
+    assert trained_with[1]["batch_size"] in {32, 40}
 
 
 def test_a_classifiers_metrics_and_pictures_are_those_of_one_process(classifiers: dict[int, tuple[Path, str]]) -> None:
