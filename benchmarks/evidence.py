@@ -7,7 +7,7 @@ once; every draw of defective training images then builds its own positive bank,
 
 - `patchcore`, `paper`, `ratio`: PatchCore's score on the same bank, the paper's, and the plain ratio of distances;
 - `N`, `K`, `H`: unfamiliar, known kind by neighbours, known kind by the learnt boundary, each alone;
-- `combined`: what ExDD uses by default.
+- `combined`: what ExDD uses by default; `patch map`: the same score with the map of patches, as before the refinement.
 
 Parts: `defects`, with N defective training images, several draws each; `unseen`, all of them but those of one kind,
 tested on that kind (`sources.csv` names them). With `--split validation` a part of the training images takes the place
@@ -25,7 +25,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchvision.transforms.v2 import Resize
@@ -46,9 +49,16 @@ IMAGE_SIZES = {
     "magnetic_tile": (224, 224),
 }
 COUNTS = (0, 1, 2, 5, 10, 25)  # and all
-METRICS = {"image_AUROC": "image AUROC", "image_AP": "image AP", "pixel_AUROC": "pixel AUROC", "pixel_AP": "pixel AP"}
+METRICS = {
+    "image_AUROC": "image AUROC",
+    "image_AP": "image AP",
+    "pixel_AUROC": "pixel AUROC",
+    "pixel_AP": "pixel AP",
+    "AUPRO": "AUPRO",
+}
 NEIGHBORHOOD = 3
-RULES = ("patchcore", "paper", "ratio", "N", "K", "H", "combined")
+RULES = ("patchcore", "paper", "ratio", "N", "K", "H", "patch map", "combined")
+AUPRO_LIMIT = 0.3  # of the false positive rate, as Anomalib's metric
 RATES = ((0.01, 0.05), (0.05, 0.05), (0.01, 0.01))  # allowed false rejects and false accepts
 HELD_OUT = 0.3  # share of the training images that choices are made on
 _BINS = 1 << 16
@@ -202,7 +212,7 @@ class Study:
             "entries": len(model.positive_bank),
         }
         for name in RULES:
-            rule_name = name if rows or name in {"N", "combined"} else "patchcore"
+            rule_name = name if rows or name in {"N", "patch map", "combined"} else "patchcore"
             if name in {"K", "H"} and len(model.calibration.pieces) < 2:
                 rule_name = "N"
             key = f"{rule_name} {only}"  # some depend on the negative bank alone
@@ -224,9 +234,8 @@ class Study:
             values_NP = _piece(piece, self.negative, positive, boundary_NP)
             score_N = top_mean(values_NP, model.calibration.top_fraction)
         else:
-            rule = get_scoring(
-                {"patchcore": "normal", "combined": "calibrated"}.get(name, name), coefficients, boundary_NP
-            )
+            scoring = {"patchcore": "normal", "combined": "calibrated", "patch map": "calibrated"}.get(name, name)
+            rule = get_scoring(scoring, coefficients, boundary_NP)
             score_N = rule.image(self.negative, positive)
             values_NP = rule.map_values(rule.patch(self.negative, positive))
             smoothed = rule.smoothed_values
@@ -241,12 +250,10 @@ class Study:
                 smoothed(model.anomaly_map(chunk.reshape(-1, 1, *grid), self.size)[:, 0])
                 for chunk in values_NP[keep_N].split(64)
             ]
-        pixel_auroc, pixel_ap = pixel_metrics(torch.cat(maps), self.test.mask_NHW[keep_N])
         return {
             "image_AUROC": float(binary_auroc(score_N, label_N)),
             "image_AP": float(binary_average_precision(score_N, label_N.int())),
-            "pixel_AUROC": pixel_auroc,
-            "pixel_AP": pixel_ap,
+            **pixel_metrics(torch.cat(maps), self.test.mask_NHW[keep_N]),
         }
 
     def _decisions(self, positive: PatchDistances | None, boundary_NP: Tensor | None) -> dict[str, dict[str, float]]:
@@ -285,17 +292,37 @@ def _logs(distances: PatchDistances) -> list[Tensor]:
     return [ranked[..., k - 1].clamp_min(EPSILON).log() for k in CALIBRATED_NEIGHBORS]
 
 
-def pixel_metrics(maps_NHW: Tensor, mask_NHW: Tensor) -> tuple[float, float]:
-    """Compute AUROC and average precision of pixels, from 65,536 equal steps of the map's range."""
+def pixel_metrics(maps_NHW: Tensor, mask_NHW: Tensor) -> dict[str, float]:
+    """Compute AUROC, average precision and AUPRO of pixels, from 65,536 equal steps of the map's range."""
     low, high = maps_NHW.amin(), maps_NHW.amax()
     step_M = ((maps_NHW - low) / (high - low).clamp_min(1e-12) * (_BINS - 1)).flatten().to(torch.int64)
     mask_M = mask_NHW.flatten()
     hits, misses = (torch.bincount(step_M[chosen], minlength=_BINS).flip(0).double() for chosen in (mask_M, ~mask_M))
     true, false = hits.cumsum(0), misses.cumsum(0)
     precision = true / (true + false).clamp_min(1)
-    recall_steps = hits / true[-1]
     auroc = ((true - hits / 2) * misses).sum() / (true[-1] * false[-1])
-    return float(auroc), float((precision * recall_steps).sum())
+    # Overlap of regions: every pixel counts by the inverse of its region's size.
+    shares = torch.from_numpy(_region_shares(mask_NHW.numpy())).flatten()[mask_M]
+    overlap = torch.bincount(step_M[mask_M], weights=shares, minlength=_BINS).flip(0).cumsum(0)
+    rates = np.append(0.0, (false / false[-1]).numpy())
+    limits = np.append(rates[rates < AUPRO_LIMIT], AUPRO_LIMIT)
+    aupro = np.trapezoid(np.interp(limits, rates, np.append(0.0, overlap.numpy())), limits) / AUPRO_LIMIT
+    return {
+        "pixel_AUROC": float(auroc),
+        "pixel_AP": float((precision * hits / true[-1]).sum()),
+        "AUPRO": float(aupro),
+    }
+
+
+def _region_shares(mask_NHW: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return 1 / (its region's pixels x number of regions) for every pixel of a region, 0 elsewhere, (N, H, W)."""
+    shares, regions = np.zeros(mask_NHW.shape), 0
+    for share_HW, mask_HW in zip(shares, mask_NHW, strict=True):
+        label_HW, found = ndimage.label(mask_HW, structure=np.ones((3, 3)))
+        sizes = np.bincount(label_HW.ravel(), minlength=found + 1)
+        share_HW[mask_HW] = (1 / sizes)[label_HW[mask_HW]]
+        regions += found
+    return shares / max(1, regions)
 
 
 def jobs(study: Study, draws: int) -> list[dict[str, Any]]:
