@@ -405,6 +405,9 @@ def parsed(path: Path, **changes: Any) -> Any:
     return settings_of(parser, parser.parse_object({**content, **changes}))
 
 
+GRADIENT_MODELS = {"Draem", "Dsr", "EfficientAd", "Supersimplenet", "Dinomaly", "InpFormer", "Glass"}
+
+
 @pytest.mark.parametrize("name", ["compare_patchcore", "compare_sample", "paper_table1", "paper_table2"])
 def test_shipped_configurations_are_valid(repository: Path, name: str) -> None:
     """Every model, argument, schedule and data module in them exists."""
@@ -414,13 +417,13 @@ def test_shipped_configurations_are_valid(repository: Path, name: str) -> None:
         run = ready.run_settings(settings, 0)
         assert run["data"]["class_path"].endswith(settings.data["class_path"].rpartition(".")[2])
         # What is trained by gradients has a length; the others ask for their one pass themselves.
-        trained = method.class_path in {"Draem", "Dsr", "EfficientAd", "Supersimplenet"}
+        trained = method.class_path in GRADIENT_MODELS
         assert trained == bool({"max_epochs", "max_steps"} & set(method.trainer))
-        if name == "compare_patchcore":
+        if name == "compare_patchcore" and method.image_size is None:
             assert not any("Input" in note for note in ready.notes)
     if name == "compare_patchcore":
         names = {method.class_path for method in settings.methods}
-        assert names == {"ExDD", "Patchcore", "Padim", "Draem", "Dsr", "EfficientAd", "Supersimplenet"}
+        assert names == {"ExDD", "Patchcore", "Padim", "AnomalyVFM", "SuperADD"} | GRADIENT_MODELS
 
 
 def test_configurations_have_validation_images_where_something_needs_them(repository: Path) -> None:
