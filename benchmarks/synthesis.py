@@ -35,10 +35,10 @@ from accuracy import spread
 from anomalib_exdd.data.dataset import DefectDataset
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.patches import defect_patches
-from anomalib_exdd.pipelines.synthesize import read_defect_pixels, read_pixels
 from anomalib_exdd.synthesis import PasteSynthesizer, PerlinSynthesizer
-from anomalib_exdd.synthesis.manifest import Record
+from anomalib_exdd.synthesis.command import read_defect_pixels, read_pixels
 from anomalib_exdd.synthesis.material import Material
+from anomalib_exdd.synthesis.output_folder import Record
 from anomalib_exdd.synthesis.run import synthesize
 from anomalib_exdd.synthesis.run_settings import RunSettings
 from evidence import METRICS, Images, Study

@@ -29,7 +29,7 @@ SUBCOMMANDS = {
     "info": ("anomalib_exdd.pipelines.banks", "Info"),
     "teach": ("anomalib_exdd.pipelines.banks", "Teach"),
     "forget": ("anomalib_exdd.pipelines.banks", "Forget"),
-    "synthesize": ("anomalib_exdd.pipelines.synthesize", "Synthesize"),
+    "synthesize": ("anomalib_exdd.synthesis.command", "Synthesize"),
 }
 
 

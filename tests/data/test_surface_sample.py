@@ -9,7 +9,7 @@ import pytest
 from reading_back import kinds_by_name, split_counts
 
 from anomalib_exdd.data import KSDD2, SurfaceSample, surface_sample
-from anomalib_exdd.data.sample import generate_sample, surface_image
+from anomalib_exdd.data.surfaces import generate_sample, surface_image
 
 
 def test_generates_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

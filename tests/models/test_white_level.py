@@ -15,7 +15,7 @@ from small import SMALL
 
 from anomalib_exdd import KSDD2, ExDD, SyntheticDefects
 from anomalib_exdd.pipelines.banks import Teach
-from anomalib_exdd.pipelines.synthesize import material_of
+from anomalib_exdd.synthesis.command import material_of
 
 Make = Callable[..., Any]
 WHITE = 4095

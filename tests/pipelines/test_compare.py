@@ -19,7 +19,6 @@ import torch
 import yaml
 from anomalib.cli import AnomalibCLI
 from anomalib.cli.pipelines import PIPELINE_REGISTRY
-from made_up_surfaces import make_surfaces
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
@@ -34,6 +33,7 @@ from anomalib_exdd.pipelines.comparison.models import build_model
 from anomalib_exdd.pipelines.comparison.runs import PlannedRun
 from anomalib_exdd.pipelines.comparison.settings import ComparisonSettings, MethodSettings
 from anomalib_exdd.reporting.comparison import METRICS, read_comparison, read_explanations, read_images, read_maps
+from made_up_surfaces import make_surfaces
 
 
 class Finished:

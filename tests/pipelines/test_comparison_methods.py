@@ -9,13 +9,13 @@ import torch
 from anomalib.data import InferenceBatch
 from anomalib.data.utils import LabelName
 from anomalib.models import Padim, Supersimplenet
-from made_up_surfaces import make_surfaces
 
 from anomalib_exdd.pipelines.comparison.data import DataFiles, build_data, without_defective_training_images
 from anomalib_exdd.pipelines.comparison.methods import PreparedMethod, prepare
 from anomalib_exdd.pipelines.comparison.models import build_model
 from anomalib_exdd.pipelines.comparison.one_run import QUICK, trainer_settings
 from anomalib_exdd.pipelines.comparison.settings import ComparisonSettings, MethodSettings
+from made_up_surfaces import make_surfaces
 
 SHARED: dict[str, Any] = {"image_size": (64, 48), "backbone": "resnet18", "seeds": [3]}
 

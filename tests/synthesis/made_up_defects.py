@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from anomalib_exdd.synthesis import Defect
-from anomalib_exdd.synthesis.synthesizer import Mask, Pixels
+from anomalib_exdd.synthesis.base import Mask, Pixels
 
 
 def textured(seed: int, height: int = 96, width: int = 64, *, roughness: float = 6.0) -> Pixels:

@@ -19,14 +19,15 @@ from made_up_defects import textured, with_defect
 from safetensors.torch import load_file
 from tiny_pipeline import tiny_pipeline, wanted
 
-from anomalib_exdd.synthesis import Defect, dreambooth
+from anomalib_exdd.synthesis import Defect
 from anomalib_exdd.synthesis.diffusion_pipeline import _read, find_model, load_inpainting
-from anomalib_exdd.synthesis.dreambooth import DreamBoothSynthesizer
 from anomalib_exdd.synthesis.inpainting import InpaintingSynthesizer
-from anomalib_exdd.synthesis.lora_examples import Examples, random_mask
-from anomalib_exdd.synthesis.lora_folder import digest_of_weights
-from anomalib_exdd.synthesis.lora_settings import LoraSettings, published_weight
-from anomalib_exdd.synthesis.lora_training import _generator, _loss, _Words, noise_level_weight, train_lora
+from anomalib_exdd.synthesis.lora import dreambooth
+from anomalib_exdd.synthesis.lora.dreambooth import DreamBoothSynthesizer
+from anomalib_exdd.synthesis.lora.examples import Examples, random_mask
+from anomalib_exdd.synthesis.lora.folder import digest_of_weights
+from anomalib_exdd.synthesis.lora.settings import LoraSettings, published_weight
+from anomalib_exdd.synthesis.lora.training import _generator, _loss, _Words, noise_level_weight, train_lora
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anomalib_exdd.synthesis.lora_folder.save_lora", stop)
+    monkeypatch.setattr("anomalib_exdd.synthesis.lora.folder.save_lora", stop)
     with pytest.raises(KeyboardInterrupt):
         tiny(tmp_path / "lora", max_steps=2, checkpoint_every=1).prepare(DEFECTS, NORMALS)
     with pytest.raises(ValueError, match="rank 32 instead of 8"):

@@ -11,8 +11,8 @@ from made_up_defects import blob, textured
 from PIL import Image
 
 from anomalib_exdd.synthesis import Request
+from anomalib_exdd.synthesis.base import Mask
 from anomalib_exdd.synthesis.perlin import PerlinSynthesizer, _shuffled
-from anomalib_exdd.synthesis.synthesizer import Mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

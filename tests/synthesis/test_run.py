@@ -12,8 +12,8 @@ import pytest
 from made_up_defects import textured, with_defect
 
 from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer, run_folder
-from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
 from anomalib_exdd.synthesis.material import Material, ReadLater
+from anomalib_exdd.synthesis.output_folder import read_manifest, read_synthetic
 from anomalib_exdd.synthesis.run import SynthesisRun, synthesize
 from anomalib_exdd.synthesis.run_settings import RunSettings
 

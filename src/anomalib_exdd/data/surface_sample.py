@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.transforms.v2 import Transform
 
 from .ksdd2 import KSDD2
-from .sample import generate_sample
+from .surfaces import generate_sample
 
 
 class SurfaceSample(KSDD2):

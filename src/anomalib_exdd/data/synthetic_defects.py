@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.reading import inspect_pair, map_files, warn_of_inverted_masks
-from anomalib_exdd.synthesis.manifest import SyntheticImage, read_synthetic
+from anomalib_exdd.synthesis.output_folder import SyntheticImage, read_synthetic
 from anomalib_exdd.synthesis.review import REVIEW_NAME
 
 from .dataset import completed

@@ -9,12 +9,12 @@
 =======================  =====================================================================
 """
 
+from .base import Defect, Request, Synthesis, Synthesizer
 from .diag import DiagSynthesizer
-from .dreambooth import DreamBoothSynthesizer
-from .in_and_out import InAndOutSynthesizer
+from .lora.dreambooth import DreamBoothSynthesizer
+from .mixture import InAndOutSynthesizer
 from .paste import PasteSynthesizer
 from .perlin import PerlinSynthesizer
-from .synthesizer import Defect, Request, Synthesis, Synthesizer
 
 __all__ = [
     "Defect",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .synthesizer import Mask, Pixels
+from .base import Mask, Pixels
 
 LATENT_CELL = 8  # pixels of a side that one number of the latent image stands for
 GRANULE = 64  # U-Nets halve latents three times; and images of nearly the same size come to share a batch

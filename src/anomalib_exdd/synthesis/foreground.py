@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .synthesizer import Mask, Pixels
+from .base import Mask, Pixels
 
 FLAT = 4.0  # standard deviation in a window of 7 x 7, in grey levels, above which a place is no flat background
 SPREAD = 12.0  # grey levels that 95 % of a background's pixels stay within, around its color

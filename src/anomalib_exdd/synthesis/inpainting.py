@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check
 from .crops import (
     Size,
     Window,
@@ -22,7 +23,6 @@ from .crops import (
     working_size,
 )
 from .diffusion_pipeline import ModelSource, find_model, load_inpainting
-from .synthesizer import Mask, Pixels, Request, Synthesis, Synthesizer, check
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from .synthesizer import Defect, Mask, Pixels
+from .base import Defect, Mask, Pixels
 
 Item = TypeVar("Item")
 

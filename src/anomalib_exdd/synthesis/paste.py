@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, check
 from .foreground import foreground
-from .masks import Motion, best_positions, check_defect, draw_motion, move, put, room_in
-from .synthesizer import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, check
+from .placement import Motion, best_positions, check_defect, draw_motion, move, put, room_in
 
 Blend = Literal["poisson", "contrast"]
 """`poisson`: Poisson editing. `contrast`: the defect, as much brighter or darker as it is than its surroundings."""

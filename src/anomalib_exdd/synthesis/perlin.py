@@ -14,9 +14,9 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 
-from .drawn_shapes import LEAST_AREA, draw_shape
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check
 from .foreground import foreground
-from .synthesizer import Mask, Pixels, Request, Synthesis, Synthesizer, check
+from .shapes import LEAST_AREA, draw_shape
 
 if TYPE_CHECKING:
     from anomalib.data.utils.generators import PerlinAnomalyGenerator

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .change import Change, changed_mask, measure_change
-from .manifest import Record, as_plain
-from .masks import place
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer
+from .change_detection import Change, changed_mask, measure_change
 from .material import Material
+from .output_folder import Record, as_plain
+from .placement import place
 from .run_folder import ACCEPTED, REJECTED, RunFolder
 from .run_settings import RunSettings, check_material
-from .synthesizer import Mask, Pixels, Request, Synthesis, Synthesizer
 
 LIBRARIES = (
     "anomalib-exdd",

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .manifest import (
+from .base import Mask, Pixels
+from .output_folder import (
     FORMAT,
     MANIFEST_NAME,
     START_NAME,
@@ -29,7 +30,6 @@ from .manifest import (
     to_json,
 )
 from .review import REVIEW_NAME, empty_review
-from .synthesizer import Mask, Pixels
 
 logger = logging.getLogger(__name__)
 

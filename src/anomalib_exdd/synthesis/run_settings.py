@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from .change import MaskMode
-from .masks import MaskSource
+from .base import Synthesizer
+from .change_detection import MaskMode
 from .material import Material
+from .placement import MaskSource
 from .run_folder import MAX_COUNT
-from .synthesizer import Synthesizer
 
 
 @dataclass(frozen=True)

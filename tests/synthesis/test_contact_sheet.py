@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_exdd.reporting.contact_sheet import LONGEST_SIDE, MAX_IMAGES, Entry, contact_sheet, preview
+from anomalib_exdd.synthesis.contact_sheet import LONGEST_SIDE, MAX_IMAGES, Entry, contact_sheet, preview
 
 
 def pictures(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,22 +20,22 @@ from tqdm import tqdm
 
 from anomalib_exdd.data.defect_datamodule import DefectDataModule
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, read_mask
-from anomalib_exdd.reporting.contact_sheet import preview
-from anomalib_exdd.synthesis.change import MaskMode
+from anomalib_exdd.pipelines.verb import Verb
+from anomalib_exdd.synthesis.base import Mask, Pixels, Synthesizer
+from anomalib_exdd.synthesis.change_detection import MaskMode
+from anomalib_exdd.synthesis.contact_sheet import preview
 from anomalib_exdd.synthesis.diag import DiagSynthesizer
-from anomalib_exdd.synthesis.dreambooth import DreamBoothSynthesizer
-from anomalib_exdd.synthesis.in_and_out import InAndOutSynthesizer
-from anomalib_exdd.synthesis.manifest import read_synthetic
-from anomalib_exdd.synthesis.masks import MaskSource
+from anomalib_exdd.synthesis.lora.dreambooth import DreamBoothSynthesizer
 from anomalib_exdd.synthesis.material import Material
+from anomalib_exdd.synthesis.mixture import InAndOutSynthesizer
+from anomalib_exdd.synthesis.output_folder import read_synthetic
 from anomalib_exdd.synthesis.paste import PasteSynthesizer
 from anomalib_exdd.synthesis.perlin import PerlinSynthesizer
+from anomalib_exdd.synthesis.placement import MaskSource
 from anomalib_exdd.synthesis.run import SynthesisRun
 from anomalib_exdd.synthesis.run_settings import RunSettings
-from anomalib_exdd.synthesis.synthesizer import Mask, Pixels, Synthesizer
 
-from .synthesis_report import answer, write_reports
-from .verb import Verb
+from .report import answer, write_reports
 
 logger = logging.getLogger(__name__)
 

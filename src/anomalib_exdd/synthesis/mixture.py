@@ -5,7 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from .synthesizer import Defect, Pixels, Request, Synthesis, Synthesizer, check
+from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check
 
 
 class InAndOutSynthesizer(Synthesizer):

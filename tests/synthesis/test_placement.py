@@ -9,10 +9,10 @@ from made_up_defects import blob, textured, with_defect
 from scipy.ndimage import binary_fill_holes
 
 from anomalib_exdd.synthesis import Defect
-from anomalib_exdd.synthesis.drawn_shapes import AREAS, LEAST_AREA, draw_shape
+from anomalib_exdd.synthesis.base import Mask, Pixels
 from anomalib_exdd.synthesis.foreground import foreground
-from anomalib_exdd.synthesis.masks import MaskSource, fit_mask, place
-from anomalib_exdd.synthesis.synthesizer import Mask, Pixels
+from anomalib_exdd.synthesis.placement import MaskSource, fit_mask, place
+from anomalib_exdd.synthesis.shapes import AREAS, LEAST_AREA, draw_shape
 
 seeds = st.integers(0, 2**32 - 1)
 

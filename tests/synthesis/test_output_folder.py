@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.synthesis.manifest import (
+from anomalib_exdd.synthesis.output_folder import (
     FORMAT,
     Record,
     manifest_csv,

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .drawn_shapes import draw_shape
+from .base import Defect, Mask, Pixels
 from .foreground import foreground
-from .synthesizer import Defect, Mask, Pixels
+from .shapes import draw_shape
 
 MaskSource = Literal["auto", "real", "moved", "drawn"]
 """`real`: masks of real defects as they are, as DIAG takes them. `moved`: the same, turned, mirrored, scaled, warped

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock, Timeout
 
-from . import lora_folder
-from .diffusion_pipeline import ModelSource, find_model, load_inpainting
-from .inpainting import InpaintingSynthesizer
-from .lora_examples import Examples
-from .lora_settings import LoraSettings, published_weight
-from .lora_training import drop_text_layers, train_lora
-from .synthesizer import Defect, Pixels
+from anomalib_exdd.synthesis.base import Defect, Pixels
+from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, find_model, load_inpainting
+from anomalib_exdd.synthesis.inpainting import InpaintingSynthesizer
+
+from . import folder as lora_folder
+from .examples import Examples
+from .settings import LoraSettings, published_weight
+from .training import drop_text_layers, train_lora
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from made_up_defects import textured, with_defect
 
 from anomalib_exdd.synthesis import Defect, Request, Synthesis, Synthesizer
-from anomalib_exdd.synthesis.in_and_out import InAndOutSynthesizer
-from anomalib_exdd.synthesis.synthesizer import Pixels
+from anomalib_exdd.synthesis.base import Pixels
+from anomalib_exdd.synthesis.mixture import InAndOutSynthesizer
 
 
 class Painter(Synthesizer):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from anomalib_exdd.reporting.synthesis_page import PageImage, synthesis_page
 from anomalib_exdd.synthesis.review import Decision, read_review
+from anomalib_exdd.synthesis.review_page import PageImage, synthesis_page
 
 NASTY = '</script><b> & "@CARDS@" \\u003c'
 

@@ -7,7 +7,7 @@ in light or dark. A browser cannot write into the folder: the page offers the ta
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .markup import asset, escape, fill, script_json
+from anomalib_exdd.reporting.markup import asset, escape, fill, script_json
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .diffusion_pipeline import ModelSource, import_library
+from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, import_library
 
 WEIGHTS, RECORD, CARD, CHECKPOINT = "pytorch_lora_weights.safetensors", "lora.json", "README.md", "training.safetensors"
 

@@ -15,10 +15,11 @@ from numpy.random import SeedSequence
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .crops import LATENT_CELL
-from .diffusion_pipeline import import_library
-from .lora_examples import Example, Examples
-from .lora_settings import LoraSettings
+from anomalib_exdd.synthesis.crops import LATENT_CELL
+from anomalib_exdd.synthesis.diffusion_pipeline import import_library
+
+from .examples import Example, Examples
+from .settings import LoraSettings
 
 _LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 _CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "conv"]

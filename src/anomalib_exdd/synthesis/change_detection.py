@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .synthesizer import Mask, Pixels
+from .base import Mask, Pixels
 
 MaskMode = Literal["input", "difference", "intersection"]
 """`input`: the mask that the synthesizer was given. `difference`: what changed, a little beyond that mask too.

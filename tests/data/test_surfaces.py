@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_exdd.data import sample
-from anomalib_exdd.data.sample import (
+from anomalib_exdd.data import surfaces as sample
+from anomalib_exdd.data.surfaces import (
     COVERAGE,
     DEFECTS,
     HEIGHTS,

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_defects import blob, darkened, textured
 
-from anomalib_exdd.synthesis.change import BEYOND, changed_mask, measure_change
-from anomalib_exdd.synthesis.synthesizer import Mask, Pixels
+from anomalib_exdd.synthesis.base import Mask, Pixels
+from anomalib_exdd.synthesis.change_detection import BEYOND, changed_mask, measure_change
 
 SHAPE = (160, 120)
 GIVEN = blob(*SHAPE, (80, 60), (40, 32))

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from .crops import Size, cut, cut_mask, window_around, working_size
-from .lora_settings import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
-from .synthesizer import Defect, Mask, Pixels, Request, check
+from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, Request, check
+from anomalib_exdd.synthesis.crops import Size, cut, cut_mask, window_around, working_size
+
+from .settings import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
 
 _ORDER, _DRAWING = 0, 1  # what a stream of random numbers is for
 _MASK_EXTENT = (0.04, 0.30)  # of the image's shorter side, half an axis of what is hidden

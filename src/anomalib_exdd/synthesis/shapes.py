@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .synthesizer import Mask
+from .base import Mask
 
 AREAS = (0.001, 0.03)  # least and greatest share of the part that a shape is drawn to cover
 LEAST_AREA = 12  # pixels that a shape covers at least, where the part has as many
