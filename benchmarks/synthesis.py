@@ -37,10 +37,8 @@ from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.patches import defect_patches
 from anomalib_exdd.synthesis import PasteSynthesizer, PerlinSynthesizer
 from anomalib_exdd.synthesis.command import read_defect_pixels, read_pixels
-from anomalib_exdd.synthesis.material import Material
-from anomalib_exdd.synthesis.output_folder import Record
-from anomalib_exdd.synthesis.run import synthesize
-from anomalib_exdd.synthesis.run_settings import RunSettings
+from anomalib_exdd.synthesis.manifest import Record
+from anomalib_exdd.synthesis.run import RunSettings, SourceImages, synthesize
 from evidence import METRICS, Images, Study
 from machine import describe, known_results, markdown_table, save_results
 
@@ -73,9 +71,9 @@ class SynthesisStudy(Study):
         normals = [self.train.paths[row] for row in self.train.rows(defective=False)]
         defects = [(self.train.paths[row], mask_file(self.train.paths[row])) for row in real]
         with tempfile.TemporaryDirectory() as folder:
-            material = Material(normals, defects, read_pixels, read_defect_pixels)
+            sources = SourceImages(normals, defects, read_pixels, read_defect_pixels)
             settings = RunSettings(max(SYNTHETIC), seed=seed)
-            records = synthesize(Path(folder) / name, material, SYNTHESIZERS[name](), settings)
+            records = synthesize(Path(folder) / name, sources, SYNTHESIZERS[name](), settings)
             accepted = [record for record in records if record.accepted]
             return (self._read(Path(folder) / name, accepted) if accepted else None), records
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "images": set(),
     "neighbors": {"precision"},
     "sampling": {"precision", "processes"},
-    "synthesis": {"precision", "reporting"},
+    "synthesis": set(),
     "data": {"precision", *FOUNDATIONS},
     "models": {"precision", "processes", *FOUNDATIONS},
     "reporting": {"images"},  # decoding files: what a mask is, is decided once

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import RandomHorizontalFlip, RandomVerticalFlip
 from anomalib_exdd.data import KSDD2, DefectFolder
 from anomalib_exdd.data.items import DefectBatch
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
-from anomalib_exdd.synthesis.output_folder import Record, manifest_json
+from anomalib_exdd.synthesis.manifest import Record, manifest_json
 from made_up_images import invert, save_mask, save_pairs
 
 Sources = Sequence[tuple[str, str | None]]

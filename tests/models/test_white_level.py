@@ -15,7 +15,7 @@ from small import SMALL
 
 from anomalib_exdd import KSDD2, ExDD, SyntheticDefects
 from anomalib_exdd.pipelines.banks import Teach
-from anomalib_exdd.synthesis.command import material_of
+from anomalib_exdd.synthesis.command import source_images
 
 Make = Callable[..., Any]
 WHITE = 4095
@@ -79,7 +79,7 @@ def test_items_are_those_of_images_that_use_all_bits(plain: Path, deep: Path) ->
         for items in zip(*(getattr(each, name) for each in data), strict=True):
             for item in items[1:]:
                 torch.testing.assert_close(item.image, items[0].image, rtol=0, atol=1 / 1000)
-    materials = [material_of(each) for each in data]
+    materials = [source_images(each) for each in data]
     for path, deep_path in zip(materials[0].normals, materials[1].normals, strict=True):
         found, expected = materials[1].read_image(deep_path), materials[0].read_image(path)
         assert np.abs(found.astype(int) - expected).max() <= 1

@@ -19,8 +19,8 @@ from PIL import Image
 
 from anomalib_exdd.data import KSDD2
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
-from anomalib_exdd.synthesis.command import Synthesize, material_of, read_pixels
-from anomalib_exdd.synthesis.output_folder import read_manifest, read_synthetic
+from anomalib_exdd.synthesis.command import Synthesize, read_pixels, source_images
+from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
 from made_up_surfaces import make_surfaces
 
 # What the installed command does, whether or not this package is registered already.
@@ -112,9 +112,9 @@ def test_writes_a_reviewed_folder_that_trains(command: Command, root: Path, tmp_
     assert samples["is_synthetic"].sum() == 4
     assert not {image.image_path.name for image in read_synthetic(out)} & {"00001.png"}
 
-    mixed = material_of(parsed.datamodule)  # synthetic images are no material for more of them
-    assert set(mixed.normals) == {path for path in training if path in set(material_of(base).normals)}
-    assert len(mixed.defects) == len(material_of(base).defects)
+    mixed = source_images(parsed.datamodule)  # synthetic images are no material for more of them
+    assert set(mixed.normals) == {path for path in training if path in set(source_images(base).normals)}
+    assert len(mixed.defects) == len(source_images(base).defects)
 
 
 def test_pasted_defects_keep_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from tiny_pipeline import tiny_pipeline, wanted
 
 from anomalib_exdd.synthesis import Defect
-from anomalib_exdd.synthesis.diffusion_pipeline import _read, find_model, load_inpainting
-from anomalib_exdd.synthesis.inpainting import InpaintingSynthesizer
+from anomalib_exdd.synthesis.diffusion_pipeline import find_model, read_pipeline
+from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
 from anomalib_exdd.synthesis.lora import dreambooth
 from anomalib_exdd.synthesis.lora.dreambooth import DreamBoothSynthesizer
 from anomalib_exdd.synthesis.lora.examples import Examples, random_mask
 from anomalib_exdd.synthesis.lora.folder import digest_of_weights
 from anomalib_exdd.synthesis.lora.settings import LoraSettings, published_weight
-from anomalib_exdd.synthesis.lora.training import _generator, _loss, _Words, noise_level_weight, train_lora
+from anomalib_exdd.synthesis.lora.training import LoraTrainer, noise_level_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,7 +61,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         msg = "A training has started."
         raise AssertionError(msg)
 
-    monkeypatch.setattr(dreambooth, "train_lora", fail)
+    monkeypatch.setattr(dreambooth, "LoraTrainer", fail)
 
 
 # Training
@@ -121,7 +121,7 @@ def test_an_interrupted_training_ends_like_an_unbroken_one(
     monkeypatch.setattr(Examples, "__getitem__", stop_in_the_last_step)
     with pytest.raises(KeyboardInterrupt):
         tiny(folder, checkpoint_every=2).prepare(DEFECTS, NORMALS)
-    assert [path.name for path in folder.iterdir()] == ["training.safetensors"]
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
     positions: list[int] = []
 
     def record_positions(examples: Examples, position: int) -> Any:
@@ -135,7 +135,7 @@ def test_an_interrupted_training_ends_like_an_unbroken_one(
     assert resumed.keys() == unbroken.keys()
     assert all(torch.equal(resumed[name], unbroken[name]) for name in unbroken)
     assert digest_of_weights(folder) == digest_of_weights(trained)
-    assert not (folder / "training.safetensors").exists()
+    assert not (folder / "checkpoint.pt").exists()
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,31 +145,31 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr("anomalib_exdd.synthesis.lora.folder.save_lora", stop)
     with pytest.raises(KeyboardInterrupt):
         tiny(tmp_path / "lora", max_steps=2, checkpoint_every=1).prepare(DEFECTS, NORMALS)
-    with pytest.raises(ValueError, match="rank 32 instead of 8"):
+    with pytest.raises(ValueError, match=r"`settings\.rank` was 32 and is 8 now"):
         tiny(tmp_path / "lora", max_steps=2, rank=8).prepare(DEFECTS, NORMALS)
 
 
 def test_training_lowers_the_loss() -> None:
     settings = replace(SETTINGS, learning_rate=3e-3, max_steps=25, batch_size=2, restarts=1)
     examples = Examples(DEFECTS[:1], NORMALS[:1], settings)
-    pipeline = load_inpainting(str(tiny_pipeline()))
-    words = _Words(pipeline, settings)
+    pipeline = read_pipeline(find_model(str(tiny_pipeline())))
+    trainer = LoraTrainer(pipeline, settings)
     batch = [examples[position] for position in range(1000, 1008)]
 
     def loss() -> float:
         with torch.no_grad():
-            return float(_loss(pipeline, batch, words, settings, _generator(0, 9, 9)))
+            return float(trainer.loss(batch, torch.Generator().manual_seed(9)))
 
     before = loss()
-    train_lora(pipeline, examples, settings, None, lambda *_: None, 100)
+    trainer.train(examples, print, 100)
     assert loss() < 0.95 * before
     assert all(("lora" in name) == value.requires_grad for name, value in pipeline.unet.named_parameters())
 
 
 def test_of_a_model_in_half_precision_the_lora_is_trained_in_full(tmp_path: Path) -> None:
-    pipeline = _read(find_model(str(tiny_pipeline())), torch.bfloat16)
+    pipeline = read_pipeline(find_model(str(tiny_pipeline())), torch.bfloat16)
     settings = replace(SETTINGS, max_steps=2, batch_size=2, learning_rate=1e-2)
-    train_lora(pipeline, Examples(DEFECTS, NORMALS, settings), settings, None, lambda *_: None, 100)
+    LoraTrainer(pipeline, settings).train(Examples(DEFECTS, NORMALS, settings), print, 100)
     lora = {name: value for name, value in pipeline.unet.named_parameters() if "lora" in name}
     assert {value.dtype for value in lora.values()} == {torch.float32}
     assert pipeline.unet.conv_in.weight.dtype == torch.bfloat16
@@ -184,7 +184,7 @@ def test_stable_diffusion_reads_its_prompts_from_the_last_layer_but_one(tmp_path
     result = synthesizer.synthesize([wanted()])[0]
     assert result.details["lora_weight"] == 0.60
     assert not any("conv" in name for name in load_file(tmp_path / "lora" / WEIGHTS))
-    whole, cut = load_inpainting(model), synthesizer._pipeline
+    whole, cut = read_pipeline(find_model(model)), synthesizer.pipeline
     tokens = torch.tensor([[515, 3, 516]])
     layers = whole.text_encoder(tokens, output_hidden_states=True).hidden_states
     norm = getattr(whole.text_encoder, "text_model", whole.text_encoder).final_layer_norm
@@ -233,16 +233,20 @@ def test_settings_without_a_meaning_are_refused(tmp_path: Path, arguments: dict[
 
 def test_the_learning_rate_falls_along_three_cosines() -> None:
     settings = replace(SETTINGS, max_steps=30, learning_rate=2.0)
-    rates = [settings.learning_rate_at(step) for step in range(30)]
+    trainer, rates = LoraTrainer(read_pipeline(find_model(str(tiny_pipeline()))), settings), []
+    for _ in range(30):
+        rates += trainer.schedule.get_last_lr()
+        trainer.optimizer.step()
+        trainer.schedule.step()
     assert [rates[step] for step in (0, 10, 20)] == pytest.approx([2.0] * 3)
     assert [rates[step] for step in (5, 15, 25)] == pytest.approx([1.0] * 3)
     assert rates[:10] == sorted(rates[:10], reverse=True)
 
 
 def test_noise_levels_count_by_their_limited_ratio() -> None:
-    signal = torch.tensor([0.5, 0.9, 0.1])  # ratios of signal to noise of 1, 9 and 1/9
-    noise = noise_level_weight(signal, 5.0, predicts_velocity=False)
-    velocity = noise_level_weight(signal, 5.0, predicts_velocity=True)
+    ratio = torch.tensor([1.0, 9.0, 1 / 9])
+    noise = noise_level_weight(ratio, 5.0, predicts_velocity=False)
+    velocity = noise_level_weight(ratio, 5.0, predicts_velocity=True)
     assert noise.tolist() == pytest.approx([1, 5 / 9, 1])
     assert velocity.tolist() == pytest.approx([1 / 2, 5 / 10, 1 / 10])
 
@@ -258,7 +262,7 @@ def test_defects_take_turns_with_normal_images() -> None:
     assert {example.prompt for example in seen[::2]} <= set(SETTINGS.defect_prompts)
     assert {example.weight for example in seen[::2]} == {1.0}
     assert all(example.image.shape == (64, 64, 3) and example.mask.any() for example in seen)
-    orders = [[examples._shuffled(2 * round_ + turn, 2, kind=0) for turn in range(2)] for round_ in range(9)]
+    orders = [[examples.order(2 * round_ + turn, 2, kind=0) for turn in range(2)] for round_ in range(9)]
     assert all(sorted(order) == [0, 1] for order in orders)
     assert len({tuple(order) for order in orders}) == 2
 
@@ -293,8 +297,8 @@ def test_all_examples_have_the_commonest_size() -> None:
     [
         ([], [], "nothing to learn from"),
         (DEFECTS, [], "`prior_weight` needs normal images"),
-        ([replace(DEFECTS[0], mask=np.zeros((64, 64), bool))], NORMALS, r"defects/00000.png` cannot.*mask is empty"),
-        (DEFECTS, [np.zeros((64, 64, 3))], "Normal image 0 cannot be learned from. .*float64"),
+        ([replace(DEFECTS[0], mask=np.zeros((64, 64), bool))], NORMALS, r"mask of defect `defects/00000.png` is empty"),
+        (DEFECTS, [np.zeros((64, 64, 3))], "image of normal image 0 .*float64"),
     ],
 )
 def test_images_that_teach_nothing_are_refused(defects: list[Defect], normals: list[Any], message: str) -> None:
@@ -315,8 +319,8 @@ def test_something_is_always_hidden(seed: int, height: int, width: int) -> None:
 
 def test_what_is_reloaded_is_what_was_trained(trained: Path) -> None:
     synthesizer = tiny(trained, lora_weight=1.0)
-    pipeline = load_inpainting(str(tiny_pipeline()))
-    train_lora(pipeline, Examples(DEFECTS, NORMALS, synthesizer.training), synthesizer.training, None, print, 100)
+    pipeline = read_pipeline(find_model(str(tiny_pipeline())))
+    LoraTrainer(pipeline, synthesizer.training).train(Examples(DEFECTS, NORMALS, synthesizer.training), print, 100)
     synthesizer.synthesize([wanted()])
     generator = torch.Generator().manual_seed(0)
     latents, states = torch.randn(1, 9, 8, 8, generator=generator), torch.randn(1, 5, 64, generator=generator)
@@ -324,7 +328,7 @@ def test_what_is_reloaded_is_what_was_trained(trained: Path) -> None:
     with torch.no_grad():
         first, second, base = (
             unet(latents, 500, encoder_hidden_states=states, added_cond_kwargs=conditions).sample
-            for unet in (pipeline.unet, synthesizer._pipeline.unet, load_inpainting(str(tiny_pipeline())).unet)
+            for unet in (pipeline.unet, synthesizer.pipeline.unet, read_pipeline(find_model(str(tiny_pipeline()))).unet)
         )
     assert torch.equal(first, second)
     assert (first - base).abs().max() > 1e-3
@@ -332,8 +336,13 @@ def test_what_is_reloaded_is_what_was_trained(trained: Path) -> None:
 
 def test_weight_zero_is_the_base_model(trained: Path) -> None:
     requests = [wanted(0), wanted(1)]
-    base = InpaintingSynthesizer(
-        str(tiny_pipeline()), num_inference_steps=2, working_size=64, prompts=DreamBoothSynthesizer("lora").prompts
+    base = DiagSynthesizer(
+        str(tiny_pipeline()),
+        num_inference_steps=2,
+        working_size=64,
+        prompts=DreamBoothSynthesizer("lora").prompts,
+        negative_prompt="",
+        guidance_scale=7.5,
     )
     plain = base.synthesize(requests)
     off = tiny(trained, lora_weight=0.0).synthesize(requests)
@@ -354,9 +363,13 @@ def test_a_finished_lora_is_used_again(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "defects", "message"),
     [
-        ({"rank": 8}, DEFECTS, "rank 32 instead of 8"),
-        ({"prompts": ["a dent"]}, DEFECTS, r"defect_prompts \[.*\] instead of \['a dent'\]"),
-        ({}, DEFECTS[:1], "defects '[0-9a-f]{64}' instead of '[0-9a-f]{64}'; defects 2 instead of 1"),
+        ({"rank": 8}, DEFECTS, "`settings.rank` was 32 and is 8 now"),
+        ({"prompts": ["a dent"]}, DEFECTS, r"`settings.defect_prompts` was \[.*\] and is \['a dent'\] now"),
+        (
+            {},
+            DEFECTS[:1],
+            "`counts.defects` was 2 and is 1 now; `digests.defects` was '[0-9a-f]{64}' and is",
+        ),
     ],
 )
 def test_a_lora_of_another_training_is_refused(
@@ -368,7 +381,7 @@ def test_a_lora_of_another_training_is_refused(
 
 def test_a_lora_of_another_model_is_refused(trained: Path) -> None:
     other = tiny(trained, model=str(tiny_pipeline(seed=1)))
-    with pytest.raises(ValueError, match=r"base_revision 'local-.*' instead of 'local-"):
+    with pytest.raises(ValueError, match=r"`base_revision` was 'local-.*' and is 'local-"):
         other.prepare(DEFECTS, NORMALS)
     with pytest.raises(ValueError, match="belongs to the model pipeline"):
         other.synthesize([wanted()])

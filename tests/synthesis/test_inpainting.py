@@ -1,4 +1,4 @@
-"""Inpainting pipelines are found, loaded and fed rightly; nothing outside the mask changes."""
+"""Inpainting pipelines are found, loaded and fed rightly; DIAG's settings; nothing outside the mask changes."""
 
 import json
 import shutil
@@ -17,14 +17,15 @@ from tiny_pipeline import tiny_pipeline, wanted
 
 from anomalib_exdd.synthesis import Request, Synthesis
 from anomalib_exdd.synthesis.crops import Window, cut, cut_mask, paste_back, stretch_mask, window_around, working_size
-from anomalib_exdd.synthesis.diffusion_pipeline import _read, find_model, load_inpainting
-from anomalib_exdd.synthesis.inpainting import InpaintingSynthesizer
+from anomalib_exdd.synthesis.diffusion_pipeline import find_model, read_pipeline
+from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny(**arguments: Any) -> InpaintingSynthesizer:
-    return InpaintingSynthesizer(**{"model": str(tiny_pipeline()), "num_inference_steps": 3, **arguments})
+def tiny(**arguments: Any) -> DiagSynthesizer:
+    plain = {"prompts": ["a surface with a scratch"], "negative_prompt": "", "guidance_scale": 7.5}
+    return DiagSynthesizer(**{"model": str(tiny_pipeline()), "num_inference_steps": 3, **plain, **arguments})
 
 
 def grey_levels(first: Synthesis, second: Synthesis) -> int:
@@ -43,7 +44,7 @@ def copied(tmp_path: Path) -> Path:
 def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(RuntimeError, match=r'diffusers cannot be found.*pip install "anomalib-exdd\[synthesis\]"'):
-        InpaintingSynthesizer().synthesize([wanted()])
+        DiagSynthesizer().synthesize([wanted()])
 
 
 def test_a_folder_has_a_fingerprint_that_changes_with_its_weights(copied: Path) -> None:
@@ -111,34 +112,34 @@ def test_other_pipelines_are_refused(copied: Path, class_name: str, message: str
     index = copied / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": class_name}))
     with pytest.raises(ValueError, match=message):
-        load_inpainting(str(copied))
+        read_pipeline(find_model(str(copied)))
 
 
 def test_pickles_are_refused(copied: Path) -> None:
     (copied / "unet" / "diffusion_pytorch_model.safetensors").rename(copied / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model.bin` are a pickle"):
-        load_inpainting(str(copied))
+        read_pipeline(find_model(str(copied)))
 
 
 def test_missing_weights_are_named(copied: Path) -> None:
     (copied / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"cannot be loaded: .*diffusion_pytorch_model.safetensors.* complete"):
-        load_inpainting(str(copied))
+        read_pipeline(find_model(str(copied)))
 
 
 def test_half_precision_files_are_taken_where_there_are_no_others_and_the_reverse(tmp_path: Path) -> None:
-    whole = load_inpainting(str(tiny_pipeline()))
+    whole = read_pipeline(find_model(str(tiny_pipeline())))
     whole.save_pretrained(tmp_path, variant="fp16")
-    loaded = load_inpainting(str(tmp_path))
+    loaded = read_pipeline(find_model(str(tmp_path)))
     assert loaded.unet.dtype == torch.float32
     assert torch.equal(loaded.unet.conv_in.weight, whole.unet.conv_in.weight)
-    half = _read(find_model(str(tiny_pipeline())), torch.float16)
+    half = read_pipeline(find_model(str(tiny_pipeline())), torch.float16)
     assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.float16}
 
 
 def test_nothing_marks_or_censors_the_images() -> None:
-    assert load_inpainting(str(tiny_pipeline())).watermark is None
-    assert load_inpainting(str(tiny_pipeline("sd"))).safety_checker is None
+    assert read_pipeline(find_model(str(tiny_pipeline()))).watermark is None
+    assert read_pipeline(find_model(str(tiny_pipeline("sd")))).safety_checker is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_models_for_few_steps_refuse_strong_guidance(copied: Path) -> None:
     index = copied / "model_index.json"
     content = json.loads(index.read_text())
     index.write_text(json.dumps({**content, "scheduler": ["diffusers", "LCMScheduler"]}))
-    with pytest.raises(ValueError, match=r"LCMScheduler\), and a guidance_scale of 20.0 would burn"):
+    with pytest.raises(ValueError, match=r"LCMScheduler\), and a guidance_scale of 20.0 would spoil"):
         tiny(model=str(copied), guidance_scale=20.0).synthesize([wanted()])
     assert tiny(model=str(copied), guidance_scale=1.0).synthesize([wanted()])
 
@@ -196,7 +197,7 @@ def test_pipelines_that_would_ignore_settings_are_refused() -> None:
         def __call__(self, prompt: str, image: Any, mask_image: Any, generator: Any) -> None: ...
 
     with pytest.raises(ValueError, match=r"Strengthless, which takes no strength. Set `strength` to 1"):
-        tiny()._check_fit(Strengthless())
+        tiny().check_pipeline(Strengthless())
 
 
 def test_few_steps_with_strong_guidance_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -226,7 +227,7 @@ def test_a_request_without_any_words_is_refused() -> None:
 def test_numbers_that_overflow_are_noticed() -> None:
     synthesizer = tiny()
     synthesizer.synthesize([wanted()])
-    torch.nn.init.constant_(synthesizer._pipeline.unet.conv_out.bias, float("nan"))
+    torch.nn.init.constant_(synthesizer.pipeline.unet.conv_out.bias, float("nan"))
     with pytest.raises(RuntimeError, match="not finite: it overflows in float32"):
         synthesizer.synthesize([wanted()])
 
@@ -251,7 +252,7 @@ def test_a_window_is_drawn_as_diffusers_itself_draws_it() -> None:
     mask[24:40, 24:40] = True  # its window is blown up to twice its size: resized masks fit the latent image's cells
     synthesizer = tiny(crop_padding=8, negative_prompt="smooth", guidance_scale=20.0)
     drawn = synthesizer.synthesize([Request(0, 5, image, mask, "a deep scratch")])[0].image
-    reference = synthesizer._pipeline(
+    reference = synthesizer.pipeline(
         prompt="a deep scratch",
         negative_prompt="smooth",
         image=Image.fromarray(image),
@@ -281,7 +282,7 @@ def test_batches_go_through_the_model_together() -> None:
     synthesizer = tiny(batched=True)
     synthesizer.synthesize([wanted()])
     batches: list[int] = []
-    synthesizer._pipeline.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    synthesizer.pipeline.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     synthesizer.synthesize([wanted(0), wanted(1, 70, 60), wanted(2)])
     assert set(batches) == {2, 4}  # one image and two, each with and without the words
 
@@ -333,6 +334,65 @@ def test_the_thinnest_scratch_is_drawn() -> None:
     request = Request(0, 0, textured(0, 64, 64), mask)
     image = tiny(crop_padding=64).synthesize([request])[0].image
     assert np.abs(image.astype(int) - request.image)[mask].mean() > 5
+
+
+# DIAG
+
+
+def test_the_preset_is_the_published_one() -> None:
+    assert DiagSynthesizer(resolution="stretch").settings == {
+        "model": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        "revision": None,
+        "prompts": ["white marks on the wall", "copper metal scratches"],
+        "negative_prompt": "smooth, plain, black, dark, shadow",
+        "num_inference_steps": 30,
+        "guidance_scale": 20.0,
+        "strength": 0.99,
+        "crop_padding": 2,
+        "resolution": "stretch",
+        "working_size": None,
+        "batched": False,
+        "half_precision": "auto",
+    }
+    assert DiagSynthesizer().settings["crop_padding"] == 32
+    assert DiagSynthesizer(crop_padding=7, resolution="stretch").settings["crop_padding"] == 7
+    assert not DiagSynthesizer.needs_defects
+
+
+def test_the_published_mode_stretches_to_1024_and_is_drawn_as_diffusers_does() -> None:
+    image, mask = textured(3, 64, 64), np.zeros((64, 64), dtype=bool)
+    mask[24:41, 20:33] = True
+    synthesizer = DiagSynthesizer(str(tiny_pipeline()), num_inference_steps=3, resolution="stretch", working_size=64)
+    drawn = synthesizer.synthesize([Request(0, 11, image, mask)])[0]
+    reference = synthesizer.pipeline(
+        prompt="white marks on the wall",
+        negative_prompt="smooth, plain, black, dark, shadow",
+        image=Image.fromarray(image),
+        mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
+        padding_mask_crop=2,
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        guidance_scale=20.0,
+        strength=0.99,
+        generator=torch.Generator().manual_seed(11),
+    ).images[0]
+    assert np.abs(drawn.image.astype(int) - np.asarray(reference)).max() <= 1
+
+
+def test_stretching_blurs_the_background_and_native_does_not() -> None:
+    request = wanted(0, 70, 45)
+    outside = ~request.mask
+    model = str(tiny_pipeline())
+    native = DiagSynthesizer(model, num_inference_steps=2).synthesize([request])[0]
+    stretched = DiagSynthesizer(model, num_inference_steps=2, resolution="stretch", working_size=128)
+    result = stretched.synthesize([request])[0]
+    assert np.array_equal(native.image[outside], request.image[outside])
+    assert result.image.shape == request.image.shape
+    assert result.details["working_size"] == [128, 128]
+    change = np.abs(result.image.astype(int) - request.image)
+    assert 0 < change[outside].mean() < 3
+    assert change[request.mask].mean() > 5
 
 
 # Windows

@@ -57,7 +57,7 @@ def levels(results: list[Synthesis]) -> list[int]:
 @given(hundredths=st.integers(0, 100), count=st.integers(1, 300))
 def test_share_is_exact_for_any_number_of_images(hundredths: int, count: int) -> None:
     mixture = InAndOutSynthesizer(Painter(1), Painter(2), share=hundredths / 100)
-    made = [mixture._is_first(index) for index in range(count)]
+    made = [mixture.is_first(index) for index in range(count)]
     assert sum(made) == count * hundredths // 100
     for part in range(1, count + 1):  # and evenly spread
         assert abs(sum(made[:part]) - part * hundredths / 100) < 1

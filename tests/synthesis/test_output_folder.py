@@ -9,16 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.synthesis.output_folder import (
+from anomalib_exdd.synthesis.manifest import (
+    DECISIONS,
     FORMAT,
+    REVIEW_COLUMNS,
     Record,
+    empty_review,
     manifest_csv,
     manifest_json,
     read_manifest,
+    read_review,
     read_synthetic,
     to_json,
 )
-from anomalib_exdd.synthesis.review import COLUMNS, DECISIONS, Decision, empty_review, read_review
 
 START = {"count": 3, "settings": {"seed": 0}, "versions": {"numpy": "2"}, "command": "anomalib synthesize --seed 0"}
 GOOD = Record(
@@ -112,7 +115,7 @@ def test_review_goes_before_the_measurement(folder: Path, decide: Decide) -> Non
     decide("train/00000.png,reject,blurred", "rejected/00001.png,Accept ,faint but real")
     assert names(folder) == ["00001.png", "00002.png"]
     by_name = {image.image_path.name: image for image in read_synthetic(folder, with_rejected=True)}
-    assert by_name["00000.png"].decision == Decision("reject", "blurred")
+    assert (by_name["00000.png"].decision, by_name["00000.png"].comment) == ("reject", "blurred")
     assert not by_name["00000.png"].accepted
     assert by_name["00001.png"].accepted
 
@@ -160,8 +163,8 @@ def test_mistakes_in_the_review_are_named(
 def test_any_comment_comes_back(tmp_path_factory: pytest.TempPathFactory, comment: str, word: str) -> None:
     root = tmp_path_factory.mktemp("review")
     with (root / "review.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, ("train/00000.png", word, comment)])
-    assert read_review(root, [GOOD.image]) == {GOOD.image: Decision(word, comment.strip())}
+        csv.writer(file).writerows([REVIEW_COLUMNS, ("train/00000.png", word, comment)])
+    assert read_review(root, [GOOD.image]) == {GOOD.image: (word, comment.strip())}
 
 
 def test_folder_without_review_or_with_rows_missing(folder: Path, decide: Decide) -> None:

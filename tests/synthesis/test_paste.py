@@ -167,8 +167,8 @@ def test_no_defect_is_impossible(
     mask[rng.integers(defect_size[0]), rng.integers(defect_size[1])] = True
     defect = Defect(rng.integers(0, 256, (*defect_size, 3), dtype=np.uint8), mask, "odd.png")
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    placed = place(image, [defect], "moved", rng)
-    result = PasteSynthesizer(blend).synthesize([Request(0, seed, image, placed.mask, "", defect)])[0]
+    mask, _, _ = place(image, [defect], "moved", rng)
+    result = PasteSynthesizer(blend).synthesize([Request(0, seed, image, mask, "", defect)])[0]
     assert result.image.shape == image.shape
     assert result.mask.shape == size
     assert result.mask.any()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomalib_exdd.synthesis import Request
 from anomalib_exdd.synthesis.base import Mask
-from anomalib_exdd.synthesis.perlin import PerlinSynthesizer, _shuffled
+from anomalib_exdd.synthesis.perlin import PerlinSynthesizer, shuffled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -132,7 +132,7 @@ def test_half_of_the_regions_take_a_texture(textures: Path) -> None:
 @settings(max_examples=40, deadline=None)
 def test_shuffled_image_is_made_of_its_own_pixels(height: int, width: int) -> None:
     image = np.arange(height * width * 3, dtype=np.uint16).reshape(height, width, 3).astype(np.uint8)
-    mixed = _shuffled(image, np.random.default_rng(0))
+    mixed = shuffled(image, np.random.default_rng(0))
     assert mixed.shape == image.shape
     assert {tuple(pixel) for pixel in mixed.reshape(-1, 3)} <= {tuple(pixel) for pixel in image.reshape(-1, 3)}
     if height % 8 == width % 8 == 0:

@@ -3,29 +3,36 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from anomalib_exdd.synthesis.review import Decision, read_review
-from anomalib_exdd.synthesis.review_page import PageImage, synthesis_page
+from anomalib_exdd.synthesis.manifest import Record, SyntheticImage, read_review
+from anomalib_exdd.synthesis.review_page import review_page
 
-NASTY = '</script><b> & "@CARDS@" \\u003c'
+NASTY = '</script><b> & "{{ cards }}" \\u003c'
 
 
-def page_image(image: str, *, accepted: bool, facts: Sequence[tuple[str, str]] = (), **others: str) -> PageImage:
-    stem = Path(image).stem
-    mask, preview = image.replace(".png", "_GT.png"), f"previews/{stem}.jpg"
-    return PageImage(image=image, mask=mask, preview=preview, facts=facts, accepted=accepted, **others)
+def synthetic_image(
+    number: int, *, accepted: bool, prompt: str = "", reason: str = "", **review: str
+) -> SyntheticImage:
+    image = f"{'train' if accepted else 'rejected'}/{number:05d}.png"
+    mask = image.replace(".png", "_GT.png")
+    content: dict[str, Any] = dict.fromkeys((field.name for field in fields(Record)), "")
+    content |= {"index": number, "image": image, "mask": mask, "source": "parts/a.png", "change": {}, "details": {}}
+    record = Record(**{**content, "prompt": prompt, "accepted": accepted, "reason": reason})
+    return SyntheticImage(Path(image), Path(mask), record, **review)
 
 
 IMAGES = [
-    page_image("train/00000.png", accepted=True, facts=[("Prompt", NASTY), ("Defect", "")]),
-    page_image("rejected/00001.png", accepted=False, reason="No change", decision="accept", comment=NASTY),
-    page_image("train/00002.png", accepted=True, decision="reject"),
+    synthetic_image(0, accepted=True, prompt=NASTY),
+    synthetic_image(1, accepted=False, reason="No change", decision="accept", comment=NASTY),
+    synthetic_image(2, accepted=True, decision="reject"),
 ]
+FILES = [image.record.image for image in IMAGES]
 
 # As much of a browser as the page's script asks for.
 BROWSER = """
@@ -103,10 +110,11 @@ def in_browser(page: str, actions: str) -> Any:
 
 
 def test_every_image_can_be_seen_and_decided_on() -> None:
-    tags = Tags(synthesis_page("Plates", IMAGES))
-    assert [picture["src"] for picture in tags.named("img")] == [image.preview for image in IMAGES]
+    tags = Tags(review_page("Plates", IMAGES))
+    assert [picture["src"] for picture in tags.named("img")] == [f"previews/{number:05d}.jpg" for number in range(3)]
     assert all(picture["alt"] for picture in tags.named("img"))
-    assert [link["href"] for link in tags.named("a")] == [path for each in IMAGES for path in (each.image, each.mask)]
+    links = [link["href"] for link in tags.named("a")]
+    assert links == [name for file in FILES for name in (file, file.replace(".png", "_GT.png"))]
     assert [card["data-measured"] for card in tags.named("article")] == ["accepted", "rejected", "accepted"]
     assert all(card["tabindex"] == "0" for card in tags.named("article"))
     pressed = [button["aria-pressed"] for button in tags.named("button") if "data-decision" in button]
@@ -115,7 +123,7 @@ def test_every_image_can_be_seen_and_decided_on() -> None:
 
 
 def test_words_of_others_stay_words() -> None:
-    page = synthesis_page(NASTY, IMAGES)
+    page = review_page(NASTY, IMAGES)
     tags = Tags(page)
     assert not tags.named("b")
     assert page.count("</script>") == 1
@@ -126,7 +134,7 @@ def test_words_of_others_stay_words() -> None:
 
 def test_downloaded_table_is_what_training_reads(tmp_path: Path) -> None:
     text = in_browser(
-        synthesis_page("Plates", IMAGES),
+        review_page("Plates", IMAGES),
         """
         cards[0].children[1].click();  // reject
         cards[0].input.listeners.input({ target: { value: 'too dark,\\n "very"' } });
@@ -136,16 +144,16 @@ def test_downloaded_table_is_what_training_reads(tmp_path: Path) -> None:
         """,
     )
     (tmp_path / "review.csv").write_text(text, encoding="utf-8")
-    assert read_review(tmp_path, [image.image for image in IMAGES]) == {
-        "train/00000.png": Decision("reject", 'too dark, "very"'),
-        "rejected/00001.png": Decision("accept", NASTY),
-        "train/00002.png": Decision("", ""),
+    assert read_review(tmp_path, FILES) == {
+        "train/00000.png": ("reject", 'too dark, "very"'),
+        "rejected/00001.png": ("accept", NASTY),
+        "train/00002.png": ("", ""),
     }
 
 
 def test_keys_decide_and_move_among_what_is_shown() -> None:
     before, after, tally, focus = in_browser(
-        synthesis_page("Plates", IMAGES),
+        review_page("Plates", IMAGES),
         """
         const before = state();
         ids.filter.value = "accepted";

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from made_up_defects import textured, with_defect
 
-from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer, run_folder
-from anomalib_exdd.synthesis.material import Material, ReadLater
-from anomalib_exdd.synthesis.output_folder import read_manifest, read_synthetic
-from anomalib_exdd.synthesis.run import SynthesisRun, synthesize
-from anomalib_exdd.synthesis.run_settings import RunSettings
+from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer, output_folder
+from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
+from anomalib_exdd.synthesis.run import LazySequence, RunSettings, SourceImages, SynthesisRun, synthesize
 
 SIZE = (48, 40)
 COUNT = 6
@@ -57,7 +55,7 @@ class NeedsDefects(Painter):
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> SourceImages:
     """Files of five normal images and two real defects."""
     root = tmp_path_factory.mktemp("parts")
     for seed in range(5):
@@ -66,7 +64,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         defect = with_defect(10 + seed, *SIZE)
         cv2.imwrite(str(root / f"d{seed}.png"), defect.image)
         cv2.imwrite(str(root / f"d{seed}_GT.png"), defect.mask.astype(np.uint8) * 255)
-    return Material(
+    return SourceImages(
         normals=[str(root / f"n{seed}.png") for seed in range(5)],
         defects=[(str(root / f"d{seed}.png"), str(root / f"d{seed}_GT.png")) for seed in range(2)],
         read_image=lambda path: np.asarray(cv2.imread(path), dtype=np.uint8),
@@ -74,16 +72,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     )
 
 
-def preview(normal: Any, mask: Any, made: Any) -> bytes:
-    return bytes([int(normal.mean()), int(made.mean()), int(mask.sum()) % 256])
-
-
 @pytest.fixture
-def make(material: Material, tmp_path: Path) -> Callable[..., SynthesisRun]:
+def make(sources: SourceImages, tmp_path: Path) -> Callable[..., SynthesisRun]:
     def run(name: str = "out", synthesizer: Synthesizer | None = None, **options: Any) -> SynthesisRun:
         settings = options.pop("settings", SETTINGS)
-        options = {"batch_size": 2, "preview": preview, **options}
-        return SynthesisRun(tmp_path / name, material, synthesizer or Painter(), settings, **options)
+        options = {"batch_size": 2, **options}
+        return SynthesisRun(tmp_path / name, sources, synthesizer or Painter(), settings, **options)
 
     return run
 
@@ -105,7 +99,7 @@ def content(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_images_masks_and_records_fit_together(make: Make, material: Material) -> None:
+def test_images_masks_and_records_fit_together(make: Make, sources: SourceImages) -> None:
     run = make()
     through(run)
     root = run.folder.root
@@ -114,7 +108,7 @@ def test_images_masks_and_records_fit_together(make: Make, material: Material) -
     assert any(record.attempts > 1 for record in records), "the test needs images that were made again"
     for record in records:
         image, mask = cv2.imread(str(root / record.image)), cv2.imread(str(root / record.mask), cv2.IMREAD_GRAYSCALE)
-        source = material.read_image(record.source)
+        source = sources.read_image(record.source)
         assert image.shape == source.shape
         assert mask.shape == SIZE
         assert set(np.unique(mask)) == {0, 255}
@@ -122,7 +116,7 @@ def test_images_masks_and_records_fit_together(make: Make, material: Material) -
         changed = np.abs(image.astype(int) - source).max(axis=2) > 0
         assert changed[mask > 0].mean() > 0.9
         assert record.prompt in SETTINGS.prompts
-        assert record.defect in {path for path, _ in material.defects}
+        assert record.defect in {path for path, _ in sources.defects}
         assert record.synthesizer == "Painter"
         assert record.model == "paint"
         assert record.details == {"levels": 90, "doubt": None}
@@ -177,7 +171,7 @@ class KilledError(BaseException):
 def test_interruptions_at_any_moment_leave_no_trace(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is written, then flushed to the disk, then renamed: ending there is ending anywhere."""
     flush, moments = os.fsync, []
-    monkeypatch.setattr(run_folder.os, "fsync", lambda file: (moments.append(None), flush(file)))
+    monkeypatch.setattr(output_folder.os, "fsync", lambda file: (moments.append(None), flush(file)))
     whole = through(make("whole"))
     assert len(moments) == len(whole)
     for moment in range(len(moments)):
@@ -191,7 +185,7 @@ def test_interruptions_at_any_moment_leave_no_trace(make: Make, monkeypatch: pyt
             flush(file)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_folder.os, "fsync", fsync)
+            patch.setattr(output_folder.os, "fsync", fsync)
             with pytest.raises(KilledError):
                 through(make(f"broken{moment}"))
         broken = make(f"broken{moment}")
@@ -256,9 +250,9 @@ def test_other_settings_are_refused_by_name(make: Make) -> None:
     assert through(make(settings=other), overwrite=True) == through(make("fresh", settings=other))
 
 
-def test_other_material_is_refused(make: Make, material: Material, tmp_path: Path) -> None:
+def test_other_material_is_refused(make: Make, sources: SourceImages, tmp_path: Path) -> None:
     through(make())
-    fewer = replace(material, normals=material.normals[1:])
+    fewer = replace(sources, normals=sources.normals[1:])
     with pytest.raises(ValueError, match=r"`material.normals` was 5 and is 4 now"):
         SynthesisRun(tmp_path / "out", fewer, Painter(), SETTINGS).open()
 
@@ -329,12 +323,12 @@ def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
         RunSettings(**{**asdict(SETTINGS), **change})
 
 
-def test_material_has_to_suffice(make: Make, material: Material, tmp_path: Path) -> None:
-    without = replace(material, defects=[])
+def test_material_has_to_suffice(make: Make, sources: SourceImages, tmp_path: Path) -> None:
+    without = replace(sources, defects=[])
     for given, synthesizer, settings, message in (
-        (replace(material, normals=[]), Painter(), SETTINGS, "no normal images"),
+        (replace(sources, normals=[]), Painter(), SETTINGS, "no normal images"),
         (without, NeedsDefects(), SETTINGS, "NeedsDefects works with real defects"),
-        (material, NeedsDefects(), replace(SETTINGS, masks="drawn"), "'drawn' have not. Use 'moved'"),
+        (sources, NeedsDefects(), replace(SETTINGS, masks="drawn"), "'drawn' do not have. Use 'moved'"),
         (without, Painter(), replace(SETTINGS, masks="real"), "`masks` is 'real', but"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -343,13 +337,13 @@ def test_material_has_to_suffice(make: Make, material: Material, tmp_path: Path)
         make(batch_size=0)
 
 
-def test_works_without_real_defects(material: Material, tmp_path: Path) -> None:
-    records = synthesize(tmp_path / "out", replace(material, defects=[]), Painter(weak=0), SETTINGS, batch_size=3)
+def test_works_without_real_defects(sources: SourceImages, tmp_path: Path) -> None:
+    records = synthesize(tmp_path / "out", replace(sources, defects=[]), Painter(weak=0), SETTINGS, batch_size=3)
     assert [record.defect for record in records] == [None] * COUNT
     assert all(record.accepted for record in records)
 
 
-def test_what_took_no_part_is_not_recorded(make: Make, material: Material) -> None:
+def test_what_took_no_part_is_not_recorded(make: Make, sources: SourceImages) -> None:
     class OwnPlace(Painter):
         def _paint(self, request: Request) -> Synthesis:
             corner = np.zeros_like(request.mask)
@@ -364,10 +358,10 @@ def test_what_took_no_part_is_not_recorded(make: Make, material: Material) -> No
     assert [record.defect is None for record in records] == [True, False] * (COUNT // 2)
 
 
-def test_the_kind_of_the_real_defect_is_recorded(material: Material, tmp_path: Path) -> None:
-    known = replace(material, kinds={material.defects[0][0]: "dent", material.defects[1][0]: ""})
+def test_the_kind_of_the_real_defect_is_recorded(sources: SourceImages, tmp_path: Path) -> None:
+    known = replace(sources, kinds={sources.defects[0][0]: "dent", sources.defects[1][0]: ""})
     records = synthesize(tmp_path / "out", known, Painter(0), replace(SETTINGS, count=8))
-    kinds = [("dent" if record.defect == material.defects[0][0] else None) for record in records]
+    kinds = [("dent" if record.defect == sources.defects[0][0] else None) for record in records]
     assert [record.details.get("kind") for record in records] == kinds
     assert set(kinds) == {"dent", None}
     drawn = replace(SETTINGS, masks="drawn")
@@ -389,20 +383,19 @@ def test_refusals_of_the_synthesizer_name_the_image(make: Make) -> None:
     assert run.missing() == [2, 3, 4, 5]
 
 
-def test_material_is_read_when_it_is_looked_at(material: Material) -> None:
+def test_material_is_read_when_it_is_looked_at(sources: SourceImages) -> None:
     read: list[str] = []
-    counted = replace(material, read_image=lambda path: (read.append(path), material.read_image(path))[1])
+    counted = replace(sources, read_image=lambda path: (read.append(path), sources.read_image(path))[1])
     images, defects = counted.normal_images(), counted.real_defects()
     assert (len(images), len(defects)) == (5, 2)
     assert read == []
-    assert np.array_equal(images[-1], material.read_image(material.normals[4]))
-    assert [len(images[1:3]), len(read)] == [2, 1]
-    assert np.array_equal(images[1:3][1], material.read_image(material.normals[2]))
-    assert defects[1].path == material.defects[1][0]
+    assert np.array_equal(images[-1], sources.read_image(sources.normals[4]))
+    assert len(read) == 1
+    assert defects[1].path == sources.defects[1][0]
     assert defects[1].mask.any()
     with pytest.raises(IndexError):
-        ReadLater(2, lambda _: 0)[2]
-    crooked = replace(material, read_mask=lambda _: np.ones((3, 4), dtype=bool))
+        LazySequence([7], abs)[1]
+    crooked = replace(sources, read_mask=lambda _: np.ones((3, 4), dtype=bool))
     with pytest.raises(ValueError, match=r"d0_GT.png` has 4 x 3 pixels, but its image"):
         crooked.real_defects()[0]
 

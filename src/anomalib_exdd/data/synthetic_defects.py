@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.reading import inspect_pair, map_files, warn_of_inverted_masks
-from anomalib_exdd.synthesis.output_folder import SyntheticImage, read_synthetic
-from anomalib_exdd.synthesis.review import REVIEW_NAME
+from anomalib_exdd.synthesis.manifest import REVIEW_NAME, SyntheticImage, read_synthetic
 
 from .dataset import completed
 from .defect_datamodule import DefectDataModule
@@ -208,7 +207,7 @@ class SyntheticDefects(DefectDataModule):
     def _too_few(self, usable: int) -> str:
         images = read_synthetic(self.synthetic_root, with_rejected=True)
         accepted = sum(image.accepted for image in images)
-        reviewed = sum(image.decision.decision == "reject" for image in images)
+        reviewed = sum(image.decision == "reject" for image in images)
         wanted = "at least one is needed" if self.count is None else f"argument `count` asks for {self.count}"
         return (
             f"The folder `{self.synthetic_root}` has {usable} usable synthetic images, but {wanted}. Of {len(images)} "

@@ -1,11 +1,14 @@
-"""What all synthesizers have in common: a normal image, a place and words go in; an image with a defect comes out.
+"""What all synthesizers have in common: a normal image, a mask and a prompt go in; an image with a defect comes out.
 
 Images are `[H, W, 3]`, RGB, uint8; masks are `[H, W]`, bool, True on the defect.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Levels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Defect:
     Attributes:
         image: The defective image, `[H, W, 3]`.
         mask: Its mask, `[H, W]`.
-        path: Where the image comes from.
+        path: File of the image.
         kind: Kind of the defect, such as "scratch"; empty if it is not known.
     """
 
@@ -34,15 +38,17 @@ class Defect:
 
 @dataclass(frozen=True)
 class Request:
-    """One image that is wanted. It decides its result alone: nothing depends on the requests beside it.
+    """One image to make. Its result depends on nothing else, not on the requests beside it.
 
     Attributes:
-        index: Number of the image among all that are wanted.
-        seed: Seed of everything that is random about it.
+        index: Number of the image in the run.
+        seed: Seed of everything random about it.
         image: The normal image, `[H, W, 3]`.
-        mask: Where the defect is to be, `[H, W]`.
-        prompt: The defect in words; synthesizers that do not read ignore it.
-        defect: The real defect that the mask was made from, None if it was made up.
+        mask: Where to draw the defect, `[H, W]`.
+        prompt: The defect in words, for synthesizers that read a prompt.
+        defect: The real defect that the mask was made from, if any.
+        source: File of the normal image.
+        placement: Where the mask comes from, in words.
     """
 
     index: int
@@ -51,17 +57,19 @@ class Request:
     mask: Mask
     prompt: str = ""
     defect: Defect | None = None
+    source: str = ""
+    placement: str = ""
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """What came out.
+    """The result of a request.
 
     Attributes:
         image: The image with a defect, of the size of the request's, `[H, W, 3]`.
-        mask: Where the synthesizer may have changed it, `[H, W]`: the request's mask, or that of a synthesizer that
-            places its defects itself.
-        details: What the manifest has to say about this image besides.
+        mask: Where the image may have changed, `[H, W]`: the request's mask, or that of a synthesizer that places its
+            defects itself.
+        details: Further entries for the manifest.
     """
 
     image: Pixels
@@ -72,22 +80,22 @@ class Synthesis:
 class Synthesizer(ABC):
     """Draws defects into normal images.
 
-    Constructors take plain settings and are quick; models are loaded when the first image is wanted.
+    Constructors keep each argument in an attribute of the same name; models are loaded with the first request.
     """
 
     needs_defects: ClassVar[bool] = False
-    """Whether it can do nothing without real defects."""
+    """Whether real defects are required."""
 
     device: str = "cpu"
-    """Where models run: set before the first image is wanted."""
+    """Where models run: to be set before the first request."""
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Everything that the images depend on besides the requests, as plain values: kept in the manifest."""
+        return dict(as_plain({name: getattr(self, name) for name in signature(type(self)).parameters}))
 
     def prepare(self, defects: Sequence[Defect], normals: Sequence[Pixels]) -> None:
-        """Learn from real defects and normal images, before the first request; most synthesizers learn nothing."""
+        """Learn from real defects and normal images, before the first request. Does nothing by default."""
         del defects, normals
 
     @abstractmethod
@@ -95,29 +103,44 @@ class Synthesizer(ABC):
         """Draw a defect into each image.
 
         Args:
-            requests: What is wanted. They are worked on together where that is faster; results are those of one by one.
+            requests: Any number of them; a synthesizer may work on them in batches.
 
         Returns:
-            One result for each of them.
+            One result for each request.
 
         Raises:
             ValueError: If a request is not usable: an empty mask, a mask of another size, an image too small.
         """
 
 
-def check(request: Request) -> None:
-    """Refuse a request that would silently lead to nothing.
+def check_image_and_mask(image: Pixels, mask: Mask, which: str = "") -> None:
+    """Check shapes and types, and that the mask is not empty.
+
+    Args:
+        image: To be `[H, W, 3]`, uint8.
+        mask: To be `[H, W]`, bool.
+        which: Names the pair in messages, such as " of defect `a.png`".
 
     Raises:
-        ValueError: If image or mask have the wrong shape or type, or if the mask is empty.
+        ValueError: If one of them is not usable.
     """
-    image, mask = request.image, request.mask
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        msg = f"An image has to be [H, W, 3] of uint8, but got {list(image.shape)} of {image.dtype}."
+        msg = f"The image{which} has to be [H, W, 3] of uint8, but got {list(image.shape)} of {image.dtype}."
         raise ValueError(msg)
     if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
-        msg = f"A mask has to be {list(image.shape[:2])} of bool, but got {list(mask.shape)} of {mask.dtype}."
+        msg = f"The mask{which} has to be {list(image.shape[:2])} of bool, but got {list(mask.shape)} of {mask.dtype}."
         raise ValueError(msg)
     if not mask.any():
-        msg = "The mask is empty: there is no place for a defect."
+        msg = f"The mask{which} is empty: there is no place for a defect. Leave it out."
         raise ValueError(msg)
+
+
+def as_plain(value: Any) -> Any:
+    """Return a nested value as JSON gives it back: tuples become lists, numbers that are not finite become None."""
+    return json.loads(json.dumps(value, default=_as_builtin), parse_constant=lambda _: None)
+
+
+def _as_builtin(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.as_posix()
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)

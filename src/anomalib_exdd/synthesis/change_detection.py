@@ -1,8 +1,8 @@
-"""What a synthesizer really changed: whether a defect came out at all, and which pixels it covers.
+"""What a synthesizer really changed: whether a defect is visible at all, and which pixels it covers.
 
 Diffusion redraws everything inside its mask, most of it as the same surface: the mask that it was given is too large.
-A plain threshold on the difference finds the redrawn texture too. What tells a defect from redrawn texture is that it
-stands out from the surface around it, compared with how much that surface varies itself:
+A threshold on the difference alone finds the redrawn texture too. A defect stands out from the surface around it,
+compared with how much that surface varies itself:
 
     z = |G1(generated) - G8(original)| / local standard deviation of the original
 
@@ -15,9 +15,8 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from .base import Mask, Pixels
+from .base import Levels, Mask, Pixels
 
 MaskMode = Literal["input", "difference", "intersection"]
 """`input`: the mask that the synthesizer was given. `difference`: what changed, a little beyond that mask too.
@@ -29,9 +28,7 @@ LEAST_DIFFERENCE = 2.0  # grey levels, smoothed: less is no change, however smoo
 BEYOND = 8  # pixels that `difference` looks beyond the mask
 CLOSING_RADIUS = 2  # pixels
 LEAST_PIECE = 12  # pixels: smaller pieces are grain
-LEAST_SHARE = 0.03  # of the given mask: if less is found, the given mask is believed
-
-Levels = NDArray[np.float32]
+LEAST_SHARE = 0.03  # of the given mask: if less is found, the given mask is kept
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Change:
 
     Attributes:
         visible: Change inside the mask, in grey levels: 95th percentile of the smoothed absolute difference. Redrawn
-            texture reaches about its own grain; a defect that one sees stands above.
+            texture reaches about its own grain, a visible defect more.
         contrast: How much the result stands out from the original surface inside the mask: 95th percentile of z, in
             standard deviations of that surface.
         changed_share: Share of the mask's pixels that differ by two grey levels or more, smoothed.
@@ -82,8 +79,8 @@ def measure_change(original: Pixels, generated: Pixels, mask: Mask) -> Change:
 def changed_mask(original: Pixels, generated: Pixels, mask: Mask, mode: MaskMode) -> Mask:
     """Find the mask of a synthetic defect.
 
-    Otsu's method splits z into two classes wherever it is asked to, even where nothing came out: ask `measure_change`
-    first. Where hardly anything is found, the given mask is returned.
+    Otsu's method finds two classes even where nothing changed: check with `measure_change` first. Where hardly
+    anything is found, the given mask is returned.
 
     Args:
         original: The normal image, `[H, W, 3]`, uint8.
@@ -104,9 +101,9 @@ def changed_mask(original: Pixels, generated: Pixels, mask: Mask, mode: MaskMode
     if mode == "input":
         return mask.copy()
     prominence = _prominence(original, generated)
-    # A pixel that is as it was cannot be part of a new defect, however much the surface itself stands out there.
+    # A pixel that did not change cannot be part of a new defect, however much the surface itself stands out there.
     changed = (prominence > _otsu(prominence[mask])) & (_smoothed_difference(original, generated) >= LEAST_DIFFERENCE)
-    allowed = mask if mode == "intersection" else _dilated(mask, BEYOND)
+    allowed = mask if mode == "intersection" else cv2.dilate(mask.astype(np.uint8), _disc(BEYOND)) > 0
     found = _cleaned(np.asarray(changed & allowed)) & allowed
     if np.count_nonzero(found) < LEAST_SHARE * np.count_nonzero(mask):
         return mask.copy()
@@ -154,15 +151,12 @@ def _otsu(values: Levels) -> float:
 
 def _cleaned(mask: Mask) -> Mask:
     """Close gaps of some pixels and drop the smallest pieces."""
-    size = 2 * CLOSING_RADIUS + 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc)
+    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(CLOSING_RADIUS))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= LEAST_PIECE
     keep[0] = False
     return np.asarray(keep[labels])
 
 
-def _dilated(mask: Mask, radius: int) -> Mask:
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return np.asarray(cv2.dilate(mask.astype(np.uint8), disc).astype(np.bool_))
+def _disc(radius: int) -> Pixels:
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)))

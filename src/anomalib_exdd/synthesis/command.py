@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from anomalib.data.utils import LabelName
@@ -21,27 +21,22 @@ from tqdm import tqdm
 from anomalib_exdd.data.defect_datamodule import DefectDataModule
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, read_mask
 from anomalib_exdd.pipelines.verb import Verb
-from anomalib_exdd.synthesis.base import Mask, Pixels, Synthesizer
-from anomalib_exdd.synthesis.change_detection import MaskMode
-from anomalib_exdd.synthesis.contact_sheet import preview
-from anomalib_exdd.synthesis.diag import DiagSynthesizer
-from anomalib_exdd.synthesis.lora.dreambooth import DreamBoothSynthesizer
-from anomalib_exdd.synthesis.material import Material
-from anomalib_exdd.synthesis.mixture import InAndOutSynthesizer
-from anomalib_exdd.synthesis.output_folder import read_synthetic
-from anomalib_exdd.synthesis.paste import PasteSynthesizer
-from anomalib_exdd.synthesis.perlin import PerlinSynthesizer
-from anomalib_exdd.synthesis.placement import MaskSource
-from anomalib_exdd.synthesis.run import SynthesisRun
-from anomalib_exdd.synthesis.run_settings import RunSettings
 
-from .report import answer, write_reports
+from . import DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer
+from .base import Mask, Pixels, Synthesizer
+from .change_detection import MaskMode
+from .manifest import SyntheticImage, read_synthetic
+from .output_folder import PAGE_NAME, SHEET_NAME
+from .placement import MaskSource
+from .review_page import write_reports
+from .run import RunSettings, SourceImages, SynthesisRun
 
 logger = logging.getLogger(__name__)
 
 # Imported so that the command line finds them by their plain names.
 SYNTHESIZERS = (DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer)
-_NO_TIMEOUT = timedelta(days=100)  # processes wait for the slowest one, which may take long
+NO_TIMEOUT = timedelta(days=100)  # processes wait for the slowest one, which may take long
+SHOWN_REASONS = 5
 
 
 class Synthesize(Verb):
@@ -52,6 +47,7 @@ class Synthesize(Verb):
         """Return the parser of the subcommand's arguments."""
         parser = ArgumentParser(description=Synthesize.__doc__)
         add = parser.add_argument
+        sources, modes = ", ".join(get_args(MaskSource)), ", ".join(get_args(MaskMode))
         add("-c", "--config", action=ActionConfigFile, help="Configuration file in YAML, such as those in configs/.")
         parser.add_subclass_arguments(DefectDataModule, "data", required=True)
         parser.add_subclass_arguments(Synthesizer, "synthesizer", required=True)
@@ -59,13 +55,13 @@ class Synthesize(Verb):
         add("--output", type=Path, required=True, help="Folder to write; goes on with what an interrupted run left.")
         add("--seed", type=int, default=0, help="Seed of everything random.")
         add("--prompts", type=list[str], default=[], help="Defects in words; default: the synthesizer's own.")
-        add("--masks", type=MaskSource, default="auto", help=f"Where defects are placed: {_words(MaskSource)}.")
+        add("--masks", type=MaskSource, default="auto", help=f"Where defects are placed: {sources}.")
         add(
             "--mask_mode",
             type=MaskMode,
             default="intersection",
-            help=f"What the mask of a synthetic image shows: {_words(MaskMode)}. The place that was asked for, what "
-            "really changed, or both together.",
+            help=f"What the mask of a synthetic image shows: {modes}. The place that was asked for, what really "
+            "changed, or both together.",
         )
         add("--min_change", type=float, default=8.0, help="Grey levels by which an image has to change visibly.")
         add("--retries", type=int, default=3, help="How often an image without a visible change is made again.")
@@ -105,47 +101,47 @@ class Synthesize(Verb):
             retries=config.retries,
         )
         fabric = launch(config.accelerator, config.devices, config.num_nodes)
-        on_first(fabric, datamodule.prepare_data)
+        on_first_process(fabric, datamodule.prepare_data)
         datamodule.setup()
         run = SynthesisRun(
             config.output,
-            material_of(datamodule),
+            source_images(datamodule),
             synthesizer,
             settings,
             batch_size=config.batch_size,
-            preview=preview,
             command=_this_command(),
         )
-        on_first(fabric, lambda: run.open(overwrite=config.overwrite))
+        on_first_process(fabric, lambda: run.open(overwrite=config.overwrite))
         synthesizer.device = str(fabric.device)
-        on_first(fabric, run.prepare)  # may train and save a model, which the others then find
+        on_first_process(fabric, run.prepare)  # may train and save a model, which the others then find
         if fabric.global_rank > 0:
             run.prepare()
         _work(run, fabric)
         fabric.barrier()
-        on_first(fabric, lambda: _finish(run))
+        on_first_process(fabric, lambda: _finish(run))
         if fabric.global_rank == 0:
-            print(answer(config.output, _train_command(datamodule, config)))
+            images = read_synthetic(config.output, with_rejected=True)
+            print(summary(config.output, images, _train_command(datamodule, config)))
 
 
 def launch(accelerator: str, devices: int | list[int] | str, num_nodes: int) -> Fabric:
     """Start the processes of a run, one for each device.
 
-    They only wait for each other, so they talk over the CPU, without a limit of time.
+    They only wait for each other, so they communicate over the CPU, without a time limit.
     """
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
     if isinstance(fabric.strategy, DDPStrategy):
-        strategy = DDPStrategy(process_group_backend="gloo", timeout=_NO_TIMEOUT)
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=NO_TIMEOUT)
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
     fabric.launch()
     return fabric
 
 
-def on_first(fabric: Fabric, action: Callable[[], None]) -> None:
-    """Let the first process do something while the others wait.
+def on_first_process(fabric: Fabric, action: Callable[[], None]) -> None:
+    """Call a function in the first process while the others wait.
 
     Raises:
-        ValueError: In all processes, if the first one was refused.
+        ValueError: In all processes, if it fails.
     """
     problem: str | None = None
     if fabric.global_rank == 0:
@@ -158,15 +154,12 @@ def on_first(fabric: Fabric, action: Callable[[], None]) -> None:
         raise ValueError(problem)
 
 
-def material_of(datamodule: DefectDataModule) -> Material:
-    """Return the real training images of a data module that was set up.
-
-    Validation and test images take no part: what is measured on them is measured on images never seen.
-    """
+def source_images(datamodule: DefectDataModule) -> SourceImages:
+    """Return the real training images of a data module that was set up; validation and test images stay unseen."""
     samples = datamodule.train_data.samples
     samples = samples[~samples["is_synthetic"]].sort_values("image_path")
     defective = samples[(samples["label_index"] == LabelName.ABNORMAL) & (samples["mask_path"] != "")]
-    return Material(
+    return SourceImages(
         normals=[str(path) for path in samples["image_path"][samples["label_index"] == LabelName.NORMAL]],
         defects=[
             (str(image), str(mask)) for image, mask in zip(defective.image_path, defective.mask_path, strict=True)
@@ -185,6 +178,34 @@ def read_pixels(path: str, white_level: int = WHITE_LEVEL) -> Pixels:
 def read_defect_pixels(path: str) -> Mask:
     """Read a mask as training reads it, `[H, W]`, bool."""
     return np.asarray(read_mask(path).numpy() > 0)
+
+
+def summary(output: Path, images: list[SyntheticImage], train_command: str) -> str:
+    """Return what was made, and what to do with it.
+
+    Args:
+        output: Folder of the images, finished.
+        images: All of them.
+        train_command: Command that trains with them, but for their number.
+    """
+    records = [image.record for image in images if image.record is not None]
+    rejected = [record for record in records if not record.accepted]
+    usable = sum(image.accepted for image in images)
+    lines = [f"{len(records)} images: {len(records) - len(rejected)} accepted, {len(rejected)} rejected."]
+    lines += [f"  {record.image}: {record.reason}" for record in rejected[:SHOWN_REASONS]]
+    if len(rejected) > SHOWN_REASONS:
+        lines.append(f"  ... and {len(rejected) - SHOWN_REASONS} more, see manifest.csv")
+    if reviewed := sum(bool(image.decision) for image in images):
+        lines.append(f"Reviewed: {reviewed}; training uses {usable}.")
+    lines += [
+        f"Folder: {output.resolve()}",
+        f"Contact sheet: {(output / SHEET_NAME).resolve()}",
+        f"Review: open {(output / PAGE_NAME).resolve()} in a browser, or fill in review.csv",
+        f"Train with it: {train_command} --data.count {usable}"
+        if usable
+        else "No image can be used: look at the sheet, then try other prompts or masks, or a lower --min_change.",
+    ]
+    return "\n".join(lines)
 
 
 def _work(run: SynthesisRun, fabric: Fabric) -> None:
@@ -212,19 +233,12 @@ def _train_command(datamodule: DefectDataModule, config: Namespace) -> str:
     defaults = inspect.signature(type(datamodule)).parameters
     for name, value in config.data.as_dict().get("init_args", {}).items():
         if value != defaults[name].default:
-            words += [f"--data.base.{name}", _as_argument(value)]
+            text = str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
+            words += [f"--data.base.{name}", text]
     return shlex.join([*words, "--data.synthetic_root", str(config.output)])
-
-
-def _as_argument(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
 
 
 def _this_command() -> str:
     if "synthesize" not in sys.argv[1:2]:  # called from Python
         return ""
     return shlex.join(["anomalib", *(word for word in sys.argv[1:] if word != "--overwrite")])
-
-
-def _words(literal: Any) -> str:
-    return ", ".join(get_args(literal))

@@ -1,7 +1,7 @@
-"""What a diffusion model gets to see: a window around the mask, resized to the size that it works at.
+"""What a diffusion model sees: a window around the mask, resized to the size that it works at.
 
-Windows have the shape of the working size, so that nothing is distorted. Where they reach over the border, the image is
-reflected. Sizes are (height, width).
+Windows have the proportions of the working size, so that nothing is distorted. Where they reach over the border, the
+image is reflected. Sizes are (height, width).
 """
 
 import math
@@ -37,16 +37,17 @@ def working_size(shape: Size, setting: int | Size | None) -> Size:
         shape: Size of the image.
         setting: None for the size of the image, rounded up to multiples of 64; a number for about the area of a square
             of that side in the proportions of the image, in multiples of 64 (In&Out's buckets); or the size itself.
-
-    Returns:
-        Height and width.
     """
     if isinstance(setting, tuple):
         return setting
     if setting is None:
         return _granules(shape[0], math.ceil), _granules(shape[1], math.ceil)
-    stretch = math.sqrt(shape[0] / shape[1])
-    return _granules(setting * stretch, round), _granules(setting / stretch, round)
+    ratio = math.sqrt(shape[0] / shape[1])
+    return _granules(setting * ratio, round), _granules(setting / ratio, round)
+
+
+def _granules(side: float, rounded: Callable[[float], int]) -> int:
+    return GRANULE * max(1, rounded(side / GRANULE))
 
 
 def check_working_size(setting: int | Size | None) -> None:
@@ -68,12 +69,12 @@ def window_around(mask: Mask, padding: int, size: Size) -> Window:
     """Return the smallest window in the proportions of `size` that holds the mask and its surroundings.
 
     Args:
-        mask: Where the defect is to be, `[H, W]`, not empty.
+        mask: Where to draw the defect, `[H, W]`, not empty.
         padding: Pixels of surroundings on each side, as far as the image reaches.
         size: Working size.
 
     Returns:
-        The window. It lies within the image where that is large enough, and is centred over it where it is not.
+        A window within the image where that is large enough, and centred over it where it is not.
     """
     (top, bottom), (left, right) = (
         (max(int(filled[0]) - padding, 0), min(int(filled[-1]) + 1 + padding, length))
@@ -94,25 +95,21 @@ def window_around(mask: Mask, padding: int, size: Size) -> Window:
     )
 
 
+def _slide(start: int, length: int, limit: int) -> int:
+    """Move an interval into 0..limit, or centre it over that where it is longer."""
+    return -((length - limit) // 2) if length > limit else min(max(start, 0), limit - length)
+
+
 def cut(image: Pixels, window: Window, size: Size) -> Pixels:
-    """Cut a window out of an image, reflected over its borders, and resize it.
-
-    Args:
-        image: `[H, W, 3]`, uint8.
-        window: What to cut out.
-        size: Size of the result.
-
-    Returns:
-        `[*size, 3]`, uint8.
-    """
-    return _resized(_rectangle(image, window, mode="reflect"), size)
+    """Cut a window out of an image, reflected over its borders, and resize it: `[*size, 3]`, uint8."""
+    return _resized(_cut(image, window, mode="reflect"), size)
 
 
 def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Mask:
     """Cut a window out of a mask and resize it, so that no part of it gets lost.
 
-    Models see a mask at one eighth of its size, sampled at single pixels: of a thin scratch nearly nothing would be
-    left.
+    Models see a mask at one eighth of its size, sampled at single pixels: nearly nothing would be left of a thin
+    scratch.
 
     Args:
         mask: `[H, W]`, bool.
@@ -124,7 +121,7 @@ def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Ma
     Returns:
         `size`, bool.
     """
-    grey = Image.fromarray(_rectangle(mask, window, mode="constant").astype(np.uint8) * 255)
+    grey = Image.fromarray(_cut(mask, window, mode="constant").astype(np.uint8) * 255)
     if not whole_cells:
         resized = np.asarray(grey.resize(size[::-1], Image.Resampling.LANCZOS)) >= 128
         if resized[::LATENT_CELL, ::LATENT_CELL].any():
@@ -136,7 +133,7 @@ def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Ma
 
 
 def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixels:
-    """Put what was drawn in a window back into the image: inside the mask, and nowhere else.
+    """Copy a drawn window into the image, inside the mask alone.
 
     Args:
         image: The image the window was cut from, `[H, W, 3]`, uint8.
@@ -148,13 +145,13 @@ def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixe
         `[H, W, 3]`, uint8; bit for bit the image outside the mask.
     """
     drawn = _resized(drawn, (window.height, window.width))
-    top, left = max(window.top, 0), max(window.left, 0)
-    bottom = min(window.top + window.height, image.shape[0])
-    right = min(window.left + window.width, image.shape[1])
-    result = image.copy()
-    inside = mask[top:bottom, left:right]
-    seen = drawn[top - window.top : bottom - window.top, left - window.left : right - window.left]
-    result[top:bottom, left:right][inside] = seen[inside]
+    rows, columns = (
+        slice(max(start, 0), min(start + length, limit))
+        for start, length, limit in zip(window[:2], window[2:], image.shape[:2], strict=True)
+    )
+    seen = drawn[rows.start - window.top : rows.stop - window.top, columns.start - window.left :]
+    result, inside = image.copy(), mask[rows, columns]
+    result[rows, columns][inside] = seen[:, : columns.stop - columns.start][inside]
     return result
 
 
@@ -170,8 +167,8 @@ def stretch_mask(mask: Mask, size: Size) -> Mask:
     return covered if covered.any() else np.asarray(grey.resize(size[::-1], Image.Resampling.BOX)) > 0
 
 
-def _rectangle(array: Array, window: Window, mode: Literal["reflect", "constant"]) -> Array:
-    """Return what is in the window; beyond the border a reflection (`reflect`) or nothing (`constant`)."""
+def _cut(array: Array, window: Window, mode: Literal["reflect", "constant"]) -> Array:
+    """Return what is in the window; beyond the border a reflection (`reflect`) or zeros (`constant`)."""
     height, width = array.shape[:2]
     before = max(-window.top, 0), max(-window.left, 0)
     after = max(window.top + window.height - height, 0), max(window.left + window.width - width, 0)
@@ -186,12 +183,3 @@ def _resized(image: Pixels, size: Size) -> Pixels:
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.LANCZOS))
-
-
-def _slide(start: int, length: int, limit: int) -> int:
-    """Move a stretch into 0..limit, or centre it over that where it is longer."""
-    return -((length - limit) // 2) if length > limit else min(max(start, 0), limit - length)
-
-
-def _granules(side: float, rounded: Callable[[float], int]) -> int:
-    return GRANULE * max(1, rounded(side / GRANULE))

@@ -1,6 +1,6 @@
-"""The only place where diffusers is imported: which inpainting pipeline is loaded, from where, and how.
+"""Finds and loads diffusers' inpainting pipelines.
 
-Libraries of the optional extra are imported when the first image is wanted, never earlier.
+The libraries of the optional extra are imported when the first image is wanted, never earlier.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 
 LIBRARIES = ("diffusers", "transformers", "accelerate", "peft")
-_INDEX = "model_index.json"  # what a saved pipeline consists of
-_HALF_VARIANT = "fp16"
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_EDGE_BYTES = 1 << 20
-_FIRST_WITH_DTYPE = (0, 42)  # older versions ignore `dtype` without a word; newer ones deprecate `torch_dtype`
+INDEX = "model_index.json"  # lists the parts of a saved pipeline
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+EDGE_BYTES = 1 << 20
+FIRST_WITH_DTYPE = (0, 42)  # older versions of diffusers ignore `dtype` silently; newer ones deprecate `torch_dtype`
+SUGGESTED = "Choose an inpainting pipeline, such as diffusers/stable-diffusion-xl-1.0-inpainting-0.1."
 
 
 class ModelSource(NamedTuple):
@@ -39,18 +39,12 @@ class ModelSource(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name to write into files: a local folder's path says more about the machine than about the model."""
+        """Name to write into files, without the path of a local folder."""
         return Path(self.model).name if self.is_local else self.model
 
 
 def import_library(name: str) -> ModuleType:
-    """Import a library of the extra `synthesis`.
-
-    Args:
-        name: Module to import.
-
-    Returns:
-        The module.
+    """Import a module of the extra `synthesis`.
 
     Raises:
         RuntimeError: If any of the extra's libraries is not installed.
@@ -69,11 +63,8 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
     """Find a pipeline in a folder, or on the hub or in its cache; of the hub only a small index is read.
 
     Args:
-        model: Folder that `save_pretrained` has written, or name on the Hugging Face hub.
+        model: Folder written by `save_pretrained`, or name on the Hugging Face hub.
         revision: Branch, tag or commit on the hub.
-
-    Returns:
-        Where the pipeline is, and its exact revision.
 
     Raises:
         RuntimeError: If diffusers is not installed.
@@ -87,16 +78,22 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
         if revision is not None:
             msg = f"Argument `revision` is '{revision}', but `{model}` is a folder, which has none. Leave it out."
             raise ValueError(msg)
-        index = path / _INDEX
+        index = path / INDEX
         if not index.is_file():
             msg = (
-                f"The folder `{model}` is no diffusers pipeline: it holds no {_INDEX}. Give the folder that "
+                f"The folder `{model}` is no diffusers pipeline: it holds no {INDEX}. Give the folder that "
                 "`pipeline.save_pretrained` has written; a single file of weights has to be converted first."
             )
             raise ValueError(msg)
         commit = _fingerprint(path)
+    elif path.exists() or model.count("/") != 1:
+        msg = (
+            f"Argument `model` is '{model}', which is neither a folder nor a name on the Hugging Face hub. Check the "
+            "path of the folder that `save_pretrained` has written, or give a name of the form `owner/name`."
+        )
+        raise ValueError(msg)
     else:
-        index = _index_from_hub(model, revision, looks_like_a_path=path.exists() or model.count("/") != 1)
+        index = _index_from_hub(model, revision)
         commit = index.parent.name
     class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
     if not hasattr(diffusers, class_name):
@@ -108,33 +105,17 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
     return ModelSource(str(path) if is_local else model, commit, is_local, class_name)
 
 
-def load_inpainting(
-    model: str,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    offload: bool = False,
-) -> Any:
-    """Load a pipeline for inpainting, whatever its class.
-
-    Weights are read from safetensors alone, because pickles can run code. Invisible watermarks, which would be learned
-    as a trait of defects, and filters that blacken images they misjudge are left out.
+def load_inpainting(source: ModelSource, dtype: torch.dtype, device: str = "cpu", *, offload: bool = False) -> Any:
+    """Load a pipeline onto a device.
 
     Args:
-        model: Folder that `save_pretrained` has written, or name on the Hugging Face hub.
-        revision: Branch, tag or commit on the hub.
-        dtype: Precision of the weights. Files of half precision are preferred for it where there are any.
+        source: The pipeline.
+        dtype: Precision of the weights.
         device: Where to compute.
-        offload: Keep in the device's memory only what computes right now.
-
-    Returns:
-        The diffusers pipeline.
+        offload: Keep only the part of the model that computes on the device.
 
     Raises:
-        RuntimeError: If diffusers is not installed.
-        ValueError: If this is no inpainting pipeline, if its weights are pickles, or if `dtype` or `offload` do not go
-            with the device.
-        ConnectionError: If the hub is not reachable and the model is not in its cache.
+        ValueError: If `dtype` or `offload` do not go with the device; see also `read_pipeline`.
     """
     kind = torch.device(device).type
     if dtype != torch.float32 and kind != "cuda":
@@ -145,9 +126,8 @@ def load_inpainting(
     if offload and kind == "cpu":
         msg = "Argument `offload` is True, but the device is the CPU: there is nothing to offload from. Leave it out."
         raise ValueError(msg)
-    source = find_model(model, revision)
-    pipeline = _read(source, dtype)
-    pipeline.set_progress_bar_config(disable=True)  # images are counted, not steps
+    pipeline = read_pipeline(source, dtype)
+    pipeline.set_progress_bar_config(disable=True)  # progress is counted in images, not steps
     if offload:
         pipeline.enable_model_cpu_offload(device=device)
     else:
@@ -155,36 +135,43 @@ def load_inpainting(
     return pipeline
 
 
-def _read(source: ModelSource, dtype: torch.dtype) -> Any:
-    """Read the weights, in the variant that suits the precision or else in the other one."""
+def read_pipeline(source: ModelSource, dtype: torch.dtype = torch.float32) -> Any:
+    """Read an inpainting pipeline of any class into memory.
+
+    Only safetensors are read, because pickles can run code. Invisible watermarks, which a detector would learn as a
+    sign of defects, and filters that blacken images are left out.
+
+    Args:
+        source: The pipeline.
+        dtype: Precision of the weights. Files of half precision are preferred for it where there are any.
+
+    Raises:
+        ValueError: If this is no inpainting pipeline, or if its weights are pickles or incomplete.
+    """
     diffusers = import_library("diffusers")
     if source.is_local:
         _refuse_pickles(Path(source.model))
     known = inspect.signature(getattr(diffusers, source.class_name).__init__).parameters
     wanted = {"add_watermarker": False, "safety_checker": None, "requires_safety_checker": False}
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-    options = {
-        "torch_dtype" if version < _FIRST_WITH_DTYPE else "dtype": dtype,
-        "use_safetensors": True,
-        "local_files_only": source.is_local,
+    read = partial(
+        diffusers.AutoPipelineForInpainting.from_pretrained,
+        source.model,
+        use_safetensors=True,
+        local_files_only=source.is_local,
+        **{"torch_dtype" if version < FIRST_WITH_DTYPE else "dtype": dtype},
         **({} if source.is_local else {"revision": source.revision}),
         **{name: value for name, value in wanted.items() if name in known},
-    }
-    read = partial(diffusers.AutoPipelineForInpainting.from_pretrained, source.model, **options)
-    first, second = (None, _HALF_VARIANT) if dtype == torch.float32 else (_HALF_VARIANT, None)
-    try:
-        return read(variant=first)
-    except (OSError, ValueError) as error:
-        reason = error
-    try:
-        return read(variant=second)
-    except (OSError, ValueError) as error:
-        reason = reason if first is None else error  # that there are no files of half precision explains nothing
+    )
+    reasons: dict[str | None, Exception] = {}
+    for variant in (None, "fp16") if dtype == torch.float32 else ("fp16", None):
+        try:
+            return read(variant=variant)
+        except (OSError, ValueError) as error:  # noqa: PERF203  two passes
+            reasons[variant] = error
+    reason = reasons[None]  # that there are no files of half precision explains nothing
     if "AutoPipeline can't find" in str(reason):
-        msg = (
-            f"The pipeline `{source.model}` is a '{source.class_name}', for which diffusers has no inpainting. Choose "
-            "an inpainting pipeline, such as diffusers/stable-diffusion-xl-1.0-inpainting-0.1."
-        )
+        msg = f"The pipeline `{source.model}` is a '{source.class_name}', which has no inpainting. {SUGGESTED}"
     else:
         msg = (
             f"The pipeline `{source.model}` (revision {source.revision}) cannot be loaded: {reason} Only weights in "
@@ -193,51 +180,37 @@ def _read(source: ModelSource, dtype: torch.dtype) -> Any:
     raise ValueError(msg) from reason
 
 
-def _index_from_hub(model: str, revision: str | None, *, looks_like_a_path: bool) -> Path:
+def _index_from_hub(model: str, revision: str | None) -> Path:
     """Return the index of a model on the hub, from its cache where that is up to date or the hub is not reachable."""
-    if looks_like_a_path:
-        msg = (
-            f"Argument `model` is '{model}', which is neither a folder nor a name on the Hugging Face hub. Check the "
-            "path of the folder that `save_pretrained` has written, or give a name of the form `owner/name`."
-        )
-        raise ValueError(msg)
     hub, errors = import_library("huggingface_hub"), import_library("huggingface_hub.errors")
-    try:
-        return Path(hub.hf_hub_download(model, _INDEX, revision=revision))
-    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        problem = "is not on the Hugging Face hub under this name and revision, or needs an account"
-        fix = "Check `model` and `revision`; for a gated model, accept its terms on its page and run `hf auth login`."
-        raise ValueError(_not_found(model, revision, problem, fix)) from error
-    except errors.LocalEntryNotFoundError as error:
-        problem = "is not in the local cache, and the Hugging Face hub is not reachable"
-        fix = (
-            "Go online, or download it on another machine with "
-            f"`hf download {model} --local-dir FOLDER` and set `model` to that folder."
-        )
-        raise ConnectionError(_not_found(model, revision, problem, fix)) from error
-    except (errors.EntryNotFoundError, errors.HFValidationError) as error:
-        problem = f"is no diffusers pipeline ({error})"
-        fix = "Choose an inpainting pipeline, such as diffusers/stable-diffusion-xl-1.0-inpainting-0.1."
-        raise ValueError(_not_found(model, revision, problem, fix)) from error
-    except OSError as error:  # the hub answers, but not with the file
-        problem = f"cannot be fetched from the Hugging Face hub ({error})"
-        raise ConnectionError(_not_found(model, revision, problem, "Try again later.")) from error
-
-
-def _not_found(model: str, revision: str | None, problem: str, fix: str) -> str:
     which = f"`{model}`" if revision is None else f"`{model}` (revision {revision})"
-    return f"The model {which} {problem}. {fix}"
+    try:
+        return Path(hub.hf_hub_download(model, INDEX, revision=revision))
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        msg = (
+            f"The model {which} is not on the Hugging Face hub, or needs an account. Check `model` and `revision`; for "
+            "a gated model, accept its terms on its page and run `hf auth login`."
+        )
+        raise ValueError(msg) from error
+    except errors.LocalEntryNotFoundError as error:
+        msg = (
+            f"The model {which} is not in the local cache, and the Hugging Face hub is not reachable. Go online, or "
+            f"download it elsewhere with `hf download {model} --local-dir FOLDER` and set `model` to that folder."
+        )
+        raise ConnectionError(msg) from error
+    except (errors.EntryNotFoundError, errors.HFValidationError) as error:
+        msg = f"The model {which} is no diffusers pipeline ({error}). {SUGGESTED}"
+        raise ValueError(msg) from error
+    except OSError as error:  # the hub answers, but not with the file
+        msg = f"The model {which} cannot be fetched from the Hugging Face hub ({error}). Try again later."
+        raise ConnectionError(msg) from error
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Refuse a part of the pipeline that has weights, but none in safetensors.
-
-    Raises:
-        ValueError: If there is one.
-    """
+    """Refuse a part of the pipeline that has weights, but none in safetensors."""
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = [path for path in part.iterdir() if path.is_file()]
-        pickles = sorted(path.name for path in files if path.suffix in _PICKLES)
+        pickles = sorted(path.name for path in files if path.suffix in PICKLES)
         if pickles and not any(path.suffix == ".safetensors" for path in files):
             msg = (
                 f"The weights `{part / pickles[0]}` are a pickle, which can run code when it is read. Load the "
@@ -247,7 +220,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Tell pipelines in folders apart: by all small files, and by the size and both ends of the large ones."""
+    """Identify a pipeline by the name, the size and both ends of each of its files."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -256,7 +229,7 @@ def _fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{relative.as_posix()} {size}\n".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_EDGE_BYTES))
-            file.seek(max(size - _EDGE_BYTES, 0))
-            digest.update(file.read(_EDGE_BYTES))
+            digest.update(file.read(EDGE_BYTES))
+            file.seek(max(size - EDGE_BYTES, 0))
+            digest.update(file.read(EDGE_BYTES))
     return f"local-{digest.hexdigest()[:16]}"

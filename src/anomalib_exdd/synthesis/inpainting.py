@@ -1,4 +1,4 @@
-"""Defects drawn by a diffusion model that fills in what a mask hides, following words."""
+"""Defects drawn by a diffusion model from words: DIAG (arXiv 2407.03961), the synthesizer of the ExDD paper."""
 
 import logging
 from collections import defaultdict
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_image_and_mask
 from .crops import (
     Size,
     Window,
@@ -26,11 +26,10 @@ from .diffusion_pipeline import ModelSource, find_model, load_inpainting
 
 logger = logging.getLogger(__name__)
 
-_NATIVE_PADDING, _STRETCH_PADDING = 32, 2
-_STRETCH_SIZE = 1024
-_FEW_STEP_SCHEDULERS = {"LCMScheduler", "TCDScheduler"}
-_FEW_STEP_GUIDANCE = 2.0
-_FEW_STEPS = 8
+PADDING = {"native": 32, "stretch": 2}
+STRETCH_SIZE = 1024
+FEW_STEP_SCHEDULERS = {"LCMScheduler", "TCDScheduler"}
+FEW_STEP_GUIDANCE, FEW_STEPS = 2.0, 8
 
 
 class _Task(NamedTuple):
@@ -45,33 +44,31 @@ class _Task(NamedTuple):
     seed: int
 
 
-class InpaintingSynthesizer(Synthesizer):
-    """Hides the place of the defect and lets a diffusion model fill it in, following a prompt.
+class DiagSynthesizer(Synthesizer):
+    """Draws defects with Stable Diffusion XL's inpainting model, from the prompts and settings of the DIAG paper.
 
-    Any pipeline serves that diffusers' `AutoPipelineForInpainting` loads, from a folder or from the Hugging Face hub;
-    Stable Diffusion (XL) is tested. An image depends on its request and these settings alone: its noise is drawn on
-    the CPU from its own seed.
+    The settings are the published ones, except for the resolution: `native` changes no pixel outside the mask and
+    shows the model the surroundings of the mask. `resolution="stretch"` restores the published way. Any pipeline can
+    be used that diffusers' `AutoPipelineForInpainting` loads; Stable Diffusion (XL) is tested. An image depends on its
+    request and these settings alone: its noise is drawn on the CPU from its own seed.
 
     Args:
-        model: Folder that `save_pretrained` has written, or name on the hub.
+        model: Folder written by `save_pretrained`, or name on the Hugging Face hub.
         revision: Branch, tag or commit on the hub.
         prompts: The defects in words; requests without a prompt take them in turn.
         negative_prompt: What is not to be drawn. Empty for models without one.
         num_inference_steps: Steps from noise to image.
         guidance_scale: How closely the words are followed. Models for few steps want 1.
-        strength: Share of the steps that is taken; the rest of the way, the noise keeps a trace of what was there.
-        crop_padding: Pixels of surroundings that the model sees around the mask. If None, 32, or 2 for `stretch` as
-            published, which leaves it nearly blind.
-        resolution: `native` draws in a window in the proportions of the working size and leaves every pixel outside the
-            mask as it is. `stretch` is how DIAG did it: the whole image is stretched to a square and back, which blurs
-            all of it a little.
+        strength: Share of the steps that is taken; below 1, the noise keeps a trace of what was there.
+        crop_padding: Pixels of surroundings that the model sees around the mask. If None, 32, or 2 for `stretch`.
+        resolution: `native` draws in a window in the proportions of the working size and changes the mask only.
+            `stretch`, as published, stretches the whole image to a square and back, which blurs all of it a little.
         working_size: Size at which the model draws. `native`: that of the image by default; a number for a size of
-            about that area in its proportions, in multiples of 64, such as 1024 for Stable Diffusion XL, which is best
-            at what it was trained on; or height and width. `stretch`: 1024 by 1024 by default.
+            about that area in its proportions, in multiples of 64, such as 1024 for Stable Diffusion XL, which was
+            trained on it; or height and width. `stretch`: 1024 by 1024 by default.
         batched: Draw the images of a call together, which is faster on a GPU. The sums of a batch are rounded
             differently, so that an image depends a little on how many are drawn beside it: by a grey level here and
-            there in full precision, by more in half precision. Without, images are equal to the bit whatever the
-            batches, and so is a run that was interrupted.
+            there in full precision, by more in half precision. Without, images do not depend on batches at all.
         half_precision: Compute in half precision, on CUDA devices only. `auto` does so there.
         offload: Keep only the part of the model that computes right now on the GPU: slower, for small GPUs.
     """
@@ -80,10 +77,10 @@ class InpaintingSynthesizer(Synthesizer):
         self,
         model: str = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
         revision: str | None = None,
-        prompts: Sequence[str] = ("a surface with a scratch",),
-        negative_prompt: str = "",
+        prompts: Sequence[str] = ("white marks on the wall", "copper metal scratches"),
+        negative_prompt: str = "smooth, plain, black, dark, shadow",
         num_inference_steps: int = 30,
-        guidance_scale: float = 7.5,
+        guidance_scale: float = 20.0,
         strength: float = 0.99,
         crop_padding: int | None = None,
         resolution: Literal["native", "stretch"] = "native",
@@ -92,13 +89,12 @@ class InpaintingSynthesizer(Synthesizer):
         half_precision: bool | Literal["auto"] = "auto",
         offload: bool = False,
     ) -> None:
-        super().__init__()
         _check_numbers(num_inference_steps, guidance_scale, strength, crop_padding)
         check_working_size(working_size)
         if isinstance(prompts, str) or not all(prompt.strip() for prompt in prompts):
             msg = f"Argument `prompts` has to be a list of descriptions, none of them empty, but got {prompts!r}."
             raise ValueError(msg)
-        if resolution not in {"native", "stretch"}:
+        if resolution not in PADDING:
             msg = f"Argument `resolution` has to be 'native' or 'stretch', but got '{resolution}'."
             raise ValueError(msg)
         if negative_prompt and guidance_scale <= 1:
@@ -110,36 +106,23 @@ class InpaintingSynthesizer(Synthesizer):
         self.model, self.revision = model, revision
         self.prompts, self.negative_prompt = tuple(prompts), negative_prompt
         self.num_inference_steps, self.guidance_scale, self.strength = num_inference_steps, guidance_scale, strength
+        self.crop_padding = PADDING[resolution] if crop_padding is None else crop_padding
         self.resolution, self.working_size = resolution, working_size
-        default_padding = _NATIVE_PADDING if resolution == "native" else _STRETCH_PADDING
-        self.crop_padding = default_padding if crop_padding is None else crop_padding
         self.batched, self.half_precision, self.offload = batched, half_precision, offload
-        self._pipeline: Any = None
+        self.pipeline: Any = None  # loaded with the first request
         self._loaded: dict[str, Any] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the images depend on besides the requests, as plain values."""
-        return {
-            "model": self.model,
-            "revision": self.revision,
-            "prompts": list(self.prompts),
-            "negative_prompt": self.negative_prompt,
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "strength": self.strength,
-            "crop_padding": self.crop_padding,
-            "resolution": self.resolution,
-            "working_size": list(self.working_size) if isinstance(self.working_size, tuple) else self.working_size,
-            "batched": self.batched,
-            "half_precision": self.half_precision,
-        }
+        """The arguments that the images depend on, as plain values."""
+        names = [name for name in signature(DiagSynthesizer).parameters if name != "offload"]
+        return dict(as_plain({name: getattr(self, name) for name in names}))
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
         """Draw a defect into each image.
 
         Args:
-            requests: What is wanted. Those of the same working size are drawn together where `batched` says so.
+            requests: Those of the same working size are drawn together if `batched`.
 
         Returns:
             One result for each; its details name prompt, model, revision, working size, window and steps.
@@ -150,13 +133,13 @@ class InpaintingSynthesizer(Synthesizer):
             ConnectionError: If the model is neither here nor reachable.
         """
         for request in requests:
-            check(request)
+            check_image_and_mask(request.image, request.mask)
         if not requests:
             return []
-        if self._pipeline is None:
-            self._pipeline = self._load()
-        groups: dict[Any, list[int]] = defaultdict(list)
+        if self.pipeline is None:
+            self.pipeline = self._load()
         tasks = [self._task(request) for request in requests]
+        groups: dict[Any, list[int]] = defaultdict(list)
         for position, task in enumerate(tasks):
             groups[task.mask.shape if self.batched else position].append(position)
         results: dict[int, Synthesis] = {}
@@ -170,28 +153,26 @@ class InpaintingSynthesizer(Synthesizer):
         """Load the pipeline and make sure that the settings go with it."""
         source = find_model(self.model, self.revision)
         dtype = self._dtype(source)
-        pipeline = load_inpainting(self.model, self.revision, dtype, self.device, self.offload)
-        self._check_fit(pipeline)
+        pipeline = load_inpainting(source, dtype, self.device, offload=self.offload)
+        self.check_pipeline(pipeline)
         self._loaded = {"model": source.name, "revision": source.revision, "dtype": str(dtype).removeprefix("torch.")}
         return pipeline
 
     def _dtype(self, source: ModelSource) -> torch.dtype:
-        """Return the precision of the weights: float16 as Stable Diffusion is published, bfloat16 for its successors.
-
-        Their transformers overflow in float16.
-        """
+        """Precision of the weights: float16 for U-Nets; bfloat16 for transformers, which overflow in float16."""
         on_gpu = torch.device(self.device).type == "cuda"
         if not (on_gpu if self.half_precision == "auto" else self.half_precision):
             return torch.float32
-        has_unet = source.class_name.startswith("StableDiffusion") and not source.class_name.startswith(
-            "StableDiffusion3"
-        )
-        return torch.float16 if has_unet else torch.bfloat16
+        has_unet = source.class_name.startswith("StableDiffusion")
+        return torch.float16 if has_unet and not source.class_name.startswith("StableDiffusion3") else torch.bfloat16
 
     def _task(self, request: Request) -> _Task:
         size, frame, mask = self._size_for(request.mask.shape), request.image, request.mask
         if self.resolution == "stretch":
             frame, mask = stretch(frame, size), stretch_mask(mask, size)
+        if not (request.prompt or self.prompts):
+            msg = "A request has no prompt, and `prompts` is empty. Describe the defect in either of them."
+            raise ValueError(msg)
         window = window_around(mask, self.crop_padding, size)
         return _Task(
             frame,
@@ -199,27 +180,21 @@ class InpaintingSynthesizer(Synthesizer):
             window,
             cut(frame, window, size),
             cut_mask(mask, window, size, whole_cells=self.resolution == "native"),
-            request.prompt or self._own_prompt(request.index),
+            request.prompt or self.prompts[request.index % len(self.prompts)],
             request.seed,
         )
 
     def _size_for(self, shape: tuple[int, ...]) -> Size:
         if self.resolution == "native":
             return working_size((shape[0], shape[1]), self.working_size)
-        side = _STRETCH_SIZE if self.working_size is None else self.working_size
+        side = STRETCH_SIZE if self.working_size is None else self.working_size
         return side if isinstance(side, tuple) else (side, side)
-
-    def _own_prompt(self, index: int) -> str:
-        if not self.prompts:
-            msg = "A request has no prompt, and `prompts` is empty. Describe the defect in either of them."
-            raise ValueError(msg)
-        return self.prompts[index % len(self.prompts)]
 
     def _draw(self, tasks: Sequence[_Task]) -> list[Pixels]:
         """Let the model fill in windows of one size."""
         images = np.stack([task.image for task in tasks]).transpose(0, 3, 1, 2)
         masks = np.stack([task.mask for task in tasks])[:, None]
-        parameters = signature(self._pipeline.__call__).parameters
+        parameters = signature(self.pipeline.__call__).parameters
         arguments = {
             "prompt": [task.prompt for task in tasks],
             "image": torch.from_numpy(images.astype(np.float32) / 255),
@@ -236,11 +211,11 @@ class InpaintingSynthesizer(Synthesizer):
         arguments["true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"] = self.guidance_scale
         if self.negative_prompt:
             arguments["negative_prompt"] = [self.negative_prompt] * len(tasks)
-        drawn = self._pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
+        drawn = self.pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
         if not np.isfinite(drawn).all():
             msg = (
                 f"The pipeline `{self.model}` returned numbers that are not finite: it overflows in "
-                f"{self._loaded['dtype']}. Set `half_precision` to false, or use a model whose numbers fit."
+                f"{self._loaded['dtype']}. Set `half_precision` to false, or use another model."
             )
             raise RuntimeError(msg)
         return list((np.asarray(drawn) * 255).round().astype(np.uint8))
@@ -258,8 +233,8 @@ class InpaintingSynthesizer(Synthesizer):
         }
         return Synthesis(result, request.mask, details)
 
-    def _check_fit(self, pipeline: Any) -> None:
-        """Refuse settings that the model would silently ignore or cannot stand.
+    def check_pipeline(self, pipeline: Any) -> None:
+        """Refuse settings that a pipeline would silently ignore, or that spoil its images.
 
         Raises:
             ValueError: If there are any.
@@ -280,15 +255,15 @@ class InpaintingSynthesizer(Synthesizer):
                 "its guidance or has none. Set `negative_prompt` to ''."
             )
             raise ValueError(msg)
-        few_steps = type(pipeline.scheduler).__name__ in _FEW_STEP_SCHEDULERS and not embeds_guidance
-        if few_steps and self.guidance_scale > _FEW_STEP_GUIDANCE:
+        scheduler = type(pipeline.scheduler).__name__
+        if self.guidance_scale > FEW_STEP_GUIDANCE and scheduler in FEW_STEP_SCHEDULERS and not embeds_guidance:
             msg = (
-                f"The pipeline `{self.model}` was made for few steps (it has a {type(pipeline.scheduler).__name__}), "
-                f"and a guidance_scale of {self.guidance_scale} would burn its images. Set `guidance_scale` to 1, "
-                "`negative_prompt` to '' and `num_inference_steps` to about 6."
+                f"The pipeline `{self.model}` was made for few steps (it has a {scheduler}), and a guidance_scale of "
+                f"{self.guidance_scale} would spoil its images. Set `guidance_scale` to 1, `negative_prompt` to '' and "
+                "`num_inference_steps` to about 6."
             )
             raise ValueError(msg)
-        if self.num_inference_steps <= _FEW_STEPS and self.guidance_scale > _FEW_STEP_GUIDANCE:
+        if self.guidance_scale > FEW_STEP_GUIDANCE and self.num_inference_steps <= FEW_STEPS:
             logger.warning(
                 "%d steps with a guidance_scale of %s rarely make a clear image: models for few steps want a guidance "
                 "of about 1, all others 20 steps and more.",
@@ -298,11 +273,6 @@ class InpaintingSynthesizer(Synthesizer):
 
 
 def _check_numbers(steps: int, guidance: float, strength: float, padding: int | None) -> None:
-    """Refuse settings with which nothing would be drawn.
-
-    Raises:
-        ValueError: If a number is out of its range.
-    """
     if not 0 < strength <= 1:
         msg = f"Argument `strength` has to lie above 0 and at most at 1, but got {strength}."
         raise ValueError(msg)
@@ -312,9 +282,7 @@ def _check_numbers(steps: int, guidance: float, strength: float, padding: int | 
             f"is rounded down. Use at least {int(1 / strength) + 1} steps, or a strength of 1."
         )
         raise ValueError(msg)
-    if guidance < 0:
-        msg = f"Argument `guidance_scale` has to be 0 or more, but got {guidance}."
-        raise ValueError(msg)
-    if padding is not None and padding < 0:
-        msg = f"Argument `crop_padding` has to be 0 or more, but got {padding}."
-        raise ValueError(msg)
+    for name, value in (("guidance_scale", guidance), ("crop_padding", padding)):
+        if value is not None and value < 0:
+            msg = f"Argument `{name}` has to be 0 or more, but got {value}."
+            raise ValueError(msg)

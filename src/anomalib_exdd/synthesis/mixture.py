@@ -5,14 +5,14 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check
+from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask
 
 
 class InAndOutSynthesizer(Synthesizer):
     """Make a given share of the images with one synthesizer and the rest with another.
 
-    An image's number alone decides who makes it: of the first n images, the first synthesizer makes `floor(n * share)`,
-    evenly spread. What an image looks like is up to its own seed, as always.
+    Of the first n images, the first synthesizer makes `floor(n * share)`, evenly spread: the image's number alone
+    decides.
 
     Args:
         first: Makes this share of the images.
@@ -33,7 +33,7 @@ class InAndOutSynthesizer(Synthesizer):
 
     @property
     def needs_defects(self) -> bool:  # type: ignore[override]  # known only when the two are
-        """Whether one of the two can do nothing without real defects."""
+        """Whether one of the two requires real defects."""
         return (self.share > 0 and self.first.needs_defects) or (self.share < 1 and self.second.needs_defects)
 
     @property
@@ -46,36 +46,37 @@ class InAndOutSynthesizer(Synthesizer):
         }
 
     def prepare(self, defects: Sequence[Defect], normals: Sequence[Pixels]) -> None:
-        """Let those learn that will make images."""
-        for synthesizer, wanted in ((self.first, self.share > 0), (self.second, self.share < 1)):
-            if wanted:
+        """Prepare those of the two that make images."""
+        for synthesizer, used in ((self.first, self.share > 0), (self.second, self.share < 1)):
+            if used:
                 synthesizer.device = self.device
                 synthesizer.prepare(defects, normals)
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
-        """Hand each request to the one whose turn it is; see `Synthesizer.synthesize`."""
+        """Pass each request to one of the two; see `Synthesizer.synthesize`."""
         for request in requests:
-            check(request)
+            check_image_and_mask(request.image, request.mask)
         results: dict[int, Synthesis] = {}
-        for synthesizer, firsts in ((self.first, True), (self.second, False)):
-            positions = [i for i, request in enumerate(requests) if self._is_first(request.index) == firsts]
+        for synthesizer, is_first in ((self.first, True), (self.second, False)):
+            positions = [i for i, request in enumerate(requests) if self.is_first(request.index) == is_first]
             if not positions:
                 continue
             synthesizer.device = self.device
             # Numbered among its own images: a mixture inside this mixture would otherwise see odd numbers only.
             own = [replace(requests[i], index=self._number(requests[i].index)) for i in positions]
             for i, result in zip(positions, synthesizer.synthesize(own), strict=True):
-                name = {"synthesizer": type(synthesizer).__name__}
-                results[i] = replace(result, details={**name, **result.details})
+                details = {"synthesizer": type(synthesizer).__name__, **result.details}
+                results[i] = replace(result, details=details)
         return [results[i] for i in range(len(requests))]
 
-    def _firsts_before(self, index: int) -> int:
-        """How many images with a smaller number the first one makes, without rounding: .29 of 100 is 29."""
-        return int(index * Fraction(str(self.share)))
-
-    def _is_first(self, index: int) -> bool:
+    def is_first(self, index: int) -> bool:
+        """Return whether the first synthesizer makes the image of this number."""
         return self._firsts_before(index + 1) > self._firsts_before(index)
+
+    def _firsts_before(self, index: int) -> int:
+        """Images with a smaller number that the first one makes, without rounding: .29 of 100 is 29."""
+        return int(index * Fraction(str(self.share)))
 
     def _number(self, index: int) -> int:
         before = self._firsts_before(index)
-        return before if self._is_first(index) else index - before
+        return before if self.is_first(index) else index - before

@@ -1,282 +1,251 @@
-"""Where every synthetic image comes from, and which of them training may use.
+"""The folder of a run: at any moment it holds finished images and tells which are missing.
 
-A folder of synthetic images::
-
-    root/
-    ├── train/00000.png, 00000_GT.png      # accepted images and their masks, 0 and 255, as in KSDD2
-    ├── rejected/00001.png, 00001_GT.png   # images in which nothing visible came out
-    ├── previews/00000.jpg                 # original, mask, result, difference
-    ├── records/00000.json                 # one file per finished image
-    ├── synthesis.json                     # settings, written first
-    ├── manifest.json, manifest.csv        # everything about all images, written last
-    └── review.csv                         # to be filled in: accept or reject
+Every file is written beside its place and renamed. The record of an image is written last: an image without one is not
+finished and is made again. Processes share nothing but this folder, and each touches the files of its own images only.
 """
 
-import csv
 import io
-import json
+import logging
+import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from .review import Decision, read_review
+from .base import Mask, Pixels
+from .manifest import (
+    ACCEPTED,
+    FORMAT,
+    MANIFEST_NAME,
+    PREVIEWS,
+    RECORDS,
+    REJECTED,
+    REVIEW_NAME,
+    START_NAME,
+    TABLE_NAME,
+    Record,
+    empty_review,
+    load_json,
+    manifest_csv,
+    manifest_json,
+    read_json,
+    to_json,
+)
 
-FORMAT = 1  # of the files here; to be counted up when an old reader would misunderstand them
-MANIFEST_NAME, TABLE_NAME, START_NAME = "manifest.json", "manifest.csv", "synthesis.json"
+logger = logging.getLogger(__name__)
+
+MAX_COUNT = 100_000  # five digits name an image, as in KSDD2
+PAGE_NAME, SHEET_NAME = "index.html", "contact_sheet.png"
+FOLDERS = (ACCEPTED, REJECTED, PREVIEWS, RECORDS)
+MOST_DIFFERENCES = 5  # named in a message
 
 
 @dataclass(frozen=True)
-class Record:
-    """How one image was made.
+class OutputFolder:
+    """A folder of synthetic images that is being written.
 
     Attributes:
-        index: Number of the image among all that are wanted.
-        image: File of the image, relative to the folder, with forward slashes.
-        mask: File of its mask, likewise.
-        source: Normal image that it was made from.
-        defect: Real defective image that took part in it, None if there was none.
-        placement: Where the mask comes from, in words.
-        prompt: The defect in words; empty if no words took part.
-        seed: Seed of everything random in the synthesizer.
-        attempts: How often it was made until something visible came out, or until patience ended.
-        synthesizer: Name of the synthesizer's class.
-        model: Model that drew it and its revision; None if there was none, or none is known.
-        revision: See `model`.
-        details: What the synthesizer says besides, and the `kind` of the real defect, where it is known.
-        change: What changed against the normal image: `visible` in grey levels and further measurements. None where
-            a number is not finite.
-        accepted: Whether the measurement accepts it.
-        reason: Why it does not; empty if it does.
+        root: The folder.
     """
 
-    index: int
-    image: str
-    mask: str
-    source: str
-    defect: str | None
-    placement: str
-    prompt: str
-    seed: int
-    attempts: int
-    synthesizer: str
-    model: str | None
-    revision: str | None
-    details: dict[str, Any]
-    change: dict[str, float | None]
-    accepted: bool
-    reason: str
+    root: Path
 
-    def to_json(self) -> str:
-        """Return the record as JSON that ends with a line feed."""
-        return to_json(asdict(self))
+    def open(
+        self,
+        settings: dict[str, Any],
+        count: int,
+        *,
+        versions: dict[str, str],
+        command: str = "",
+        overwrite: bool = False,
+    ) -> None:
+        """Create the folder, or go on with it; one process does this before any other writes.
 
-    @classmethod
-    def from_dict(cls, content: Any, path: Path) -> "Record":
-        """Build a record from what JSON holds.
+        A finished folder may be extended by a larger count.
 
         Args:
-            content: Value that was read.
-            path: File it was read from, for the message.
+            settings: Everything that the images depend on, as plain values.
+            count: How many images are wanted.
+            versions: Versions of the libraries that take part.
+            command: Command that makes the images, for messages.
+            overwrite: Remove the images, the review and the reports that are there.
 
         Raises:
-            ValueError: If an entry is missing or unknown.
+            ValueError: If the folder holds something else, images of other settings, or more images than wanted.
         """
-        names = {field.name for field in fields(cls)}
-        found = set(content) if isinstance(content, dict) else set()
-        if found != names:
+        self._check_content()
+        path = self.root / START_NAME
+        start = {"format": FORMAT, "count": count, "command": command, "versions": versions, "settings": settings}
+        if overwrite:
+            for name in (MANIFEST_NAME, TABLE_NAME, REVIEW_NAME, PAGE_NAME, SHEET_NAME):
+                (self.root / name).unlink(missing_ok=True)
+            for name in reversed(FOLDERS):
+                if (self.root / name).is_dir():
+                    shutil.rmtree(self.root / name)
+        elif path.is_file():
+            before = self.start()
+            self._check_same(before, start)
+            if before["versions"] != versions:
+                logger.warning(
+                    "`%s` was begun with other versions of libraries: %s. Its images may differ from the new ones.",
+                    self.root,
+                    "; ".join(differences(before["versions"], versions)),
+                )
+            if before["count"] == count:
+                return
+            # The folder is not finished any more; versions stay those of the first images.
+            (self.root / MANIFEST_NAME).unlink(missing_ok=True)
+            start["versions"] = before["versions"]
+        for name in FOLDERS:
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        write_file(path, to_json(start))
+
+    def start(self) -> dict[str, Any]:
+        """Return what is known about the run: `count`, `settings`, `versions`, `command`.
+
+        Raises:
+            ValueError: If the file was damaged or written by another version.
+        """
+        return read_json(self.root / START_NAME)
+
+    def is_finished(self, index: int) -> bool:
+        """Return whether an image is there with its mask and its record."""
+        path = self._record_path(index)
+        if not path.is_file():
+            return False
+        try:
+            record = Record.from_dict(load_json(path), path)
+        except ValueError as error:
+            logger.warning("%s The image is made again.", error)
+            return False
+        return all((self.root / name).is_file() for name in (record.image, record.mask))
+
+    def clean(self, index: int) -> None:
+        """Remove all files of an image, the record first."""
+        files = [f"{RECORDS}/{index:05d}.json", f"{PREVIEWS}/{index:05d}.jpg"]
+        files += [f"{folder}/{index:05d}{end}.png" for folder in (ACCEPTED, REJECTED) for end in ("", "_GT")]
+        for path in (self.root / file for file in files):
+            path.unlink(missing_ok=True)
+            _partial(path).unlink(missing_ok=True)
+
+    def store(self, record: Record, image: Pixels, mask: Mask, preview: bytes) -> None:
+        """Write an image with its mask, its preview and, last of all, its record.
+
+        Args:
+            record: How it was made; names the files.
+            image: The image, `[H, W, 3]`.
+            mask: Its mask, `[H, W]`.
+            preview: Small picture of it, a JPEG.
+        """
+        write_file(self.root / record.image, encode_png(image))
+        write_file(self.root / record.mask, encode_png(np.where(mask, 255, 0).astype(np.uint8)))
+        write_file(self.root / PREVIEWS / f"{record.index:05d}.jpg", preview)
+        write_file(self._record_path(record.index), to_json(asdict(record)))
+
+    def finish(self) -> list[Record]:
+        """Write manifest and review, when all images are there; one process does this after all others.
+
+        Returns:
+            Records of all images, in their order.
+
+        Raises:
+            ValueError: If images are missing.
+        """
+        start = self.start()
+        paths = [self._record_path(index) for index in range(start["count"])]
+        if missing := [path for path in paths if not path.is_file()]:
             msg = (
-                f"The file `{path}` does not hold records as this version writes them: missing "
-                f"{sorted(names - found)}, unknown {sorted(found - names)}. It was changed by hand or by another "
-                "version of anomalib-exdd; synthesize again into another folder."
+                f"{len(missing)} of {len(paths)} images in `{self.root}` are missing, such as number "
+                f"{missing[0].stem}. Run the same command again: it makes what is missing."
             )
             raise ValueError(msg)
-        return cls(**content)
+        records = [Record.from_dict(load_json(path), path) for path in paths]
+        self._warn_of_revisions(records)
+        write_file(self.root / TABLE_NAME, manifest_csv(records))
+        if not (self.root / REVIEW_NAME).exists():
+            write_file(self.root / REVIEW_NAME, empty_review(record.image for record in records))
+        write_file(self.root / MANIFEST_NAME, manifest_json(start, records))
+        return records
+
+    def _warn_of_revisions(self, records: Sequence[Record]) -> None:
+        """Warn if the model changed between two runs: an unbroken run would have made other images."""
+        for model in sorted({record.model for record in records if record.model}):
+            revisions = sorted({str(record.revision) for record in records if record.model == model})
+            if len(revisions) > 1:
+                logger.warning(
+                    "The images in `%s` were made with %d revisions of `%s`: %s. Fix one of them in the synthesizer's "
+                    "settings, or synthesize again with --overwrite, to have all images of one model.",
+                    self.root,
+                    len(revisions),
+                    model,
+                    ", ".join(revisions),
+                )
+
+    def _record_path(self, index: int) -> Path:
+        return self.root / RECORDS / f"{index:05d}.json"
+
+    def _check_content(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            msg = f"The output `{self.root}` is a file. Name a folder."
+            raise ValueError(msg)
+        if not self.root.is_dir() or (self.root / START_NAME).is_file():
+            return
+        expected = {*FOLDERS, _partial(self.root / START_NAME).name}  # an interruption may have left these, empty
+        for path in sorted(self.root.iterdir()):
+            if path.name not in expected or (path.is_dir() and any(path.iterdir())):
+                msg = (
+                    f"The output folder `{self.root}` holds something else than synthetic images, such as "
+                    f"`{path.name}`. Name a folder that is empty or does not exist."
+                )
+                raise ValueError(msg)
+
+    def _check_same(self, before: dict[str, Any], start: dict[str, Any]) -> None:
+        fix = "Give another --output, or --overwrite to remove the images that are there."
+        if before["settings"] != start["settings"]:
+            found = differences(before["settings"], start["settings"])
+            more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
+            msg = (
+                f"The output folder `{self.root}` holds images of other settings: "
+                f"{'; '.join(found[:MOST_DIFFERENCES])}{more}. {fix}"
+            )
+            raise ValueError(msg)
+        if before["count"] > start["count"]:
+            msg = (
+                f"The output folder `{self.root}` was begun for {before['count']} images, but `count` is "
+                f"{start['count']} now. SyntheticDefects can train with fewer (its own `count`). {fix}"
+            )
+            raise ValueError(msg)
 
 
-@dataclass(frozen=True)
-class SyntheticImage:
-    """An image for training.
-
-    Attributes:
-        image_path: The image.
-        mask_path: Its mask.
-        record: How it was made; None in a folder that was made elsewhere.
-        decision: What the review says about it.
-    """
-
-    image_path: Path
-    mask_path: Path
-    record: Record | None
-    decision: Decision
-
-    @property
-    def accepted(self) -> bool:
-        """Whether training may use it: a reviewer's word goes before the measurement."""
-        if self.decision.decision:
-            return self.decision.decision == "accept"
-        return self.record is None or self.record.accepted
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file beside its place and rename it: it is there as a whole or not at all."""
+    partial = _partial(path)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
-def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[SyntheticImage]:
-    """List the synthetic images of a folder, those that training may use or all of them.
-
-    Args:
-        root: Folder written by `anomalib synthesize`, or any with `train/NAME.png` and `train/NAME_GT.png`.
-        with_rejected: List also images that the measurement or the review rejects.
-
-    Raises:
-        FileNotFoundError: If the folder or one of its files is missing.
-        ValueError: If the folder is not finished, or if the manifest or the review cannot be understood.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        msg = f"The folder of synthetic images `{root}` does not exist. Write it with `anomalib synthesize`."
-        raise FileNotFoundError(msg)
-    found: list[tuple[str, str, Record | None]]
-    if (root / MANIFEST_NAME).is_file():
-        found = [(each.image, each.mask, each) for each in read_manifest(root)]
-    elif (root / START_NAME).is_file():
-        raise ValueError(_unfinished(root))
-    else:
-        found = _made_elsewhere(root)
-    review = read_review(root, [image for image, _, _ in found])
-    images = [
-        SyntheticImage(root / image, root / mask, record, review.get(image, Decision()))
-        for image, mask, record in found
-    ]
-    images = [image for image in images if with_rejected or image.accepted]
-    for path in (path for image in images for path in (image.image_path, image.mask_path)):
-        if not path.is_file():
-            msg = f"The file `{path}` is missing. Put it back, or {_how_to_finish(root)} to make it again."
-            raise FileNotFoundError(msg)
-    return images
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
-def read_manifest(root: Path) -> list[Record]:
-    """Read the records of a finished folder.
-
-    Raises:
-        ValueError: If the manifest cannot be understood.
-    """
-    path = root / MANIFEST_NAME
-    content = read_json(path)
-    check_format(content, path)
-    return [Record.from_dict(each, path) for each in content.get("images", [])]
+def encode_png(pixels: Pixels) -> bytes:
+    """Encode an image `[H, W, 3]` or a mask `[H, W]`, uint8, as PNG: the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
 
 
-def manifest_json(start: dict[str, Any], records: Sequence[Record]) -> str:
-    """Return the manifest as JSON: the settings of the run, the versions, how many images, and every record.
-
-    Args:
-        start: What is in `synthesis.json`.
-        records: Records of all images.
-    """
-    accepted = sum(record.accepted for record in records)
-    content = {
-        "format": FORMAT,
-        "settings": start["settings"],
-        "versions": start["versions"],
-        "counts": {"images": len(records), "accepted": accepted, "rejected": len(records) - accepted},
-        "images": [asdict(record) for record in records],
-    }
-    return to_json(content)
-
-
-def manifest_csv(records: Sequence[Record]) -> str:
-    """Return the records as a table: a column for every entry, `details` as JSON and a column for every measurement."""
-    measurements = sorted({name for record in records for name in record.change})
-    columns = [field.name for field in fields(Record) if field.name not in {"change", "details"}]
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*columns, *measurements, "details"])
-    for record in records:
-        content = asdict(record)
-        row = [content[column] for column in columns]
-        row += [record.change.get(name) for name in measurements]
-        writer.writerow([*row, json.dumps(record.details, ensure_ascii=False)])
-    return table.getvalue()
-
-
-def to_json(content: Any) -> str:
-    """Return a value as readable JSON that ends with a line feed."""
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def as_plain(value: Any) -> Any:
-    """Return a nested value as JSON gives it back: tuples become lists, numbers that are not finite become None."""
-    return json.loads(json.dumps(value, default=_as_builtin), parse_constant=lambda _: None)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: If it is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding or of the syntax
-        msg = f"The file `{path}` is damaged ({error}). Restore it, or synthesize again into another folder."
-        raise ValueError(msg) from error
-
-
-def check_format(content: Any, path: Path) -> None:
-    """Refuse a file of another version's format.
-
-    Raises:
-        ValueError: If the format is another one.
-    """
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        msg = (
-            f"The file `{path}` has format {found}, but this version reads format {FORMAT}. Use the version of "
-            "anomalib-exdd that wrote it, or synthesize again into another folder."
-        )
-        raise ValueError(msg)
-
-
-def _as_builtin(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
-
-
-def _made_elsewhere(root: Path) -> list[tuple[str, str, Record | None]]:
-    """List images and masks of a folder without a manifest.
-
-    Raises:
-        FileNotFoundError: If there is no image, or one has no mask.
-    """
-    names = sorted(path.name for path in (root / "train").glob("*.png"))
-    masks = {name for name in names if name.endswith("_GT.png")}
-    images = [name for name in names if name not in masks]
-    if not images:
-        msg = (
-            f"The folder `{root}` holds no synthetic images: neither a `{MANIFEST_NAME}` nor images `train/NAME.png` "
-            "with masks `train/NAME_GT.png`. Write it with `anomalib synthesize`."
-        )
-        raise FileNotFoundError(msg)
-    if without := [name for name in images if f"{Path(name).stem}_GT.png" not in masks]:
-        msg = (
-            f"The image `{root / 'train' / without[0]}` has no mask `{Path(without[0]).stem}_GT.png` ({len(without)} "
-            f"of {len(images)} images have none). Every synthetic image needs one."
-        )
-        raise FileNotFoundError(msg)
-    return [(f"train/{name}", f"train/{Path(name).stem}_GT.png", None) for name in images]
-
-
-def _unfinished(root: Path) -> str:
-    start = read_json(root / START_NAME)
-    count = start.get("count", "all") if isinstance(start, dict) else "all"
-    done = len(list((root / "records").glob("*.json")))
-    return (
-        f"The folder `{root}` is not finished: {done} of {count} images are there. To finish it, {_how_to_finish(root)}"
-        ": it goes on where it was interrupted."
-    )
-
-
-def _how_to_finish(root: Path) -> str:
-    start = read_json(root / START_NAME) if (root / START_NAME).is_file() else {}
-    command = start.get("command") if isinstance(start, dict) else None
-    return f"run `{command}` again" if command else "run `anomalib synthesize` with the same settings again"
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Name the entries of two nested values that differ, each with both of its values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys: Sequence[str] = sorted({*before, *now})
+        parts = [(f"{name}.{key}" if name else key, before.get(key), now.get(key)) for key in keys]
+        return [line for key, old, new in parts for line in differences(old, new, key)]
+    return [] if before == now else [f"`{name}` was {before!r} and is {now!r} now"]

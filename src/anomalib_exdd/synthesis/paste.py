@@ -1,15 +1,15 @@
 """A real defect, cut out, turned, scaled and blended into a normal image: NSA (arXiv 2109.15222) with real defects."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, check
+from .base import Defect, Levels, Mask, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask
 from .foreground import foreground
-from .placement import Motion, best_positions, check_defect, draw_motion, move, put, room_in
+from .placement import Motion, best_positions, draw_motion, extent, move, paste_mask
+from .shapes import Points
 
 Blend = Literal["poisson", "contrast"]
 """`poisson`: Poisson editing. `contrast`: the defect, as much brighter or darker as it is than its surroundings."""
@@ -17,23 +17,19 @@ Blend = Literal["poisson", "contrast"]
 LEAST_SIDE = 16  # pixels of an image that a defect can be pasted into
 LEAST_MARGIN = 4  # pixels: OpenCV's Poisson editing leaves out the outermost three of its region
 WINDOW = 24  # pixels around the defect, in which the surroundings are compared
-LOST = 0.4  # of the expected contrast: with less, Poisson editing has wiped the defect out
-
-Levels = NDArray[np.float32]
+LOST = 0.4  # of the expected contrast: with less, Poisson editing has removed the defect
 
 
 class PasteSynthesizer(Synthesizer):
     """Paste the request's real defect where the request's mask is.
 
-    The defect is turned, mirrored and scaled at random (its scale is normal with mean 1 and deviation .5, clipped) and
-    put at the centre of the request's mask, or as near to it as the part allows. Its contrast with its own surroundings
-    is kept. The mask that is returned is that of the moved defect. Around it, pixels change within the margin; all
-    others stay as they are.
+    The defect is turned, mirrored and scaled at random (normal scale with mean 1 and deviation .5, clipped) and put at
+    the centre of the request's mask, or as near to it as the part allows. Its contrast with its surroundings is kept.
+    The returned mask is that of the moved defect. Pixels change within `margin` around it; all others stay the same.
 
-    Poisson editing (``poisson``) cannot be used where the defect lies so near to a border, of its own image or of the
-    new one, that it has no surroundings; there, and where it would leave nothing visible, ``contrast`` takes over, and
-    the manifest says so. ``contrast`` is the steadier one on rough textures: it compares the surroundings' averages,
-    where Poisson editing trusts the pixels of one outline.
+    Poisson editing is replaced by ``contrast``, and the manifest says so, where the defect touches the border of its
+    own image or of the new one, or where nothing visible would remain. ``contrast`` is more robust on rough textures:
+    it compares averages of the surroundings, where Poisson editing trusts the pixels of one outline.
 
     Args:
         blend: ``poisson`` or ``contrast``.
@@ -61,11 +57,6 @@ class PasteSynthesizer(Synthesizer):
         self.scales = (float(low), float(high))
         self.margin = margin
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"blend": self.blend, "scales": list(self.scales), "margin": self.margin}
-
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
         """Paste a defect into each image; see `Synthesizer.synthesize`.
 
@@ -75,15 +66,15 @@ class PasteSynthesizer(Synthesizer):
         return [self._synthesize(request) for request in requests]
 
     def _synthesize(self, request: Request) -> Synthesis:
-        check(request)
         image, defect = request.image, request.defect
+        check_image_and_mask(image, request.mask)
         if defect is None:
             msg = (
                 f"Request {request.index} has no real defect, which PasteSynthesizer needs. Take masks of source "
                 "`real` or `moved`, and data with real defects."
             )
             raise ValueError(msg)
-        check_defect(defect)
+        check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
         if min(image.shape[:2]) < LEAST_SIDE:
             msg = (
                 f"An image has to measure at least {LEAST_SIDE} pixels along each side for a defect to be pasted, but "
@@ -93,23 +84,22 @@ class PasteSynthesizer(Synthesizer):
         rng = np.random.default_rng(request.seed)
         part = foreground(image)
         inner = self._without_border(part)
-        motion = draw_motion(defect.mask, room_in(inner), lambda: np.clip(rng.normal(1, 0.5), *self.scales), rng)
-        mask, matrix = _place(defect, motion, inner, _centre(request.mask))
+        motion = draw_motion(defect.mask, extent(inner), lambda: np.clip(rng.normal(1, 0.5), *self.scales), rng)
+        mask, matrix = _place(defect, motion, inner, request.mask)
         result, blend = self._blended(image, defect, mask, matrix, part)
         details = {"pasted": defect.path, "motion": motion.description, "blend": blend}
         return Synthesis(result, mask & part if (mask & part).any() else mask, details)
 
     def _without_border(self, part: Mask) -> Mask:
-        """The part without the image's border, which has no surroundings; as much of it as leaves some room."""
+        """The part without the image's border, which has no surroundings; if that is too small, the part or all."""
         inner = np.zeros_like(part)
         border = self.margin + 2
         inner[border:-border, border:-border] = part[border:-border, border:-border]
-        return next(
-            (room for room in (inner, part) if room.any() and min(room_in(room)) >= LEAST_SIDE), np.ones_like(part)
-        )
+        rooms = (room for room in (inner, part) if room.any() and min(extent(room)) >= LEAST_SIDE)
+        return next(rooms, np.ones_like(part))
 
     def _blended(self, image: Pixels, defect: Defect, mask: Mask, matrix: Levels, part: Mask) -> tuple[Pixels, str]:
-        """Put the defect into the image, and say how."""
+        """Put the defect into the image; the result and how it was blended."""
         rows, columns = _window(mask, 0), _window(mask, 1)
         target = image[rows, columns].astype(np.float32)
         inside = mask[rows, columns]
@@ -117,39 +107,34 @@ class PasteSynthesizer(Synthesizer):
         distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         # Beyond its own image's border, nothing is known of the defect's surroundings.
         alpha = np.clip(1 - distance / (self.margin + 1), 0, 1) * (seen | inside) * part[rows, columns]
-        around = np.asarray(seen & (distance > 2))
-        pasted = source + _shift(target - source, around)
+        pasted = source + _brightness_shift(target - source, np.asarray(seen & (distance > 2)))
         how = "contrast"
         if self.blend == "poisson":
             region = np.asarray(distance <= self.margin)
             reason = _obstacle(region, seen)
-            cloned = None if reason else _poisson(source, target, region)
-            if cloned is not None and _contrast(cloned, target, inside) < LOST * _contrast(pasted, target, inside):
-                reason = "Poisson editing left nothing visible"
-            if cloned is None or reason:
-                how = f"contrast, as {reason}"
-            else:
-                pasted, how = cloned, "poisson"
-        blended = target + alpha[..., None] * (pasted - target)
+            if not reason:
+                cloned = _poisson(source, target, region)
+                if _mean_change(cloned, target, inside) < LOST * _mean_change(pasted, target, inside):
+                    reason = "Poisson editing left nothing visible"
+                else:
+                    pasted = cloned
+            how = f"contrast, as {reason}" if reason else "poisson"
         result = image.copy()
+        blended = target + alpha[..., None] * (pasted - target)
         result[rows, columns] = np.clip(np.rint(blended), 0, 255).astype(np.uint8)
         return result, how
 
 
-def _centre(mask: Mask) -> NDArray[np.float64]:
-    """Centre (row, column) of the smallest box around a mask."""
-    spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
-    return np.array([(span[0] + span[-1]) / 2 for span in spans])
-
-
-def _place(defect: Defect, motion: Motion, inner: Mask, centre: NDArray[np.float64]) -> tuple[Mask, Levels]:
-    """Put the moved mask on the part, near to a centre: the mask `[H, W]`, and where its pixels are now, `[2, 3]`."""
-    patch = move(defect.mask, motion)
-    positions = best_positions(patch.mask, inner)
-    wanted = centre - (np.array(patch.mask.shape) - 1) / 2
-    position = positions[np.argmin(((positions - wanted) ** 2).sum(axis=1))]
-    mask = put(patch.mask, (int(position[0]), int(position[1])), np.ones_like(inner))
-    return mask, (patch.matrix + np.c_[np.zeros((2, 2)), position]).astype(np.float32)
+def _place(defect: Defect, motion: Motion, inner: Mask, wanted: Mask) -> tuple[Mask, Levels]:
+    """Put the moved mask on the part, near to another one: `[H, W]`, and where its pixels are now, `[2, 3]`."""
+    patch, matrix = move(defect.mask, motion)
+    spans = [np.flatnonzero(wanted.any(axis=axis)) for axis in (1, 0)]
+    centre: Points = np.array([(span[0] + span[-1]) / 2 for span in spans])
+    positions = best_positions(patch, inner)
+    distances = ((positions - (centre - (np.array(patch.shape) - 1) / 2)) ** 2).sum(axis=1)
+    position = positions[np.argmin(distances)]
+    mask = paste_mask(patch, position, np.ones_like(inner))
+    return mask, (matrix + np.c_[np.zeros((2, 2)), position]).astype(np.float32)
 
 
 def _window(mask: Mask, axis: int) -> slice:
@@ -172,12 +157,12 @@ def _warped(defect: Defect, matrix: Levels, rows: slice, columns: slice) -> tupl
     return np.asarray(np.clip(cubic, 0, 255), dtype=np.float32), np.asarray(seen > 0.99)
 
 
-def _shift(difference: Levels, around: Mask) -> Levels:
+def _brightness_shift(difference: Levels, around: Mask) -> Levels:
     """How much brighter the new surroundings are than the old ones, `[H, W, 3]`: a local average, carried inwards."""
     if not around.any():
         return np.zeros_like(difference)
     thickness = cv2.distanceTransform((~around).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max()
-    width = max(6.0, 0.7 * float(thickness))  # the average at the defect's heart has to reach its surroundings
+    width = max(6.0, 0.7 * float(thickness))  # the average at the defect's centre has to reach its surroundings
     weight = around.astype(np.float32)[..., None]
     total = cv2.GaussianBlur(weight, (0, 0), width)[..., None]
     average = cv2.GaussianBlur(difference * weight, (0, 0), width) / np.maximum(total, 1e-6)
@@ -195,13 +180,12 @@ def _obstacle(region: Mask, seen: Mask) -> str:
 
 def _poisson(source: Levels, target: Levels, region: Mask) -> Levels:
     """Poisson editing (Perez, Gangnet, Blake 2003): the source's gradients in the region, the target around it."""
-    box = cv2.boundingRect(region.astype(np.uint8))
-    centre = (box[0] + box[2] // 2, box[1] + box[3] // 2)  # where OpenCV puts the region's own centre
+    left, top, width, height = cv2.boundingRect(region.astype(np.uint8))
+    centre = (left + width // 2, top + height // 2)  # where OpenCV puts the region's own centre
     patch, canvas = (np.rint(levels).astype(np.uint8) for levels in (source, target))
     cloned = cv2.seamlessClone(patch, canvas, region.astype(np.uint8) * 255, centre, cv2.NORMAL_CLONE)
     return np.asarray(cloned, dtype=np.float32)
 
 
-def _contrast(pasted: Levels, target: Levels, inside: Mask) -> float:
-    """Mean change inside the mask, in grey levels."""
+def _mean_change(pasted: Levels, target: Levels, inside: Mask) -> float:
     return float(np.abs(pasted - target)[inside].mean())

@@ -1,12 +1,11 @@
-"""Regions of Perlin noise filled with something else, as in DRAEM (arXiv 2108.07610) and MemSeg (arXiv 2205.00908).
+"""Regions of Perlin noise filled with texture, as in DRAEM (arXiv 2108.07610) and MemSeg (arXiv 2205.00908).
 
 No real defect and no network is needed. In&Out (arXiv 2406.00501) makes one half of its images this way.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,15 +13,12 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask
 from .foreground import foreground
 from .shapes import LEAST_AREA, draw_shape
 
-if TYPE_CHECKING:
-    from anomalib.data.utils.generators import PerlinAnomalyGenerator
-
 ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-CELLS = 8  # the image's own texture is cut into as many rows and columns, and shuffled
+CELLS = 8  # rows and columns that the image is cut into to be shuffled
 THRESHOLD = 0.5  # of the noise, which reaches from -1 to 1
 LARGEST_SCALE = 5  # noise has 2**0 to 2**5 waves along each axis
 TRIES = 10
@@ -32,14 +28,14 @@ class PerlinSynthesizer(Synthesizer):
     """Fill regions of Perlin noise with texture: another image, or the image itself, cut up and shuffled.
 
     Noise, its rotation and the distortion of the texture's colors are those of Anomalib's ``PerlinAnomalyGenerator``.
-    The request's mask is ignored: the regions are drawn here, within the part. They are the mask that is returned.
+    The request's mask is ignored: the regions are drawn within the part and returned as the mask.
 
     Args:
         textures: Folder of images to fill half of the regions with, such as the Describable Textures Dataset; folders
             in it are searched too. Default: all regions are filled with the image itself.
         opacity: Least and greatest share of the texture in the result, the rest is the image underneath.
-        max_area: Regions cover at most this share of the part: pieces are left out until they do. Noise now and then
-            takes half of the part; 1.0 leaves it alone. Where ten draws find nothing, a small shape is drawn instead.
+        max_area: Regions cover at most this share of the part: pieces are left out until they do. 1.0 for no limit
+            (noise may cover half of the part). If ten draws leave no region, a small shape is drawn instead.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -63,12 +59,6 @@ class PerlinSynthesizer(Synthesizer):
         self.max_area = max_area
         self._files: list[Path] | None = None
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        textures = None if self.textures is None else self.textures.as_posix()
-        return {"textures": textures, "opacity": list(self.opacity), "max_area": self.max_area}
-
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
         """Draw regions into each image; see `Synthesizer.synthesize`.
 
@@ -78,14 +68,18 @@ class PerlinSynthesizer(Synthesizer):
         return [self._synthesize(request) for request in requests]
 
     def _synthesize(self, request: Request) -> Synthesis:
-        check(request)
+        # Importing Anomalib takes seconds, which other synthesizers do without.
+        from anomalib.data.utils.generators import PerlinAnomalyGenerator  # noqa: PLC0415
+
+        check_image_and_mask(request.image, request.mask)
         image, rng = request.image, np.random.default_rng(request.seed)
         files = self._texture_files()
-        with _torch_seed(request.seed):
-            generator = _anomalib_generator()
+        with torch.random.fork_rng(devices=[]):  # Anomalib and torchvision draw from torch's global generator
+            torch.default_generator.manual_seed(request.seed)  # the CPU's alone: torch.manual_seed seeds all devices
+            generator = PerlinAnomalyGenerator()  # draws already here: a new one for each image
             region, origin = self._region(foreground(image), generator, rng)
             file = files[rng.integers(len(files))] if files and rng.random() < 0.5 else None
-            texture = _shuffled(image, rng) if file is None else _read_texture(file, image.shape[:2])
+            texture = shuffled(image, rng) if file is None else _read_texture(file, image.shape[:2])
             texture = _distorted(texture, generator)
         opacity = float(rng.uniform(*self.opacity))
         blend = np.rint((1 - opacity) * image + opacity * texture.astype(np.float64)).astype(np.uint8)
@@ -93,15 +87,15 @@ class PerlinSynthesizer(Synthesizer):
         details = {"region": origin, "texture": name or "the image itself, shuffled", "opacity": round(opacity, 3)}
         return Synthesis(np.where(region[..., None], blend, image), region, details)
 
-    def _region(self, part: Mask, generator: "PerlinAnomalyGenerator", rng: Generator) -> tuple[Mask, str]:
+    def _region(self, part: Mask, generator: Any, rng: Generator) -> tuple[Mask, str]:
         """Regions on the part, never empty, and where they come from."""
         largest = self.max_area * np.count_nonzero(part)
         for _ in range(TRIES):
-            region = _some_pieces(_perlin_region(part, generator, rng), largest, rng)
+            region = _select_pieces(_perlin_region(part, generator, rng), largest, rng)
             if region.any():
                 return region, "Perlin noise"
-        shape = draw_shape(part, rng)
-        return shape.mask, f"drawn {shape.kind}, as Perlin noise found no region"
+        mask, kind = draw_shape(part, rng)
+        return mask, f"drawn {kind}, as Perlin noise found no region"
 
     def _texture_files(self) -> list[Path]:
         if self.textures is None:
@@ -117,9 +111,9 @@ class PerlinSynthesizer(Synthesizer):
         return self._files
 
 
-def _perlin_region(part: Mask, generator: "PerlinAnomalyGenerator", rng: Generator) -> Mask:
+def _perlin_region(part: Mask, generator: Any, rng: Generator) -> Mask:
     """Where noise of a random scale, turned at random, is above a threshold, on the part."""
-    from anomalib.data.utils.generators import generate_perlin_noise  # noqa: PLC0415  takes seconds, not always needed
+    from anomalib.data.utils.generators import generate_perlin_noise  # noqa: PLC0415  as above
 
     height, width = part.shape
     # Anomalib fills up to a power of two, which cannot have more waves than pixels.
@@ -130,8 +124,8 @@ def _perlin_region(part: Mask, generator: "PerlinAnomalyGenerator", rng: Generat
     return np.asarray((turned > THRESHOLD) & part)
 
 
-def _some_pieces(region: Mask, largest: float, rng: Generator) -> Mask:
-    """Drop specks, and pieces drawn at random until the rest covers no more than the largest area, in pixels."""
+def _select_pieces(region: Mask, largest: float, rng: Generator) -> Mask:
+    """Drop the smallest pieces, and others at random until the rest covers no more than the largest area, in pixels."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
     areas = stats[:, cv2.CC_STAT_AREA]
     keep = np.zeros(count, dtype=np.bool_)
@@ -141,21 +135,19 @@ def _some_pieces(region: Mask, largest: float, rng: Generator) -> Mask:
     return np.asarray(keep[labels])
 
 
-def _shuffled(image: Pixels, rng: Generator) -> Pixels:
-    """The image cut into a grid of equal cells, put together in random order; the edge is filled by mirroring."""
+def shuffled(image: Pixels, rng: Generator) -> Pixels:
+    """Cut an image into a grid of equal cells and put them together in random order; the edge is mirrored to fit."""
     height, width = image.shape[:2]
     rows, columns = min(CELLS, height), min(CELLS, width)
     down, across = -(-height // rows), -(-width // columns)
     padding = (0, rows * down - height, 0, columns * across - width)
     whole = np.asarray(cv2.copyMakeBorder(image, *padding, cv2.BORDER_REFLECT))
     cells = whole.reshape(rows, down, columns, across, 3).swapaxes(1, 2).reshape(-1, down, across, 3)
-    order = rng.permutation(len(cells))
-    mixed = cells[order].reshape(rows, columns, down, across, 3).swapaxes(1, 2).reshape(whole.shape)
-    return np.ascontiguousarray(mixed[:height, :width])
+    mixed = cells[rng.permutation(len(cells))].reshape(rows, columns, down, across, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(mixed.reshape(whole.shape)[:height, :width])
 
 
 def _read_texture(path: Path, shape: tuple[int, ...]) -> Pixels:
-    """A texture image stretched to some height and width, `[H, W, 3]`, uint8."""
     try:
         with Image.open(path) as file:
             pixels = np.asarray(file.convert("RGB"))
@@ -165,23 +157,8 @@ def _read_texture(path: Path, shape: tuple[int, ...]) -> Pixels:
     return np.asarray(cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _distorted(texture: Pixels, generator: "PerlinAnomalyGenerator") -> Pixels:
-    """Three of Anomalib's distortions of color, sharpness or position."""
+def _distorted(texture: Pixels, generator: Any) -> Pixels:
+    """Apply three of Anomalib's distortions of color, sharpness or position."""
     tensor = torch.from_numpy(np.ascontiguousarray(texture)).permute(2, 0, 1).float() / 255
     pixels = generator.augmenters(tensor).clamp(0, 1) * 255
     return pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def _anomalib_generator() -> "PerlinAnomalyGenerator":
-    """Anomalib's generator. It draws a number already when it is made: it is made anew for each image."""
-    from anomalib.data.utils.generators import PerlinAnomalyGenerator  # noqa: PLC0415  takes seconds, not always needed
-
-    return PerlinAnomalyGenerator()
-
-
-@contextmanager
-def _torch_seed(seed: int) -> Iterator[None]:
-    """Let a seed decide what Anomalib's and torchvision's transforms draw, and put torch's random state back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would reach all devices
-        yield

@@ -1,25 +1,27 @@
-"""Making many synthetic images: interrupted at any moment, split between processes, and always the same images.
+"""Makes many synthetic images, in any number of processes and sessions, with always the same results.
 
 Attempt `a` at image `i` draws everything random from the seed `(seed, i, a)`: the normal image, the place, the words.
-It therefore does not matter which images are made together, in which order, where, or in how many sessions.
+So the images do not depend on batches, on their order or on interruptions.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from tqdm import tqdm
 
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer
-from .change_detection import Change, changed_mask, measure_change
-from .material import Material
-from .output_folder import Record, as_plain
-from .placement import place
-from .run_folder import ACCEPTED, REJECTED, RunFolder
-from .run_settings import RunSettings, check_material
+from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain
+from .change_detection import Change, MaskMode, changed_mask, measure_change
+from .contact_sheet import preview
+from .manifest import ACCEPTED, REJECTED, Record
+from .output_folder import MAX_COUNT, OutputFolder
+from .placement import MaskSource, place
 
 LIBRARIES = (
     "anomalib-exdd",
@@ -30,28 +32,156 @@ LIBRARIES = (
     "pillow",
     "scipy",
     "torch",
+    "accelerate",
+    "diffusers",
+    "peft",
+    "transformers",
 )
-DIFFUSION_LIBRARIES = ("accelerate", "diffusers", "peft", "transformers")
 
-PLACED_ITSELF = "placed by the synthesizer"
 
-Preview = Callable[[Pixels, Mask, Pixels], bytes]
-"""Draws a small picture, a JPEG, of a normal image, a mask and the synthetic image."""
+class LazySequence(Sequence[Any]):
+    """Items that are read whenever they are indexed, and not kept.
+
+    Args:
+        keys: A key of each item.
+        read: Reads the item of a key.
+    """
+
+    def __init__(self, keys: Sequence[Any], read: Callable[[Any], Any]) -> None:
+        self._keys, self._read = keys, read
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self._keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read an item; slices are not supported."""
+        return self._read(self._keys[index])
+
+
+@dataclass(frozen=True)
+class SourceImages:
+    """Files of normal images and real defects. Their reader is an argument, so that training reads them the same way.
+
+    Attributes:
+        normals: Files of normal images. Their order influences which image is drawn.
+        defects: Files of real defective images, each with the file of its mask; may be empty.
+        read_image: Reads an image, `[H, W, 3]`, RGB, uint8.
+        read_mask: Reads a mask, `[H, W]`, bool.
+        kinds: Kinds of the defects that are known, by the file of the image.
+    """
+
+    normals: Sequence[str]
+    defects: Sequence[tuple[str, str]]
+    read_image: Callable[[str], Pixels]
+    read_mask: Callable[[str], Mask]
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    def normal_images(self) -> Sequence[Pixels]:
+        """Return the normal images, each read when it is indexed."""
+        return LazySequence(self.normals, self.read_image)
+
+    def real_defects(self) -> Sequence[Defect]:
+        """Return the real defects, each read when it is indexed."""
+        return LazySequence(self.defects, self._read_defect)
+
+    def identity(self) -> dict[str, Any]:
+        """Identify the files by their names, the names of their folders and their sizes: they may be moved together.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+        """
+        return {
+            "normals": len(self.normals),
+            "normals_digest": _digest(self.normals),
+            "defects": len(self.defects),
+            "defects_digest": _digest([path for pair in self.defects for path in pair]),
+        }
+
+    def _read_defect(self, paths: tuple[str, str]) -> Defect:
+        image, mask = self.read_image(paths[0]), self.read_mask(paths[1])
+        if image.shape[:2] != mask.shape:
+            msg = (
+                f"The mask `{paths[1]}` has {mask.shape[1]} x {mask.shape[0]} pixels, but its image `{paths[0]}` has "
+                f"{image.shape[1]} x {image.shape[0]}. Replace one of them."
+            )
+            raise ValueError(msg)
+        return Defect(image, mask, paths[0], self.kinds.get(paths[0], ""))
+
+
+def _digest(paths: Sequence[str]) -> str:
+    lines = [f"{'/'.join(Path(path).parts[-2:])} {Path(path).stat().st_size}" for path in paths]
+    return sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run, besides the synthesizer's own.
+
+    Attributes:
+        count: How many images.
+        seed: Seed of everything random.
+        masks: Where defects are placed: see :data:`.MaskSource`.
+        prompts: Defects in words, one is drawn for each image; empty: the synthesizer's own.
+        mask_mode: What the mask of a synthetic image shows: see :data:`.MaskMode`.
+        min_change: Grey levels by which the image has to change visibly, see :func:`.measure_change`; 0 accepts all.
+        retries: How often an image without a visible change is made again, before it is rejected.
+    """
+
+    count: int
+    seed: int = 0
+    masks: MaskSource = "auto"
+    prompts: Sequence[str] = ()
+    mask_mode: MaskMode = "intersection"
+    min_change: float = 8.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        for name, low, high in (
+            ("count", 1, MAX_COUNT),
+            ("seed", 0, math.inf),
+            ("min_change", 0, 255),
+            ("retries", 0, math.inf),
+        ):
+            if not low <= getattr(self, name) <= high:
+                limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                msg = f"Argument `{name}` has to be {limits}, but got {getattr(self, name)}."
+                raise ValueError(msg)
+        for name, known in (("masks", get_args(MaskSource)), ("mask_mode", get_args(MaskMode))):
+            if getattr(self, name) not in known:
+                msg = f"Argument `{name}` has to be one of {list(known)}, but got {getattr(self, name)!r}."
+                raise ValueError(msg)
+        if isinstance(self.prompts, str) or not all(prompt.strip() for prompt in self.prompts):
+            msg = f"Argument `prompts` has to be a list of texts that are not empty, but got {self.prompts!r}."
+            raise ValueError(msg)
+
+
+class _Attempt(NamedTuple):
+    """One attempt at an image, and what it changed."""
+
+    request: Request
+    made: Synthesis
+    change: Change
+    mask: Mask
 
 
 class SynthesisRun:
     """Makes the images of one folder.
 
-    One process opens the folder and finishes it; any number of them work in between.
+    One process calls `open` before and `finish` after all others; any number of them `work` in between.
 
     Args:
         output: Folder to write.
-        material: Normal images and real defects.
+        sources: Normal images and real defects.
         synthesizer: Draws the defects.
-        settings: What is wanted.
-        batch_size: How many images the synthesizer gets at once. Has no influence on the images, as long as the
-            synthesizer's results are those of one by one.
-        preview: Draws a small picture of each image, for a page to review them.
+        settings: Settings of the run.
+        batch_size: How many requests the synthesizer gets at once; does not influence the images, unless the
+            synthesizer's own batches do.
         command: Command that makes the images, named in messages about an unfinished folder.
 
     Raises:
@@ -61,29 +191,27 @@ class SynthesisRun:
     def __init__(
         self,
         output: str | Path,
-        material: Material,
+        sources: SourceImages,
         synthesizer: Synthesizer,
         settings: RunSettings,
         *,
         batch_size: int = 4,
-        preview: Preview | None = None,
         command: str = "",
     ) -> None:
         if batch_size < 1:
             msg = f"Argument `batch_size` has to be at least 1, but got {batch_size}."
             raise ValueError(msg)
-        check_material(material, synthesizer, settings)
-        self.folder = RunFolder(Path(output))
+        _check_sources(sources, synthesizer, settings)
+        self.folder = OutputFolder(Path(output))
         self.synthesizer = synthesizer
         self.settings = settings
-        self._material = material
-        self._defects = material.real_defects()
+        self._sources = sources
+        self._defects = sources.real_defects()
         self._batch_size = batch_size
-        self._preview = preview
         self._command = command
 
     def open(self, *, overwrite: bool = False) -> None:
-        """Begin the folder, or go on with it; one process does this, before any other works.
+        """Create the folder, or go on with it.
 
         Args:
             overwrite: Remove the images of an earlier run.
@@ -91,29 +219,24 @@ class SynthesisRun:
         Raises:
             ValueError: If the folder holds something else, or images of other settings.
         """
+        settings = asdict(self.settings)
+        count = settings.pop("count")
         identity = {
             "synthesizer": type(self.synthesizer).__name__,
             "synthesizer_settings": self.synthesizer.settings,
-            **{name: value for name, value in asdict(self.settings).items() if name != "count"},
-            "material": self._material.identity(),
+            **settings,
+            "material": self._sources.identity(),
         }
-        self.folder.open(
-            as_plain(identity), self.settings.count, versions=_versions(), command=self._command, overwrite=overwrite
-        )
+        self.folder.open(as_plain(identity), count, versions=_versions(), command=self._command, overwrite=overwrite)
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """List the images of one process that are not there yet.
-
-        Args:
-            rank: Number of the process.
-            world_size: Number of processes.
-        """
+        """List the images that one of several processes still has to make."""
         return [i for i in range(rank, self.settings.count, world_size) if not self.folder.is_finished(i)]
 
     def prepare(self) -> None:
-        """Let the synthesizer learn from the material; it is not asked to where no image is missing."""
+        """Prepare the synthesizer, unless no image is missing."""
         if self.missing():
-            self.synthesizer.prepare(self._defects, self._material.normal_images())
+            self.synthesizer.prepare(self._defects, self._sources.normal_images())
 
     def work(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
         """Make the missing images of one process.
@@ -123,26 +246,28 @@ class SynthesisRun:
             world_size: Number of processes.
 
         Yields:
-            The record of each image as soon as it is there.
+            The record of each image when its files are written.
 
         Raises:
-            ValueError: If an image cannot be made at all; images that are finished stay.
+            ValueError: If an image cannot be made at all; finished images stay.
         """
         indexes = self.missing(rank, world_size)
         for index in indexes:
             self.folder.clean(index)
-        waiting = deque(_Job(index) for index in indexes)
+        waiting = deque((index, 1) for index in indexes)
+        best: dict[int, _Attempt] = {}  # the attempt with the greatest change, the first of equals
         while waiting:
             jobs = [waiting.popleft() for _ in range(min(self._batch_size, len(waiting)))]
-            for job, result in zip(jobs, self._synthesize([self._ask(job) for job in jobs]), strict=True):
-                job.add(result)
-                if self._accepts(result) or job.attempts > self.settings.retries:
-                    yield self._store(job)
+            attempts = self._attempt([self._request(index, number - 1) for index, number in jobs])
+            for (index, number), attempt in zip(jobs, attempts, strict=True):
+                best[index] = max(best.get(index, attempt), attempt, key=lambda each: each.change.visible)
+                if self._is_visible(attempt) or number > self.settings.retries:
+                    yield self._store(best.pop(index), number)
                 else:
-                    waiting.appendleft(job)
+                    waiting.appendleft((index, number + 1))
 
     def finish(self) -> list[Record]:
-        """Write manifest and review; one process does this, after all others have worked.
+        """Write manifest and review.
 
         Returns:
             Records of all images.
@@ -152,82 +277,76 @@ class SynthesisRun:
         """
         return self.folder.finish()
 
-    def _ask(self, job: "_Job") -> "_Asked":
-        """Draw what the next attempt at an image starts from."""
-        rng = np.random.default_rng(np.random.SeedSequence([self.settings.seed, job.index, job.attempts]))
+    def _request(self, index: int, attempt: int) -> Request:
+        rng = np.random.default_rng(np.random.SeedSequence([self.settings.seed, index, attempt]))
         seed = int(rng.integers(2**31))
-        source = self._material.normals[int(rng.integers(len(self._material.normals)))]
+        source = self._sources.normals[int(rng.integers(len(self._sources.normals)))]
         prompts = self.settings.prompts
         prompt = prompts[int(rng.integers(len(prompts)))] if prompts else ""
-        image = self._material.read_image(source)
-        placed = place(image, self._defects, self.settings.masks, rng)
-        request = Request(job.index, seed, image, placed.mask, prompt, placed.defect)
-        return _Asked(source, placed.description, request)
+        image = self._sources.read_image(source)
+        mask, defect, placement = place(image, self._defects, self.settings.masks, rng)
+        return Request(index, seed, image, mask, prompt, defect, source, placement)
 
-    def _synthesize(self, asked: "Sequence[_Asked]") -> "list[_Result]":
+    def _attempt(self, requests: Sequence[Request]) -> list[_Attempt]:
         try:
-            results = self.synthesizer.synthesize([each.request for each in asked])
+            results = self.synthesizer.synthesize(requests)
         except ValueError as error:
-            sources = ", ".join(f"number {each.request.index} from `{each.source}`" for each in asked)
+            sources = ", ".join(f"number {request.index} from `{request.source}`" for request in requests)
             msg = f"{error} (While making {sources}.)"
             raise ValueError(msg) from error
-        return [self._measure(each, result) for each, result in zip(asked, results, strict=True)]
+        return [
+            _Attempt(
+                request,
+                made,
+                measure_change(request.image, made.image, made.mask),
+                changed_mask(request.image, made.image, made.mask, self.settings.mask_mode),
+            )
+            for request, made in zip(requests, results, strict=True)
+        ]
 
-    def _measure(self, asked: "_Asked", result: Synthesis) -> "_Result":
-        normal = asked.request.image
-        change = measure_change(normal, result.image, result.mask)
-        mask = changed_mask(normal, result.image, result.mask, self.settings.mask_mode)
-        return _Result(asked, result, change, mask)
+    def _is_visible(self, attempt: _Attempt) -> bool:
+        return attempt.change.visible >= self.settings.min_change
 
-    def _accepts(self, result: "_Result") -> bool:
-        return bool(result.mask.any()) and result.change.visible >= self.settings.min_change
-
-    def _why_not(self, best: "_Result", attempts: int) -> str:
-        return (
-            f"No visible change in {attempts} attempt{'s' if attempts > 1 else ''}: at most {best.change.visible:.1f} "
-            f"grey levels, {self.settings.min_change:g} are wanted."
+    def _store(self, attempt: _Attempt, attempts: int) -> Record:
+        request, made, change, mask = attempt
+        accepted = self._is_visible(attempt)
+        name = f"{ACCEPTED if accepted else REJECTED}/{request.index:05d}"
+        reason = (
+            f"No visible change in {attempts} attempt{'s' if attempts > 1 else ''}: at most {change.visible:.1f} grey "
+            f"levels, {self.settings.min_change:g} are wanted."
         )
-
-    def _store(self, job: "_Job") -> Record:
-        best = job.best
-        request, made = best.asked.request, best.made
-        accepted = self._accepts(best)
-        reason = "" if accepted else self._why_not(best, job.attempts)
-        name = f"{ACCEPTED if accepted else REJECTED}/{job.index:05d}"
-        # Where a synthesizer places its defects itself, mask and words took no part, and the real defect only if it is
-        # named.
-        as_asked = np.array_equal(made.mask, request.mask)
+        # A synthesizer that places its defects itself ignores mask and prompt, and the real defect unless it names it.
+        placed = np.array_equal(made.mask, request.mask)
         details, defect = as_plain(made.details), request.defect
-        if defect is not None and not as_asked and defect.path not in details.values():
+        if defect is not None and not placed and defect.path not in details.values():
             defect = None
         if defect is not None and defect.kind:
             details["kind"] = defect.kind
         record = Record(
-            index=job.index,
+            index=request.index,
             image=f"{name}.png",
             mask=f"{name}_GT.png",
-            source=best.asked.source,
+            source=request.source,
             defect=None if defect is None else defect.path,
-            placement=best.asked.placement if as_asked else PLACED_ITSELF,
-            prompt=str(details.pop("prompt", request.prompt if as_asked else "")),
+            placement=request.placement if placed else "placed by the synthesizer",
+            prompt=str(details.pop("prompt", request.prompt if placed else "")),
             seed=request.seed,
-            attempts=job.attempts,
+            attempts=attempts,
             synthesizer=str(details.pop("synthesizer", type(self.synthesizer).__name__)),
             model=details.pop("model", None),
             revision=details.pop("revision", None),
             details=details,
-            change=as_plain(asdict(best.change)),
+            change=as_plain(asdict(change)),
             accepted=accepted,
-            reason=reason,
+            reason="" if accepted else reason,
         )
-        preview = self._preview(request.image, best.mask, made.image) if self._preview else None
-        self.folder.store(record, made.image, best.mask, preview)
+        self.folder.store(record, made.image, mask, preview(request.image, mask, made.image))
         return record
 
 
 def synthesize(
     output: str | Path,
-    material: Material,
+    sources: SourceImages,
     synthesizer: Synthesizer,
     settings: RunSettings,
     *,
@@ -238,10 +357,10 @@ def synthesize(
 
     Args:
         output: Folder to write.
-        material: Normal images and real defects.
+        sources: Normal images and real defects.
         synthesizer: Draws the defects.
-        settings: What is wanted.
-        batch_size: How many images the synthesizer gets at once.
+        settings: Settings of the run.
+        batch_size: How many requests the synthesizer gets at once.
         overwrite: Remove the images of an earlier run.
 
     Returns:
@@ -250,7 +369,7 @@ def synthesize(
     Raises:
         ValueError: If an argument cannot be used, or the folder holds something else.
     """
-    run = SynthesisRun(output, material, synthesizer, settings, batch_size=batch_size)
+    run = SynthesisRun(output, sources, synthesizer, settings, batch_size=batch_size)
     run.open(overwrite=overwrite)
     run.prepare()
     for _ in tqdm(run.work(), "Synthesizing", total=len(run.missing()), unit="image", delay=2):
@@ -258,55 +377,36 @@ def synthesize(
     return run.finish()
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What an attempt starts from."""
-
-    source: str
-    placement: str
-    request: Request
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What came of an attempt."""
-
-    asked: _Asked
-    made: Synthesis
-    change: Change
-    mask: Mask
-
-
-class _Job:
-    """An image that is wanted, and the attempt at it in which most changed."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.attempts = 0
-        self._best: _Result | None = None
-
-    @property
-    def best(self) -> _Result:
-        """The attempt in which most changed visibly, the first of equals."""
-        if self._best is None:
-            msg = f"There was no attempt at image {self.index}."
-            raise RuntimeError(msg)
-        return self._best
-
-    def add(self, result: _Result) -> None:
-        """Take the result of one more attempt."""
-        self.attempts += 1
-        if self._best is None or result.change.visible > self._best.change.visible:
-            self._best = result
+def _check_sources(sources: SourceImages, synthesizer: Synthesizer, settings: RunSettings) -> None:
+    """Check that there are normal images, and real defects where they are needed."""
+    name = type(synthesizer).__name__
+    if not sources.normals:
+        msg = "There are no normal images to draw defects into. Give data with normal training images."
+        raise ValueError(msg)
+    if synthesizer.needs_defects and settings.masks == "drawn":
+        msg = f"{name} works with real defects, which masks of the source 'drawn' do not have. Use 'moved' or 'real'."
+        raise ValueError(msg)
+    if synthesizer.needs_defects and not sources.defects:
+        msg = (
+            f"{name} works with real defects, but the training images have no defective one with a mask. Give some, "
+            "or use PerlinSynthesizer or DiagSynthesizer, which do without."
+        )
+        raise ValueError(msg)
+    if settings.masks in {"real", "moved"} and not sources.defects:
+        msg = (
+            f"Argument `masks` is {settings.masks!r}, but the training images have no defective one with a mask. Give "
+            "some, or use 'drawn'."
+        )
+        raise ValueError(msg)
 
 
 def _versions() -> dict[str, str]:
-    found = {name: _version(name) for name in (*LIBRARIES, *DIFFUSION_LIBRARIES)}
-    return {name: number for name, number in found.items() if number is not None}
+    installed = {name: _version(name) for name in LIBRARIES}
+    return {name: number for name, number in installed.items() if number}
 
 
-def _version(name: str) -> str | None:
+def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:  # an optional one, or OpenCV under its other name
-        return None
+        return ""

@@ -1,62 +1,55 @@
-"""Made-up shapes of defects, for parts of which no real defect has been seen yet."""
+"""Generated shapes of defects, for parts without a real defect."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .base import Mask
+from .base import Mask, Pixels
 
-AREAS = (0.001, 0.03)  # least and greatest share of the part that a shape is drawn to cover
+AREAS = (0.001, 0.03)  # least and greatest share of the part that a shape is to cover
 LEAST_AREA = 12  # pixels that a shape covers at least, where the part has as many
 TRIES = 20
 
 Points = NDArray[np.float64]
-Canvas = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class DrawnShape:
-    """A made-up shape.
-
-    Attributes:
-        mask: `[H, W]`, bool; never empty.
-        kind: What it looks like: "scratch", "spots", "blob" or "mark".
-    """
-
-    mask: Mask
-    kind: str
-
-
-def draw_shape(part: Mask, rng: Generator) -> DrawnShape:
+def draw_shape(part: Mask, rng: Generator) -> tuple[Mask, str]:
     """Draw the outline of a defect somewhere on the part.
 
-    Scratches are one to four pixels wide and long; spots are a few small ellipses; a blob has a smooth outline, a mark
-    a frayed one. They cover .1 to 3 % of the part, small ones as likely as large ones on a logarithmic scale: half of
-    the defects of KSDD2 lie between .5 and 5 %.
+    Scratches are long and one to four pixels wide; spots are a few small ellipses; a blob has a smooth outline, a mark
+    a frayed one. They cover .1 to 3 % of the part, uniformly on a logarithmic scale (half of KSDD2's defects cover .5
+    to 5 % of their image).
 
     Args:
         part: Where it may lie, `[H, W]`, bool, not empty.
-        rng: Decides everything.
+        rng: Source of randomness.
+
+    Returns:
+        Mask, `[H, W]`, bool, not empty, and its kind: "scratch", "spots", "blob" or "mark".
     """
     places = np.flatnonzero(part)
     least = min(LEAST_AREA, len(places))
     for _ in range(TRIES):
         kind, draw = KINDS[rng.integers(len(KINDS))]
         centre = _random_place(places, part.shape, rng)
-        canvas: Canvas = np.zeros(part.shape, dtype=np.uint8)
-        draw(canvas, centre, max(least, len(places) * _log_uniform(rng, *AREAS)), rng)
+        canvas: Pixels = np.zeros(part.shape, dtype=np.uint8)
+        draw(canvas, centre, max(least, len(places) * log_uniform(rng, *AREAS)), rng)
         mask = np.asarray((canvas > 0) & part)
         if np.count_nonzero(mask) >= least:
-            return DrawnShape(mask, kind)
+            return mask, kind
     # The part is a few pixels, or a thin line: a dot on it.
     canvas = np.zeros(part.shape, dtype=np.uint8)
     column, row = _random_place(places, part.shape, rng)
     cv2.circle(canvas, (int(column), int(row)), 2, 1, cv2.FILLED)
-    return DrawnShape(np.asarray((canvas > 0) & part), "spots")
+    return np.asarray((canvas > 0) & part), "spots"
+
+
+def log_uniform(rng: Generator, low: float, high: float) -> float:
+    """Draw a number whose logarithm is uniformly distributed."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _random_place(places: NDArray[np.intp], shape: tuple[int, ...], rng: Generator) -> Points:
@@ -65,28 +58,20 @@ def _random_place(places: NDArray[np.intp], shape: tuple[int, ...], rng: Generat
     return np.array([column, row], dtype=np.float64)
 
 
-def _log_uniform(rng: Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def _corners(points: Points) -> list[NDArray[np.int32]]:
-    return [np.rint(points).astype(np.int32)]
-
-
-def _scratch(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
+def _scratch(canvas: Pixels, centre: Points, area: float, rng: Generator) -> None:
     """A line that bends a little, thinner at its ends."""
-    width = _log_uniform(rng, 1, 4)
+    width = log_uniform(rng, 1, 4)
     length = min(area / width, 0.7 * float(np.hypot(*canvas.shape)))
     steps = max(3, round(length / 6))
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.5 / np.sqrt(steps), steps))
     path = np.cumsum(length / steps * np.c_[np.cos(heading), np.sin(heading)], axis=0)
-    path += centre - path.mean(axis=0)
+    corners = np.rint(path + (centre - path.mean(axis=0))).astype(int).tolist()
     thickness = np.rint(width * np.sqrt(np.sin(np.pi * np.linspace(0.1, 0.9, steps - 1))))
-    for i in range(steps - 1):
-        cv2.polylines(canvas, _corners(path[i : i + 2]), isClosed=False, color=1, thickness=max(1, int(thickness[i])))
+    for start, end, pixels in zip(corners[:-1], corners[1:], thickness.tolist(), strict=True):
+        cv2.line(canvas, start, end, 1, max(1, int(pixels)))
 
 
-def _spots(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
+def _spots(canvas: Pixels, centre: Points, area: float, rng: Generator) -> None:
     """A few ellipses beside each other."""
     count = 1 + int(rng.poisson(2))
     radius = np.sqrt(area / (np.pi * count))
@@ -97,7 +82,7 @@ def _spots(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
         _fill_outline(canvas, position, radii, np.ones(32), rng)
 
 
-def _blob(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
+def _blob(canvas: Pixels, centre: Points, area: float, rng: Generator) -> None:
     """One region with a smooth, irregular outline."""
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     waves = [rng.normal(0, 0.25 / k) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in range(1, 6)]
@@ -106,35 +91,35 @@ def _blob(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
     _fill_outline(canvas, centre, radii, np.exp(np.sum(waves, axis=0)), rng)
 
 
-def _fill_outline(canvas: Canvas, centre: Points, radii: Points, outline: Points, rng: Generator) -> None:
-    """Fill an ellipse, turned at random, whose outline is multiplied by some factors, one for each direction."""
-    angles = np.linspace(0, 2 * np.pi, len(outline), endpoint=False)
+def _fill_outline(canvas: Pixels, centre: Points, radii: Points, factors: Points, rng: Generator) -> None:
+    """Fill an ellipse, turned at random, whose radius is multiplied by a factor in each direction."""
+    angles = np.linspace(0, 2 * np.pi, len(factors), endpoint=False)
     turn = rng.uniform(0, np.pi)
     axes = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    edge = centre + (outline[:, None] * radii * np.c_[np.cos(angles), np.sin(angles)]) @ axes
-    cv2.fillPoly(canvas, _corners(edge), 1)
+    edge = centre + (factors[:, None] * radii * np.c_[np.cos(angles), np.sin(angles)]) @ axes
+    cv2.fillPoly(canvas, [np.rint(edge).astype(np.int32)], 1)
 
 
-def _mark(canvas: Canvas, centre: Points, area: float, rng: Generator) -> None:
-    """A frayed patch, longer than wide: an ellipse whose edge is broken by clouds of two sizes."""
-    stretch = _log_uniform(rng, 1, 3)
+def _mark(canvas: Pixels, centre: Points, area: float, rng: Generator) -> None:
+    """A frayed patch, longer than wide: an ellipse whose edge is broken by noise of two sizes."""
+    stretch = log_uniform(rng, 1, 3)
     half = np.sqrt(2 * area / np.pi * np.array([stretch, 1 / stretch]))[:: int(rng.choice((-1, 1)))]
     left, top = np.maximum(np.floor(centre - half), 0).astype(int)
     right, bottom = np.minimum(np.ceil(centre + half) + 1, canvas.shape[::-1]).astype(int)
     rows, columns = np.mgrid[top:bottom, left:right]
     reach = ((columns - centre[0]) / half[0]) ** 2 + ((rows - centre[1]) / half[1]) ** 2
     size = max(1.0, np.sqrt(area) / 12)
-    clouds = 0.35 * _clouds(rng, reach.shape, 2 * size) + 0.2 * _clouds(rng, reach.shape, size)
-    canvas[top:bottom, left:right] = (0.5 - reach + clouds * (1 - reach) > 0) & (reach < 1)
+    noise = 0.35 * _smooth_noise(rng, reach.shape, 2 * size) + 0.2 * _smooth_noise(rng, reach.shape, size)
+    canvas[top:bottom, left:right] = (0.5 - reach + noise * (1 - reach) > 0) & (reach < 1)
 
 
-def _clouds(rng: Generator, shape: tuple[int, ...], size: float) -> NDArray[np.float64]:
-    """Smooth noise of unit variance."""
+def _smooth_noise(rng: Generator, shape: tuple[int, ...], size: float) -> Points:
+    """Noise of unit variance."""
     field = cv2.GaussianBlur(rng.standard_normal(shape), (0, 0), size)
     return np.asarray(field / (field.std() + 1e-6))
 
 
-KINDS: tuple[tuple[str, Callable[[Canvas, Points, float, Generator], None]], ...] = (
+KINDS: tuple[tuple[str, Callable[[Pixels, Points, float, Generator], None]], ...] = (
     ("scratch", _scratch),
     ("spots", _spots),
     ("blob", _blob),

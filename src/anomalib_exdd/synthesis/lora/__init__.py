@@ -1,1 +1,1 @@
-"""Fine-tuning an inpainting model by LoRA (DreamBooth), and drawing defects with it."""
+"""LoRA: an inpainting model is fine-tuned on a surface and its defects, and draws with what it has learned."""

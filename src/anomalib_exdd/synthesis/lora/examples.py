@@ -1,7 +1,7 @@
-"""What a LoRA learns from: defects cut out with their surroundings, and normal images with places hidden at random.
+"""Training examples of a LoRA: defects cut out with their surroundings, and normal images with hidden regions.
 
-Examples look as they will when defects are drawn: a window around a mask, at the working size. Which one comes at which
-position of the training depends on the seed and the position alone, so that a training can go on where it broke off.
+Examples look as they do when defects are drawn: a window around a mask, at the working size. The example at a position
+of the training depends on the seed and the position alone, so that an interrupted training can go on.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, Request, check
+from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_image_and_mask
 from anomalib_exdd.synthesis.crops import Size, cut, cut_mask, window_around, working_size
 
 from .settings import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
 
-_ORDER, _DRAWING = 0, 1  # what a stream of random numbers is for
-_MASK_EXTENT = (0.04, 0.30)  # of the image's shorter side, half an axis of what is hidden
+ORDER, DRAWING = 0, 1  # what a stream of random numbers is for
+MASK_EXTENT = (0.04, 0.30)  # half an axis of a hidden ellipse, as a share of the image's shorter side
 
 
 class Example(NamedTuple):
@@ -39,10 +39,10 @@ class Example(NamedTuple):
 
 
 class Examples:
-    """An endless list of examples, all of one size.
+    """An endless sequence of examples, all of one size.
 
     With defects, every other one is a normal image under the class prompt (DreamBooth's prior preservation, with real
-    images in place of generated ones). Without, normal images under the instance prompt are all there is (zero-shot).
+    images in place of generated ones). Without, normal images under the instance prompt are used alone (zero-shot).
 
     Args:
         defects: Real defects.
@@ -53,7 +53,7 @@ class Examples:
         size: Size of all examples: the commonest working size.
 
     Raises:
-        ValueError: If there is nothing to learn from, or an image or a mask is not usable.
+        ValueError: If there are no images, or an image or a mask is not usable.
     """
 
     def __init__(self, defects: Sequence[Defect], normals: Sequence[Pixels], settings: LoraSettings) -> None:
@@ -63,16 +63,14 @@ class Examples:
         if defects and settings.prior_weight and not normals:
             msg = "Argument `prior_weight` needs normal images, but there are none. Give some, or set it to 0."
             raise ValueError(msg)
-        wanted = PRIOR_NORMALS if defects else ZERO_SHOT_NORMALS
-        if defects and not settings.prior_weight:
-            wanted = 0
+        wanted = (PRIOR_NORMALS if settings.prior_weight else 0) if defects else ZERO_SHOT_NORMALS
         chosen = np.linspace(0, len(normals) - 1, min(wanted, len(normals))).round().astype(int).tolist()
         self.defects, self.normals = list(defects), [normals[position] for position in chosen]
         self.settings = settings
         for defect in self.defects:
-            _check(f"The defect `{defect.path}`", defect.image, defect.mask)
-        for position, normal in zip(chosen, self.normals, strict=False):
-            _check(f"Normal image {position}", normal, np.ones(normal.shape[:2], dtype=bool))
+            check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
+        for position, normal in zip(chosen, self.normals, strict=True):
+            check_image_and_mask(normal, np.ones(normal.shape[:2], dtype=np.bool_), f" of normal image {position}")
         shapes = [defect.mask.shape for defect in self.defects] or [normal.shape for normal in self.normals]
         sizes = Counter(working_size((shape[0], shape[1]), settings.working_size) for shape in shapes)
         self.size: Size = sizes.most_common(1)[0][0]
@@ -80,34 +78,33 @@ class Examples:
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the defects with their masks, and of the normal images that are used."""
-        defects, normals = hashlib.sha256(), hashlib.sha256()
-        for defect in self.defects:
-            for array in (defect.image, defect.mask):
-                defects.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-        for normal in self.normals:
-            normals.update(f"{normal.shape}".encode() + np.ascontiguousarray(normal).tobytes())
-        return {"defects": defects.hexdigest(), "normals": normals.hexdigest()}
+        defects = [array for defect in self.defects for array in (defect.image, defect.mask)]
+        digests = {"defects": hashlib.sha256(), "normals": hashlib.sha256()}
+        for name, arrays in (("defects", defects), ("normals", self.normals)):
+            for array in arrays:
+                digests[name].update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return {name: digest.hexdigest() for name, digest in digests.items()}
 
     def __getitem__(self, position: int) -> Example:
         """Return the example at a position of the training."""
         settings = self.settings
-        rng = default_rng([settings.seed, _DRAWING, position])
+        rng = default_rng([settings.seed, DRAWING, position])
         if not self.defects:
-            image = self.normals[self._shuffled(position, len(self.normals), kind=0)]
+            image = self.normals[self.order(position, len(self.normals), kind=0)]
             return self._window(rng, image, random_mask(rng, image.shape[:2]), settings.instance_prompt, 1.0)
         if self.normals and position % 2:
-            image = self.normals[self._shuffled(position // 2, len(self.normals), kind=1)]
+            image = self.normals[self.order(position // 2, len(self.normals), kind=1)]
             mask = random_mask(rng, image.shape[:2])
             return self._window(rng, image, mask, settings.class_prompt, settings.prior_weight)
         number = position // 2 if self.normals else position
-        defect = self.defects[self._shuffled(number, len(self.defects), kind=0)]
+        defect = self.defects[self.order(number, len(self.defects), kind=0)]
         prompt = settings.defect_prompts[rng.integers(len(settings.defect_prompts))]
         return self._window(rng, defect.image, defect.mask, prompt, 1.0)
 
-    def _shuffled(self, number: int, count: int, kind: int) -> int:
-        """Return which of some images comes when: each once, in random order, then each once again."""
-        round_, place = divmod(number, count)
-        return int(default_rng([self.settings.seed, _ORDER, kind, round_]).permutation(count)[place])
+    def order(self, number: int, count: int, kind: int) -> int:
+        """Return which of `count` images is used at a turn: each once in random order, then each once again."""
+        epoch, place = divmod(number, count)
+        return int(default_rng([self.settings.seed, ORDER, kind, epoch]).permutation(count)[place])
 
     def _window(self, rng: Generator, image: Pixels, mask: Mask, prompt: str, weight: float) -> Example:
         padding = self.settings.crop_padding
@@ -119,18 +116,9 @@ class Examples:
 def random_mask(rng: Generator, shape: tuple[int, ...]) -> Mask:
     """Return one to three tilted ellipses, some of them as thin as scratches; `[H, W]`, bool, never empty."""
     canvas = np.zeros(shape[:2], dtype=np.uint8)
-    shorter = min(shape[:2])
     for _ in range(int(rng.integers(1, 4))):
-        axis = max(1, round(shorter * rng.uniform(*_MASK_EXTENT)))
+        axis = max(1, round(min(shape[:2]) * rng.uniform(*MASK_EXTENT)))
         thickness = max(1, round(axis * rng.uniform(0.1, 1.0)))
         centre = int(rng.integers(shape[1])), int(rng.integers(shape[0]))
         cv2.ellipse(canvas, centre, (axis, thickness), rng.uniform(0, 180), 0, 360, 1, cv2.FILLED)
     return canvas > 0
-
-
-def _check(name: str, image: Pixels, mask: Mask) -> None:
-    try:
-        check(Request(0, 0, image, mask))
-    except ValueError as error:
-        msg = f"{name} cannot be learned from. {error}"
-        raise ValueError(msg) from error

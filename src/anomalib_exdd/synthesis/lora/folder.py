@@ -1,7 +1,7 @@
-"""The folder of a LoRA: its weights, a card for people, a record for programs, and checkpoints until it is finished.
+"""The folder of a LoRA: its weights, a model card, a record of its training, and a checkpoint until it is finished.
 
-The weights come last: a record without them is that of a training that was interrupted, and weights without a record
-are those of a LoRA from elsewhere.
+The weights come last: a record without weights belongs to an interrupted training, weights without a record to a LoRA
+that was trained elsewhere.
 """
 
 import hashlib
@@ -11,21 +11,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
-from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, import_library
+from anomalib_exdd.synthesis.diffusion_pipeline import import_library
+from anomalib_exdd.synthesis.output_folder import differences, write_file
 
-WEIGHTS, RECORD, CARD, CHECKPOINT = "pytorch_lora_weights.safetensors", "lora.json", "README.md", "training.safetensors"
+from .training import is_xl
 
+WEIGHTS, RECORD, CARD, CHECKPOINT = "pytorch_lora_weights.safetensors", "lora.json", "README.md", "checkpoint.pt"
 
-def make_record(
-    source: ModelSource, settings: Mapping[str, Any], digests: Mapping[str, str], counts: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return everything that decides how a LoRA comes out, as plain values."""
-    plain = json.loads(json.dumps({"settings": settings, "digests": digests, "counts": counts}))
-    return {"base_model": source.name, "base_revision": source.revision, **plain}
+CARD_TEMPLATE = """---
+{base_line}library_name: diffusers
+pipeline_tag: image-to-image
+tags: [lora, inpainting, dreambooth, {family}]
+license: other
+---
+
+# LoRA that draws defects into images of a surface
+
+Low-rank changes to the U-Net of the inpainting model `{base}` (revision {revision}), trained by anomalib-exdd with
+DreamBooth, after In&Out (arXiv 2406.00501).
+
+- images of defects: {defects}
+- normal images: {normals}
+- prompts for defects: {prompts}
+
+| setting | value |
+| --- | --- |
+{settings}
+
+## Use
+
+```python
+pipeline.load_lora_weights("FOLDER", weight_name="{weights}")
+```
+
+## License
+
+The license of the base model `{base}` applies to these weights as well, with its restrictions of use. The images they
+were trained on have an owner: pass the weights on only where the terms of both allow it.
+"""
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -46,136 +71,77 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def is_from_elsewhere(folder: Path) -> bool:
-    """Tell whether the folder holds weights that were not trained here."""
+    """Return whether the folder holds weights that were not trained here."""
     return (folder / WEIGHTS).is_file() and not (folder / RECORD).exists()
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a LoRA that was trained otherwise than is wanted.
+    """Compare the record of a LoRA with the training that is asked for.
 
     Raises:
         ValueError: If base model, settings or images differ.
     """
-    differences = []
-    for name in wanted:
-        if isinstance(wanted[name], dict):
-            keys = [*wanted[name], *(key for key in found[name] if key not in wanted[name])]
-            pairs = [(key, found[name].get(key), wanted[name].get(key)) for key in keys]
-        else:
-            pairs = [(name, found[name], wanted[name])]
-        differences += [f"{key} {was!r} instead of {now!r}" for key, was, now in pairs if was != now]
-    if differences:
+    if found != wanted:
         msg = (
-            f"The LoRA in `{folder}` was trained with other images or settings: {'; '.join(differences)}. Set `lora` "
-            "to another folder, or delete this one to train anew."
+            f"The LoRA in `{folder}` was trained with other images or settings: "
+            f"{'; '.join(differences(found, wanted))}. Set `lora` to another folder, or delete this one to train anew."
         )
         raise ValueError(msg)
 
 
-def save_checkpoint(folder: Path, record: Mapping[str, Any], step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Write what a training needs to go on, in place of an earlier checkpoint."""
+def save_checkpoint(folder: Path, record: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the state of a training, in place of an earlier checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{CHECKPOINT}.partial"
-    save_file(dict(tensors), partial, metadata={"step": str(step), "record": json.dumps(record)})
+    torch.save({"record": dict(record), **state}, partial)
     partial.replace(folder / CHECKPOINT)
 
 
-def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
-    """Read the checkpoint of an interrupted training.
-
-    Args:
-        folder: Folder of the LoRA.
-        record: How it is to be trained.
-
-    Returns:
-        The number of steps taken and the tensors, or None if there is no checkpoint.
+def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the state of an interrupted training, or None if there is no checkpoint.
 
     Raises:
-        ValueError: If it belongs to another training.
+        ValueError: If it belongs to another training than that of the record.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        check_same(json.loads(metadata["record"]), record, folder)
-        return int(metadata["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    check_same(state["record"], record, folder)
+    return dict(state)
 
 
 def save_lora(pipeline: Any, folder: Path, record: Mapping[str, Any]) -> None:
     """Write the LoRA of a pipeline's U-Net with its card and its record, and remove its checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    layers = import_library("peft").get_peft_model_state_dict(pipeline.unet)
-    description = pipeline.unet.peft_config["default"].to_dict()
     partial = f"partial.{WEIGHTS}"
     pipeline.save_lora_weights(
         folder,
-        unet_lora_layers=layers,
-        unet_lora_adapter_metadata=description,
+        unet_lora_layers=import_library("peft").get_peft_model_state_dict(pipeline.unet),
+        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
         weight_name=partial,
     )
-    _write(folder / CARD, _card(record, xl=getattr(pipeline, "text_encoder_2", None) is not None))
-    _write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    settings, base = record["settings"], record["base_model"]
+    card = CARD_TEMPLATE.format(
+        base_line="" if record["base_revision"].startswith("local-") else f"base_model: {base}\n",
+        family="stable-diffusion-xl" if is_xl(pipeline) else "stable-diffusion",
+        base=base,
+        revision=record["base_revision"],
+        **record["counts"],
+        prompts=", ".join(map(repr, settings["defect_prompts"])),
+        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
+        weights=WEIGHTS,
+    )
+    write_file(folder / CARD, card)
+    write_file(folder / RECORD, json.dumps(record, indent=2) + "\n")
     (folder / partial).replace(folder / WEIGHTS)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def digest_of_weights(folder: Path) -> str:
-    """Return the SHA-256 of a LoRA's numbers; the order of entries in the file is left to chance by the library."""
+    """Return the SHA-256 of a LoRA's numbers; the library writes the entries of the file in random order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(folder / WEIGHTS).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _card(record: Mapping[str, Any], *, xl: bool) -> str:
-    """Return the model card: Hugging Face's header, then what a reader wants to know."""
-    settings, counts, base = record["settings"], record["counts"], record["base_model"]
-    on_the_hub = not record["base_revision"].startswith("local-")
-    header = [
-        "---",
-        *([f"base_model: {base}"] if on_the_hub else []),
-        "library_name: diffusers",
-        "pipeline_tag: image-to-image",
-        f"tags: [lora, inpainting, dreambooth, {'stable-diffusion-xl' if xl else 'stable-diffusion'}]",
-        "license: other",
-        "---",
-    ]
-    rows = [f"| {name} | {value} |" for name, value in settings.items()]
-    return "\n".join(
-        [
-            *header,
-            "",
-            "# LoRA that draws defects into images of a surface",
-            "",
-            f"Low-rank changes to the U-Net of the inpainting model `{base}` (revision {record['base_revision']}),",
-            "trained by anomalib-exdd with DreamBooth, after In&Out (arXiv 2406.00501).",
-            "",
-            f"- images of defects: {counts['defects']}",
-            f"- normal images: {counts['normals']}",
-            f"- prompts for defects: {', '.join(repr(prompt) for prompt in settings['defect_prompts'])}",
-            "",
-            "| setting | value |",
-            "| --- | --- |",
-            *rows,
-            "",
-            "## Use",
-            "",
-            "```python",
-            f'pipeline.load_lora_weights("FOLDER", weight_name="{WEIGHTS}")',
-            "```",
-            "",
-            "## License",
-            "",
-            f"The license of the base model `{base}` applies to these weights as well, with its restrictions of use.",
-            "The images they were trained on have an owner: pass the weights on only where the terms of both allow it.",
-            "",
-        ]
-    )

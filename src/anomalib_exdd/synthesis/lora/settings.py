@@ -1,6 +1,5 @@
-"""The settings of a LoRA's training, with In&Out's recipe as the preset (arXiv 2406.00501)."""
+"""The settings of a LoRA's training; the defaults are In&Out's (arXiv 2406.00501)."""
 
-import math
 from dataclasses import dataclass
 
 ZERO_SHOT_NORMALS, PRIOR_NORMALS = 50, 200  # how many normal images In&Out learns from
@@ -13,23 +12,23 @@ class LoraSettings:
     """Everything that a LoRA depends on besides the base model and the images.
 
     Attributes:
-        instance_prompt: The surface in words: its first one is best a rare one, which gets its meaning here.
-        defect_prompts: The surface with a defect in words. Images of defects are learned under one of them each time.
-        class_prompt: What kind of thing the surface is.
+        instance_prompt: The surface in words; a rare word among them gets its meaning from the training.
+        defect_prompts: The surface with a defect in words; images of defects are learned under one of them each time.
+        class_prompt: What kind of thing the surface is. Normal images learned under it keep the model from forgetting.
         rank: Rank of the changes to linear layers.
         alpha: Their scale; they count `alpha / rank`.
         conv_rank: Rank of the changes to convolutions; 0 for none.
         conv_alpha: Their scale.
         learning_rate: Greatest step of AdamW.
-        max_steps: Number of steps.
-        batch_size: Images per step, half of which are normal ones that hold the class in place.
+        max_steps: Steps of the training.
+        batch_size: Images per step, half of them of the class.
         min_snr: Limit of the signal-to-noise ratio in the weights of the noise levels (arXiv 2303.09556).
-        prior_weight: Weight of those normal images; 0 for none.
-        restarts: How often the learning rate falls along a cosine from its greatest value to zero.
+        prior_weight: Weight of the images of the class; 0 for none.
+        restarts: How often the learning rate falls along a cosine to zero.
         clip_skip: Layer of the text encoder that is read, counted from the end. SDXL always reads the second.
         working_size: Size at which the model learns and draws; see `working_size`.
         crop_padding: Pixels of surroundings around a defect at least; at most twice as many.
-        seed: Seed of everything that is random.
+        seed: Seed of the training.
     """
 
     instance_prompt: str
@@ -51,10 +50,10 @@ class LoraSettings:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no training.
+        """Check the ranges of the numbers.
 
         Raises:
-            ValueError: If a number is out of its range.
+            ValueError: If a number is out of its range or a prompt is empty.
         """
         at_least = {"rank": 1, "conv_rank": 0, "max_steps": 1, "batch_size": 1, "restarts": 1, "clip_skip": 1}
         at_least |= {"prior_weight": 0, "seed": 0, "crop_padding": 0}
@@ -71,14 +70,9 @@ class LoraSettings:
                 msg = f"Argument `{name}` is empty. Describe the surface, such as 'skt background'."
                 raise ValueError(msg)
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: cosines that fall from the greatest value to zero."""
-        progress = step / self.max_steps * self.restarts % 1.0
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
 
 def published_weight(defects: int) -> float:
-    """Return how strongly a LoRA is to count when drawing, by the number of defects it was trained on."""
+    """Return the weight of a LoRA when drawing, by the number of defects it was trained on."""
     if defects == 0:
         return ZERO_WEIGHT
     return FEW_WEIGHT if defects <= FEW_DEFECTS else FULL_WEIGHT
