@@ -38,7 +38,7 @@ from anomalib_exdd.models.exdd.patches import defect_patches
 from anomalib_exdd.synthesis import PasteSynthesizer, PerlinSynthesizer
 from anomalib_exdd.synthesis.command import read_defect_pixels, read_pixels
 from anomalib_exdd.synthesis.manifest import Record
-from anomalib_exdd.synthesis.run import RunSettings, SourceImages, synthesize
+from anomalib_exdd.synthesis.run import RunSettings, SourceImages, SynthesisRun
 from evidence import METRICS, Images, Study
 from machine import describe, known_results, markdown_table, save_results
 
@@ -73,7 +73,9 @@ class SynthesisStudy(Study):
         with tempfile.TemporaryDirectory() as folder:
             sources = SourceImages(normals, defects, read_pixels, read_defect_pixels)
             settings = RunSettings(max(SYNTHETIC), seed=seed)
-            records = synthesize(Path(folder) / name, sources, SYNTHESIZERS[name](), settings)
+            run = SynthesisRun(Path(folder) / name, sources, SYNTHESIZERS[name](), settings)
+            run.open()
+            records = sorted(run.work(), key=lambda record: record.index)
             accepted = [record for record in records if record.accepted]
             return (self._read(Path(folder) / name, accepted) if accepted else None), records
 

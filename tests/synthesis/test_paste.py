@@ -194,7 +194,7 @@ def test_unusable_arguments_are_named() -> None:
         PasteSynthesizer("mixed")
     with pytest.raises(ValueError, match=r"`scales` has to be two ascending numbers"):
         PasteSynthesizer(scales=(1.2, 0.8))
-    with pytest.raises(ValueError, match=r"`margin` has to be at least 4 pixels, but got 2"):
+    with pytest.raises(ValueError, match=r"`margin` has to be at least 4, but got 2"):
         PasteSynthesizer(margin=2)
     request = request_of(1)
     with pytest.raises(ValueError, match=r"has no real defect, which PasteSynthesizer needs"):

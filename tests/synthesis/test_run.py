@@ -12,8 +12,8 @@ import pytest
 from made_up_defects import textured, with_defect
 
 from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer, output_folder
-from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
-from anomalib_exdd.synthesis.run import LazySequence, RunSettings, SourceImages, SynthesisRun, synthesize
+from anomalib_exdd.synthesis.manifest import Record, read_manifest, read_synthetic
+from anomalib_exdd.synthesis.run import LazySequence, RunSettings, SourceImages, SynthesisRun
 
 SIZE = (48, 40)
 COUNT = 6
@@ -91,8 +91,14 @@ def through(run: SynthesisRun, **options: bool) -> dict[str, bytes]:
     run.prepare()
     for _ in run.work():
         pass
-    run.finish()
+    run.folder.finish()
     return content(run.folder.root)
+
+
+def made(output: Path, *arguments: Any) -> list[Record]:
+    """Run in one go, and return the records."""
+    through(SynthesisRun(output, *arguments))
+    return read_manifest(output)
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -143,7 +149,7 @@ def test_processes_do_not_matter(make: Make) -> None:
         next(worker, None)
     for worker in workers:
         assert all(record.index < COUNT for record in worker)
-    runs[0].finish()
+    runs[0].folder.finish()
     assert content(runs[0].folder.root) == alone
 
 
@@ -299,7 +305,7 @@ def test_unfinished_runs_are_not_finished(make: Make) -> None:
     run.open()
     next(iter(run.work()))
     with pytest.raises(ValueError, match=r"5 of 6 images .* are missing, such as number 0000\d\. Run the same command"):
-        run.finish()
+        run.folder.finish()
     with pytest.raises(ValueError, match=r"1 of 6 images are there.*`anomalib synthesize --count 6` again"):
         read_synthetic(run.folder.root)
 
@@ -338,7 +344,7 @@ def test_material_has_to_suffice(make: Make, sources: SourceImages, tmp_path: Pa
 
 
 def test_works_without_real_defects(sources: SourceImages, tmp_path: Path) -> None:
-    records = synthesize(tmp_path / "out", replace(sources, defects=[]), Painter(weak=0), SETTINGS, batch_size=3)
+    records = made(tmp_path / "out", replace(sources, defects=[]), Painter(weak=0), SETTINGS)
     assert [record.defect for record in records] == [None] * COUNT
     assert all(record.accepted for record in records)
 
@@ -360,12 +366,12 @@ def test_what_took_no_part_is_not_recorded(make: Make, sources: SourceImages) ->
 
 def test_the_kind_of_the_real_defect_is_recorded(sources: SourceImages, tmp_path: Path) -> None:
     known = replace(sources, kinds={sources.defects[0][0]: "dent", sources.defects[1][0]: ""})
-    records = synthesize(tmp_path / "out", known, Painter(0), replace(SETTINGS, count=8))
+    records = made(tmp_path / "out", known, Painter(0), replace(SETTINGS, count=8))
     kinds = [("dent" if record.defect == sources.defects[0][0] else None) for record in records]
     assert [record.details.get("kind") for record in records] == kinds
     assert set(kinds) == {"dent", None}
     drawn = replace(SETTINGS, masks="drawn")
-    assert all("kind" not in each.details for each in synthesize(tmp_path / "drawn", known, Painter(0), drawn))
+    assert all("kind" not in each.details for each in made(tmp_path / "drawn", known, Painter(0), drawn))
 
 
 def test_refusals_of_the_synthesizer_name_the_image(make: Make) -> None:
@@ -406,5 +412,5 @@ def test_another_revision_of_the_model_is_reported(make: Make, caplog: pytest.Lo
     path = run.folder.root / "records" / "00002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "revision": "b7"}))
     with caplog.at_level(logging.WARNING, logger="anomalib_exdd"):
-        run.finish()
+        run.folder.finish()
     assert "2 revisions of `paint`: None, b7" in caplog.text

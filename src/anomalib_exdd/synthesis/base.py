@@ -4,12 +4,13 @@ Images are `[H, W, 3]`, RGB, uint8; masks are `[H, W]`, bool, True on the defect
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,7 @@ Levels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Defect:
-    """A real defect to learn from.
-
-    Attributes:
-        image: The defective image, `[H, W, 3]`.
-        mask: Its mask, `[H, W]`.
-        path: File of the image.
-        kind: Kind of the defect, such as "scratch"; empty if it is not known.
-    """
+    """A real defect: image, `[H, W, 3]`, mask, `[H, W]`, file of the image, and kind; empty if not known."""
 
     image: Pixels
     mask: Mask
@@ -66,9 +60,8 @@ class Synthesis:
     """The result of a request.
 
     Attributes:
-        image: The image with a defect, of the size of the request's, `[H, W, 3]`.
-        mask: Where the image may have changed, `[H, W]`: the request's mask, or that of a synthesizer that places its
-            defects itself.
+        image: The image with a defect, `[H, W, 3]`.
+        mask: Where it may have changed, `[H, W]`: the request's mask, unless the synthesizer places its defects itself.
         details: Further entries for the manifest.
     """
 
@@ -100,13 +93,7 @@ class Synthesizer(ABC):
 
     @abstractmethod
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
-        """Draw a defect into each image.
-
-        Args:
-            requests: Any number of them; a synthesizer may work on them in batches.
-
-        Returns:
-            One result for each request.
+        """Draw a defect into the image of each request; there is one result for each.
 
         Raises:
             ValueError: If a request is not usable: an empty mask, a mask of another size, an image too small.
@@ -114,15 +101,10 @@ class Synthesizer(ABC):
 
 
 def check_image_and_mask(image: Pixels, mask: Mask, which: str = "") -> None:
-    """Check shapes and types, and that the mask is not empty.
-
-    Args:
-        image: To be `[H, W, 3]`, uint8.
-        mask: To be `[H, W]`, bool.
-        which: Names the pair in messages, such as " of defect `a.png`".
+    """Check that an image is `[H, W, 3]`, uint8, and its mask `[H, W]`, bool, and not empty.
 
     Raises:
-        ValueError: If one of them is not usable.
+        ValueError: If not. `which` names the pair in the message, such as " of defect `a.png`".
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         msg = f"The image{which} has to be [H, W, 3] of uint8, but got {list(image.shape)} of {image.dtype}."
@@ -133,6 +115,22 @@ def check_image_and_mask(image: Pixels, mask: Mask, which: str = "") -> None:
     if not mask.any():
         msg = f"The mask{which} is empty: there is no place for a defect. Leave it out."
         raise ValueError(msg)
+
+
+def check_choice(name: str, value: object, literal: Any) -> None:
+    """Raise a ValueError unless the value of an argument is one of a `Literal`."""
+    if value not in get_args(literal):
+        msg = f"Argument `{name}` has to be one of {', '.join(get_args(literal))}, but got {value!r}."
+        raise ValueError(msg)
+
+
+def check_range(low: float, high: float = math.inf, **arguments: float) -> None:
+    """Raise a ValueError unless all arguments lie between two numbers."""
+    for name, value in arguments.items():
+        if not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            msg = f"Argument `{name}` has to be {limits}, but got {value}."
+            raise ValueError(msg)
 
 
 def as_plain(value: Any) -> Any:

@@ -11,12 +11,12 @@ real textures, rough ones and smooth ones.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from .base import Levels, Mask, Pixels
+from .base import Levels, Mask, Pixels, check_choice
 
 MaskMode = Literal["input", "difference", "intersection"]
 """`input`: the mask that the synthesizer was given. `difference`: what changed, a little beyond that mask too.
@@ -36,10 +36,9 @@ class Change:
     """How much changed.
 
     Attributes:
-        visible: Change inside the mask, in grey levels: 95th percentile of the smoothed absolute difference. Redrawn
-            texture reaches about its own grain, a visible defect more.
-        contrast: How much the result stands out from the original surface inside the mask: 95th percentile of z, in
-            standard deviations of that surface.
+        visible: 95th percentile of the smoothed absolute difference inside the mask, in grey levels. Redrawn texture
+            reaches about its own grain, a visible defect more.
+        contrast: 95th percentile of z inside the mask, in standard deviations of the surface.
         changed_share: Share of the mask's pixels that differ by two grey levels or more, smoothed.
         background_psnr: Peak signal-to-noise ratio outside the mask, in dB; infinite if nothing changed there.
         background_difference: The greatest change outside the mask, in grey levels.
@@ -53,12 +52,7 @@ class Change:
 
 
 def measure_change(original: Pixels, generated: Pixels, mask: Mask) -> Change:
-    """Measure what changed between a normal image and what was made of it.
-
-    Args:
-        original: `[H, W, 3]`, uint8.
-        generated: `[H, W, 3]`, uint8.
-        mask: Where the synthesizer was to draw, `[H, W]`, bool, not empty.
+    """Measure what changed between two images, `[H, W, 3]`, uint8, inside and outside a mask, `[H, W]`, bool.
 
     Raises:
         ValueError: If the sizes differ, or if the mask is empty.
@@ -77,10 +71,10 @@ def measure_change(original: Pixels, generated: Pixels, mask: Mask) -> Change:
 
 
 def changed_mask(original: Pixels, generated: Pixels, mask: Mask, mode: MaskMode) -> Mask:
-    """Find the mask of a synthetic defect.
+    """Find the mask of a synthetic defect, `[H, W]`, bool.
 
     Otsu's method finds two classes even where nothing changed: check with `measure_change` first. Where hardly
-    anything is found, the given mask is returned.
+    anything is found, the given mask is returned; the result is never empty.
 
     Args:
         original: The normal image, `[H, W, 3]`, uint8.
@@ -88,15 +82,10 @@ def changed_mask(original: Pixels, generated: Pixels, mask: Mask, mode: MaskMode
         mask: Where the synthesizer was to draw, `[H, W]`, bool, not empty.
         mode: Which mask is wanted.
 
-    Returns:
-        `[H, W]`, bool, never empty.
-
     Raises:
         ValueError: If the sizes differ, if the mask is empty, or if `mode` is unknown.
     """
-    if mode not in get_args(MaskMode):
-        msg = f"Argument `mode` has to be one of {', '.join(get_args(MaskMode))}, but got {mode!r}."
-        raise ValueError(msg)
+    check_choice("mode", mode, MaskMode)
     _check(original, generated, mask)
     if mode == "input":
         return mask.copy()

@@ -6,17 +6,16 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from anomalib.data.utils import LabelName
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
-from tqdm import tqdm
 
 from anomalib_exdd.data.defect_datamodule import DefectDataModule
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, read_mask
@@ -24,10 +23,8 @@ from anomalib_exdd.pipelines.verb import Verb
 
 from . import DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer
 from .base import Mask, Pixels, Synthesizer
-from .change_detection import MaskMode
-from .manifest import SyntheticImage, read_synthetic
+from .manifest import read_synthetic
 from .output_folder import PAGE_NAME, SHEET_NAME
-from .placement import MaskSource
 from .review_page import write_reports
 from .run import RunSettings, SourceImages, SynthesisRun
 
@@ -47,30 +44,17 @@ class Synthesize(Verb):
         """Return the parser of the subcommand's arguments."""
         parser = ArgumentParser(description=Synthesize.__doc__)
         add = parser.add_argument
-        sources, modes = ", ".join(get_args(MaskSource)), ", ".join(get_args(MaskMode))
         add("-c", "--config", action=ActionConfigFile, help="Configuration file in YAML, such as those in configs/.")
         parser.add_subclass_arguments(DefectDataModule, "data", required=True)
         parser.add_subclass_arguments(Synthesizer, "synthesizer", required=True)
-        add("--count", type=int, default=100, help="How many images.")
+        parser.add_class_arguments(RunSettings)
         add("--output", type=Path, required=True, help="Folder to write; goes on with what an interrupted run left.")
-        add("--seed", type=int, default=0, help="Seed of everything random.")
-        add("--prompts", type=list[str], default=[], help="Defects in words; default: the synthesizer's own.")
-        add("--masks", type=MaskSource, default="auto", help=f"Where defects are placed: {sources}.")
-        add(
-            "--mask_mode",
-            type=MaskMode,
-            default="intersection",
-            help=f"What the mask of a synthetic image shows: {modes}. The place that was asked for, what really "
-            "changed, or both together.",
-        )
-        add("--min_change", type=float, default=8.0, help="Grey levels by which an image has to change visibly.")
-        add("--retries", type=int, default=3, help="How often an image without a visible change is made again.")
         add(
             "--batch_size",
             type=int,
             default=4,
-            help="Images handed to the synthesizer at once. They do not depend on it, but for the rounding of a "
-            "diffusion model that draws them together; see its argument `batched`.",
+            help="Images handed to the synthesizer at once; does not change them, except by rounding if a diffusion "
+            "model draws them together (`batched`).",
         )
         add("--accelerator", type=str, default="auto", help="Kind of device, as of Lightning: auto, cpu, gpu, mps.")
         add("--devices", type=int | list[int] | str, default=1, help="How many devices, which, or all of them (-1).")
@@ -91,15 +75,7 @@ class Synthesize(Verb):
         """Make the images, and write manifest, contact sheet and page."""
         made = self.get_parser().instantiate_classes(config)
         datamodule, synthesizer = made.data, made.synthesizer
-        settings = RunSettings(
-            count=config.count,
-            seed=config.seed,
-            masks=config.masks,
-            prompts=tuple(config.prompts),
-            mask_mode=config.mask_mode,
-            min_change=config.min_change,
-            retries=config.retries,
-        )
+        settings = RunSettings(**{field.name: config[field.name] for field in fields(RunSettings)})
         fabric = launch(config.accelerator, config.devices, config.num_nodes)
         on_first_process(fabric, datamodule.prepare_data)
         datamodule.setup()
@@ -116,19 +92,14 @@ class Synthesize(Verb):
         on_first_process(fabric, run.prepare)  # may train and save a model, which the others then find
         if fabric.global_rank > 0:
             run.prepare()
-        _work(run, fabric)
+        for _ in run.work(fabric.global_rank, fabric.world_size):
+            pass
         fabric.barrier()
-        on_first_process(fabric, lambda: _finish(run))
-        if fabric.global_rank == 0:
-            images = read_synthetic(config.output, with_rejected=True)
-            print(summary(config.output, images, _train_command(datamodule, config)))
+        on_first_process(fabric, lambda: print(_finish(run, _train_command(datamodule, config))))
 
 
 def launch(accelerator: str, devices: int | list[int] | str, num_nodes: int) -> Fabric:
-    """Start the processes of a run, one for each device.
-
-    They only wait for each other, so they communicate over the CPU, without a time limit.
-    """
+    """Start a process for each device. They only wait for each other: over the CPU, without a time limit."""
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
     if isinstance(fabric.strategy, DDPStrategy):
         strategy = DDPStrategy(process_group_backend="gloo", timeout=NO_TIMEOUT)
@@ -138,11 +109,7 @@ def launch(accelerator: str, devices: int | list[int] | str, num_nodes: int) -> 
 
 
 def on_first_process(fabric: Fabric, action: Callable[[], None]) -> None:
-    """Call a function in the first process while the others wait.
-
-    Raises:
-        ValueError: In all processes, if it fails.
-    """
+    """Call a function in the first process while the others wait; its error is raised in all of them."""
     problem: str | None = None
     if fabric.global_rank == 0:
         try:
@@ -180,14 +147,12 @@ def read_defect_pixels(path: str) -> Mask:
     return np.asarray(read_mask(path).numpy() > 0)
 
 
-def summary(output: Path, images: list[SyntheticImage], train_command: str) -> str:
-    """Return what was made, and what to do with it.
-
-    Args:
-        output: Folder of the images, finished.
-        images: All of them.
-        train_command: Command that trains with them, but for their number.
-    """
+def _finish(run: SynthesisRun, train_command: str) -> str:
+    """Write manifest, contact sheet and page; return what was made, and the command that trains with it."""
+    run.folder.finish()
+    output = run.folder.root
+    images = read_synthetic(output, with_rejected=True)
+    write_reports(output, images)
     records = [image.record for image in images if image.record is not None]
     rejected = [record for record in records if not record.accepted]
     usable = sum(image.accepted for image in images)
@@ -208,26 +173,7 @@ def summary(output: Path, images: list[SyntheticImage], train_command: str) -> s
     return "\n".join(lines)
 
 
-def _work(run: SynthesisRun, fabric: Fabric) -> None:
-    rank, world_size = fabric.global_rank, fabric.world_size
-    share = len(range(rank, run.settings.count, world_size))
-    missing = len(run.missing(rank, world_size))
-    label = "Synthesizing" if world_size == 1 else f"Synthesizing (process 1 of {world_size})"
-    rejected = 0
-    with tqdm(desc=label, total=share, initial=share - missing, unit="image", disable=rank > 0) as bar:
-        for record in run.work(rank, world_size):
-            rejected += not record.accepted
-            bar.set_postfix(rejected=rejected, refresh=False)
-            bar.update()
-
-
-def _finish(run: SynthesisRun) -> None:
-    run.finish()
-    write_reports(run.folder.root, read_synthetic(run.folder.root, with_rejected=True))
-
-
 def _train_command(datamodule: DefectDataModule, config: Namespace) -> str:
-    """Return the command that trains with the images, for the same split of the same data."""
     words = ["anomalib", "train", "--model", "ExDD", "--data", "SyntheticDefects"]
     words += ["--data.base", type(datamodule).__name__]
     defaults = inspect.signature(type(datamodule)).parameters

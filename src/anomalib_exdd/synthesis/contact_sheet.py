@@ -29,17 +29,9 @@ class Entry(NamedTuple):
 
 
 def preview(original: Pixels, mask: Mask, result: Pixels) -> bytes:
-    """Draw original, mask, result and their difference beside each other.
+    """Draw original, mask, result and difference beside each other, at most 240 pixels on a side, as a JPEG.
 
     The difference is that of the channel that changed most, multiplied by four.
-
-    Args:
-        original: The normal image.
-        mask: The defect's mask.
-        result: The image with a defect.
-
-    Returns:
-        JPEG, its panels at most 240 pixels on a side.
     """
     change = np.abs(result.astype(np.int16) - original).max(axis=2)
     difference = np.minimum(change * GAIN, 255).astype(np.uint8)
@@ -56,17 +48,10 @@ def preview(original: Pixels, mask: Mask, result: Pixels) -> bytes:
 
 
 def contact_sheet(entries: Sequence[Entry], columns: int = 4) -> bytes:
-    """Draw many previews on one sheet, with their captions.
-
-    Args:
-        entries: What to show; the first 24 of them.
-        columns: How many previews stand beside each other.
-
-    Returns:
-        PNG.
+    """Draw the first 24 entries on one sheet, with their captions, as a PNG.
 
     Raises:
-        ValueError: If there is nothing to show.
+        ValueError: If there are no entries.
     """
     if not entries:
         msg = "A contact sheet needs at least one image, but got none."
@@ -103,7 +88,6 @@ def _shrink(pixels: Pixels) -> Image.Image:
 
 
 def _cut(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Shorten a line until it fits."""
     text = " ".join(line.split())
     while text and font.getlength(text) > width:
         text = f"{text.removesuffix('...')[:-1]}..." if len(text) > len("...") else ""

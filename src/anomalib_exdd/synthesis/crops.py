@@ -51,11 +51,7 @@ def _granules(side: float, rounded: Callable[[float], int]) -> int:
 
 
 def check_working_size(setting: int | Size | None) -> None:
-    """Refuse a working size that no latent image has.
-
-    Raises:
-        ValueError: If a side is not a positive multiple of 8.
-    """
+    """Refuse a working size whose sides are no positive multiples of 8."""
     sides = setting if isinstance(setting, tuple) else () if setting is None else (setting,)
     if any(side < LATENT_CELL or side % LATENT_CELL for side in sides) or len(sides) > 2:
         msg = (
@@ -66,15 +62,10 @@ def check_working_size(setting: int | Size | None) -> None:
 
 
 def window_around(mask: Mask, padding: int, size: Size) -> Window:
-    """Return the smallest window in the proportions of `size` that holds the mask and its surroundings.
+    """Return the smallest window in the proportions of `size` that holds a mask and its surroundings.
 
-    Args:
-        mask: Where to draw the defect, `[H, W]`, not empty.
-        padding: Pixels of surroundings on each side, as far as the image reaches.
-        size: Working size.
-
-    Returns:
-        A window within the image where that is large enough, and centred over it where it is not.
+    It lies within the image where that is large enough, and is centred over it where it is not. `padding` is in pixels
+    on each side, as far as the image reaches.
     """
     (top, bottom), (left, right) = (
         (max(int(filled[0]) - padding, 0), min(int(filled[-1]) + 1 + padding, length))
@@ -96,7 +87,6 @@ def window_around(mask: Mask, padding: int, size: Size) -> Window:
 
 
 def _slide(start: int, length: int, limit: int) -> int:
-    """Move an interval into 0..limit, or centre it over that where it is longer."""
     return -((length - limit) // 2) if length > limit else min(max(start, 0), limit - length)
 
 
@@ -106,20 +96,11 @@ def cut(image: Pixels, window: Window, size: Size) -> Pixels:
 
 
 def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Mask:
-    """Cut a window out of a mask and resize it, so that no part of it gets lost.
+    """Cut a window out of a mask and resize it to `size`, so that no part of it gets lost.
 
     Models see a mask at one eighth of its size, sampled at single pixels: nearly nothing would be left of a thin
-    scratch.
-
-    Args:
-        mask: `[H, W]`, bool.
-        window: What to cut out.
-        size: Size of the result.
-        whole_cells: Grow the result to whole cells of the latent image. Otherwise it is resized as diffusers does,
-            and grown only if the model would see nothing.
-
-    Returns:
-        `size`, bool.
+    scratch. With `whole_cells`, the mask grows to whole cells of the latent image. Otherwise it is resized as diffusers
+    does, and grows only if the model would see nothing.
     """
     grey = Image.fromarray(_cut(mask, window, mode="constant").astype(np.uint8) * 255)
     if not whole_cells:
@@ -133,17 +114,7 @@ def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Ma
 
 
 def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixels:
-    """Copy a drawn window into the image, inside the mask alone.
-
-    Args:
-        image: The image the window was cut from, `[H, W, 3]`, uint8.
-        drawn: The window with a defect, at the working size, `[h, w, 3]`, uint8.
-        window: Its place.
-        mask: Where the image may change, `[H, W]`.
-
-    Returns:
-        `[H, W, 3]`, uint8; bit for bit the image outside the mask.
-    """
+    """Copy a drawn window, `[h, w, 3]`, into the image it was cut from, inside the mask alone."""
     drawn = _resized(drawn, (window.height, window.width))
     rows, columns = (
         slice(max(start, 0), min(start + length, limit))

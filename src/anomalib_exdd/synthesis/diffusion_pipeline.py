@@ -16,18 +16,17 @@ import torch
 
 LIBRARIES = ("diffusers", "transformers", "accelerate", "peft")
 INDEX = "model_index.json"  # lists the parts of a saved pipeline
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 EDGE_BYTES = 1 << 20
 FIRST_WITH_DTYPE = (0, 42)  # older versions of diffusers ignore `dtype` silently; newer ones deprecate `torch_dtype`
 SUGGESTED = "Choose an inpainting pipeline, such as diffusers/stable-diffusion-xl-1.0-inpainting-0.1."
 
 
 class ModelSource(NamedTuple):
-    """A pipeline that was found, before its weights are read.
+    """A pipeline whose weights are not read yet.
 
     Attributes:
         model: Local folder, or name on the Hugging Face hub.
-        revision: Commit of a model on the hub; fingerprint of a local folder's files, which begins with `local-`.
+        revision: Commit on the hub; of a local folder, a fingerprint of its files that begins with `local-`.
         is_local: Whether it is a folder.
         class_name: Class of the saved pipeline.
     """
@@ -44,11 +43,7 @@ class ModelSource(NamedTuple):
 
 
 def import_library(name: str) -> ModuleType:
-    """Import a module of the extra `synthesis`.
-
-    Raises:
-        RuntimeError: If any of the extra's libraries is not installed.
-    """
+    """Import a module of the extra `synthesis`; a RuntimeError names the libraries that are not installed."""
     missing = [library for library in LIBRARIES if util.find_spec(library) is None]
     if missing:
         msg = (
@@ -60,11 +55,7 @@ def import_library(name: str) -> ModuleType:
 
 
 def find_model(model: str, revision: str | None = None) -> ModelSource:
-    """Find a pipeline in a folder, or on the hub or in its cache; of the hub only a small index is read.
-
-    Args:
-        model: Folder written by `save_pretrained`, or name on the Hugging Face hub.
-        revision: Branch, tag or commit on the hub.
+    """Find a pipeline in a folder, on the hub or in its cache; of the hub only a small index is read.
 
     Raises:
         RuntimeError: If diffusers is not installed.
@@ -106,13 +97,7 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
 
 
 def load_inpainting(source: ModelSource, dtype: torch.dtype, device: str = "cpu", *, offload: bool = False) -> Any:
-    """Load a pipeline onto a device.
-
-    Args:
-        source: The pipeline.
-        dtype: Precision of the weights.
-        device: Where to compute.
-        offload: Keep only the part of the model that computes on the device.
+    """Load a pipeline onto a device; with `offload`, only the part of it that computes.
 
     Raises:
         ValueError: If `dtype` or `offload` do not go with the device; see also `read_pipeline`.
@@ -139,18 +124,12 @@ def read_pipeline(source: ModelSource, dtype: torch.dtype = torch.float32) -> An
     """Read an inpainting pipeline of any class into memory.
 
     Only safetensors are read, because pickles can run code. Invisible watermarks, which a detector would learn as a
-    sign of defects, and filters that blacken images are left out.
-
-    Args:
-        source: The pipeline.
-        dtype: Precision of the weights. Files of half precision are preferred for it where there are any.
+    sign of defects, and filters that blacken images are left out. Files of half precision are preferred for it.
 
     Raises:
         ValueError: If this is no inpainting pipeline, or if its weights are pickles or incomplete.
     """
     diffusers = import_library("diffusers")
-    if source.is_local:
-        _refuse_pickles(Path(source.model))
     known = inspect.signature(getattr(diffusers, source.class_name).__init__).parameters
     wanted = {"add_watermarker": False, "safety_checker": None, "requires_safety_checker": False}
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
@@ -204,19 +183,6 @@ def _index_from_hub(model: str, revision: str | None) -> Path:
     except OSError as error:  # the hub answers, but not with the file
         msg = f"The model {which} cannot be fetched from the Hugging Face hub ({error}). Try again later."
         raise ConnectionError(msg) from error
-
-
-def _refuse_pickles(folder: Path) -> None:
-    """Refuse a part of the pipeline that has weights, but none in safetensors."""
-    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = [path for path in part.iterdir() if path.is_file()]
-        pickles = sorted(path.name for path in files if path.suffix in PICKLES)
-        if pickles and not any(path.suffix == ".safetensors" for path in files):
-            msg = (
-                f"The weights `{part / pickles[0]}` are a pickle, which can run code when it is read. Load the "
-                "pipeline where you trust it and save it with `save_pretrained`, which writes safetensors."
-            )
-            raise ValueError(msg)
 
 
 def _fingerprint(folder: Path) -> str:

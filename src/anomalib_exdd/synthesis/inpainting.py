@@ -9,22 +9,23 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_image_and_mask
-from .crops import (
-    Size,
-    Window,
-    check_working_size,
-    cut,
-    cut_mask,
-    paste_back,
-    stretch,
-    stretch_mask,
-    window_around,
-    working_size,
+from . import crops
+from .base import (
+    Mask,
+    Pixels,
+    Request,
+    Synthesis,
+    Synthesizer,
+    as_plain,
+    check_choice,
+    check_image_and_mask,
+    check_range,
 )
 from .diffusion_pipeline import ModelSource, find_model, load_inpainting
 
 logger = logging.getLogger(__name__)
+
+Resolution = Literal["native", "stretch"]
 
 PADDING = {"native": 32, "stretch": 2}
 STRETCH_SIZE = 1024
@@ -37,7 +38,7 @@ class _Task(NamedTuple):
 
     frame: Pixels  # what is pasted into: the image, or the image stretched
     frame_mask: Mask
-    window: Window
+    window: crops.Window
     image: Pixels  # the window at the working size
     mask: Mask
     prompt: str
@@ -83,20 +84,19 @@ class DiagSynthesizer(Synthesizer):
         guidance_scale: float = 20.0,
         strength: float = 0.99,
         crop_padding: int | None = None,
-        resolution: Literal["native", "stretch"] = "native",
+        resolution: Resolution = "native",
         working_size: int | tuple[int, int] | None = None,
         batched: bool = False,
         half_precision: bool | Literal["auto"] = "auto",
         offload: bool = False,
     ) -> None:
-        _check_numbers(num_inference_steps, guidance_scale, strength, crop_padding)
-        check_working_size(working_size)
+        check_range(0, guidance_scale=guidance_scale, crop_padding=crop_padding or 0)
+        _check_steps(num_inference_steps, strength)
+        crops.check_working_size(working_size)
         if isinstance(prompts, str) or not all(prompt.strip() for prompt in prompts):
             msg = f"Argument `prompts` has to be a list of descriptions, none of them empty, but got {prompts!r}."
             raise ValueError(msg)
-        if resolution not in PADDING:
-            msg = f"Argument `resolution` has to be 'native' or 'stretch', but got '{resolution}'."
-            raise ValueError(msg)
+        check_choice("resolution", resolution, Resolution)
         if negative_prompt and guidance_scale <= 1:
             msg = (
                 f"Argument `negative_prompt` has no effect with a guidance_scale of {guidance_scale}. Set it to '', or "
@@ -119,13 +119,7 @@ class DiagSynthesizer(Synthesizer):
         return dict(as_plain({name: getattr(self, name) for name in names}))
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
-        """Draw a defect into each image.
-
-        Args:
-            requests: Those of the same working size are drawn together if `batched`.
-
-        Returns:
-            One result for each; its details name prompt, model, revision, working size, window and steps.
+        """Draw a defect into each image; those of one working size together if `batched`.
 
         Raises:
             ValueError: If a request is not usable, or the settings do not go with the model.
@@ -150,7 +144,6 @@ class DiagSynthesizer(Synthesizer):
         return [results[position] for position in range(len(requests))]
 
     def _load(self) -> Any:
-        """Load the pipeline and make sure that the settings go with it."""
         source = find_model(self.model, self.revision)
         dtype = self._dtype(source)
         pipeline = load_inpainting(source, dtype, self.device, offload=self.offload)
@@ -169,29 +162,28 @@ class DiagSynthesizer(Synthesizer):
     def _task(self, request: Request) -> _Task:
         size, frame, mask = self._size_for(request.mask.shape), request.image, request.mask
         if self.resolution == "stretch":
-            frame, mask = stretch(frame, size), stretch_mask(mask, size)
+            frame, mask = crops.stretch(frame, size), crops.stretch_mask(mask, size)
         if not (request.prompt or self.prompts):
             msg = "A request has no prompt, and `prompts` is empty. Describe the defect in either of them."
             raise ValueError(msg)
-        window = window_around(mask, self.crop_padding, size)
+        window = crops.window_around(mask, self.crop_padding, size)
         return _Task(
             frame,
             mask,
             window,
-            cut(frame, window, size),
-            cut_mask(mask, window, size, whole_cells=self.resolution == "native"),
+            crops.cut(frame, window, size),
+            crops.cut_mask(mask, window, size, whole_cells=self.resolution == "native"),
             request.prompt or self.prompts[request.index % len(self.prompts)],
             request.seed,
         )
 
-    def _size_for(self, shape: tuple[int, ...]) -> Size:
+    def _size_for(self, shape: tuple[int, ...]) -> crops.Size:
         if self.resolution == "native":
-            return working_size((shape[0], shape[1]), self.working_size)
+            return crops.working_size((shape[0], shape[1]), self.working_size)
         side = STRETCH_SIZE if self.working_size is None else self.working_size
         return side if isinstance(side, tuple) else (side, side)
 
     def _draw(self, tasks: Sequence[_Task]) -> list[Pixels]:
-        """Let the model fill in windows of one size."""
         images = np.stack([task.image for task in tasks]).transpose(0, 3, 1, 2)
         masks = np.stack([task.mask for task in tasks])[:, None]
         parameters = signature(self.pipeline.__call__).parameters
@@ -221,9 +213,9 @@ class DiagSynthesizer(Synthesizer):
         return list((np.asarray(drawn) * 255).round().astype(np.uint8))
 
     def _finish(self, request: Request, task: _Task, drawn: Pixels) -> Synthesis:
-        result = paste_back(task.frame, drawn, task.window, task.frame_mask)
+        result = crops.paste_back(task.frame, drawn, task.window, task.frame_mask)
         if self.resolution == "stretch":
-            result = stretch(result, request.mask.shape)
+            result = crops.stretch(result, request.mask.shape)
         details = {
             "prompt": task.prompt,
             **self._loaded,
@@ -234,31 +226,23 @@ class DiagSynthesizer(Synthesizer):
         return Synthesis(result, request.mask, details)
 
     def check_pipeline(self, pipeline: Any) -> None:
-        """Refuse settings that a pipeline would silently ignore, or that spoil its images.
-
-        Raises:
-            ValueError: If there are any.
-        """
-        kind, parameters = type(pipeline).__name__, signature(pipeline.__call__).parameters
+        """Refuse settings that a pipeline would silently ignore, or that spoil its images."""
+        parameters = signature(pipeline.__call__).parameters
+        which = f"The pipeline `{self.model}` ({type(pipeline).__name__})"
         needed = {"prompt", "image", "mask_image", "generator"} | ({"strength"} if self.strength < 1 else set())
         if missing := sorted(needed - set(parameters)):
-            fix = (
-                "Set `strength` to 1." if missing == ["strength"] else "Choose a Stable Diffusion inpainting pipeline."
-            )
-            msg = f"The pipeline `{self.model}` is a {kind}, which takes no {', '.join(missing)}. {fix}"
+            fix = "Set `strength` to 1." if missing == ["strength"] else "Choose a Stable Diffusion inpainting model."
+            msg = f"{which} takes no {', '.join(missing)}. {fix}"
             raise ValueError(msg)
         unet = getattr(pipeline, "unet", None)
         embeds_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
         if self.negative_prompt and (embeds_guidance or "negative_prompt" not in parameters):
-            msg = (
-                f"The pipeline `{self.model}` ({kind}) would ignore the negative prompt, because it was distilled with "
-                "its guidance or has none. Set `negative_prompt` to ''."
-            )
+            msg = f"{which} would ignore the negative prompt. Set `negative_prompt` to ''."
             raise ValueError(msg)
         scheduler = type(pipeline.scheduler).__name__
         if self.guidance_scale > FEW_STEP_GUIDANCE and scheduler in FEW_STEP_SCHEDULERS and not embeds_guidance:
             msg = (
-                f"The pipeline `{self.model}` was made for few steps (it has a {scheduler}), and a guidance_scale of "
+                f"{which} was made for few steps (it has a {scheduler}), and a guidance_scale of "
                 f"{self.guidance_scale} would spoil its images. Set `guidance_scale` to 1, `negative_prompt` to '' and "
                 "`num_inference_steps` to about 6."
             )
@@ -272,7 +256,7 @@ class DiagSynthesizer(Synthesizer):
             )
 
 
-def _check_numbers(steps: int, guidance: float, strength: float, padding: int | None) -> None:
+def _check_steps(steps: int, strength: float) -> None:
     if not 0 < strength <= 1:
         msg = f"Argument `strength` has to lie above 0 and at most at 1, but got {strength}."
         raise ValueError(msg)
@@ -282,7 +266,3 @@ def _check_numbers(steps: int, guidance: float, strength: float, padding: int | 
             f"is rounded down. Use at least {int(1 / strength) + 1} steps, or a strength of 1."
         )
         raise ValueError(msg)
-    for name, value in (("guidance_scale", guidance), ("crop_padding", padding)):
-        if value is not None and value < 0:
-            msg = f"Argument `{name}` has to be 0 or more, but got {value}."
-            raise ValueError(msg)

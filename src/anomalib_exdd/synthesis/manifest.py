@@ -69,11 +69,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, content: Any, path: Path) -> "Record":
-        """Build a record from the content of a JSON file.
-
-        Raises:
-            ValueError: If an entry is missing or unknown.
-        """
+        """Build a record from the content of a file; a ValueError names entries that are missing or unknown."""
         names = {field.name for field in fields(cls)}
         found = set(content) if isinstance(content, dict) else set()
         if found != names:
@@ -88,14 +84,9 @@ class Record:
 
 @dataclass(frozen=True)
 class SyntheticImage:
-    """A synthetic image with its review.
+    """A synthetic image, its mask, its record (None if another program made it), and its review.
 
-    Attributes:
-        image_path: The image.
-        mask_path: Its mask.
-        record: How it was made; None in a folder that `anomalib synthesize` did not write.
-        decision: The reviewer's: `accept`, `reject` or empty.
-        comment: The reviewer's.
+    `decision` is the reviewer's: `accept`, `reject` or empty.
     """
 
     image_path: Path
@@ -113,7 +104,7 @@ class SyntheticImage:
 
 
 def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[SyntheticImage]:
-    """List the synthetic images of a folder.
+    """List the synthetic images of a folder: those that training may use, or all of them.
 
     Args:
         root: Folder written by `anomalib synthesize`, or any with `train/NAME.png` and `train/NAME_GT.png`.
@@ -152,11 +143,7 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
 
 
 def read_manifest(root: Path) -> list[Record]:
-    """Read the records of a finished folder.
-
-    Raises:
-        ValueError: If the manifest cannot be understood.
-    """
+    """Read the records of a finished folder."""
     path = root / MANIFEST_NAME
     return [Record.from_dict(each, path) for each in read_json(path).get("images", [])]
 
@@ -167,7 +154,6 @@ def _how_to_resume(root: Path) -> str:
 
 
 def _pairs_without_manifest(root: Path) -> list[tuple[str, str]]:
-    """List images and masks of a folder that was not written by `anomalib synthesize`."""
     names = sorted(path.name for path in (root / ACCEPTED).glob("*.png"))
     pairs = {name: f"{Path(name).stem}_GT.png" for name in names if not name.endswith("_GT.png")}
     if not pairs:
@@ -186,12 +172,7 @@ def _pairs_without_manifest(root: Path) -> list[tuple[str, str]]:
 
 
 def manifest_json(start: dict[str, Any], records: Sequence[Record]) -> str:
-    """Return the manifest as JSON: the settings of the run, the versions, how many images, and every record.
-
-    Args:
-        start: Content of `synthesis.json`.
-        records: Records of all images.
-    """
+    """Return the manifest as JSON: the settings of the run (from `synthesis.json`), counts, and every record."""
     accepted = sum(record.accepted for record in records)
     content = {
         "format": FORMAT,
@@ -224,17 +205,10 @@ def empty_review(images: Iterable[str]) -> str:
 
 
 def read_review(root: Path, images: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Read the review of a folder of synthetic images.
+    """Read the review of a folder: decision (`accept`, `reject` or empty) and comment of each image that has a row.
 
     Spreadsheets may have changed separators, encoding or the order of columns and rows. An image is known by its file
-    name, with or without its folder; images without a row have no decision.
-
-    Args:
-        root: Folder of the synthetic images.
-        images: Files of all its images, relative to it.
-
-    Returns:
-        Decision (`accept`, `reject` or empty) and comment for each image that has a row.
+    name, with or without its folder.
 
     Raises:
         ValueError: If the table has no such columns, a decision is no known word, or an image is unknown or has two
@@ -281,11 +255,7 @@ def to_json(content: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read `synthesis.json` or the manifest.
-
-    Raises:
-        ValueError: If it is no JSON, or has the format of another version.
-    """
+    """Read `synthesis.json` or the manifest; a ValueError says that it is damaged or of another version's format."""
     content = load_json(path)
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -298,11 +268,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_json(path: Path) -> Any:
-    """Read any JSON file.
-
-    Raises:
-        ValueError: If it is no JSON.
-    """
+    """Read any JSON file; a ValueError says that it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the encoding or of the syntax

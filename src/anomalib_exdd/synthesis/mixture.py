@@ -5,7 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask
+from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask, check_range
 
 
 class InAndOutSynthesizer(Synthesizer):
@@ -24,9 +24,7 @@ class InAndOutSynthesizer(Synthesizer):
     """
 
     def __init__(self, first: Synthesizer, second: Synthesizer, share: float = 0.5) -> None:
-        if not 0 <= share <= 1:
-            msg = f"Argument `share` has to be between 0 and 1, but got {share}."
-            raise ValueError(msg)
+        check_range(0, 1, share=share)
         self.first = first
         self.second = second
         self.share = share

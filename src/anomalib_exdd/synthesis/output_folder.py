@@ -46,11 +46,7 @@ MOST_DIFFERENCES = 5  # named in a message
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder of synthetic images that is being written.
-
-    Attributes:
-        root: The folder.
-    """
+    """A folder of synthetic images that is being written."""
 
     root: Path
 
@@ -105,11 +101,7 @@ class OutputFolder:
         write_file(path, to_json(start))
 
     def start(self) -> dict[str, Any]:
-        """Return what is known about the run: `count`, `settings`, `versions`, `command`.
-
-        Raises:
-            ValueError: If the file was damaged or written by another version.
-        """
+        """Return what is known about the run: `count`, `settings`, `versions`, `command`."""
         return read_json(self.root / START_NAME)
 
     def is_finished(self, index: int) -> bool:
@@ -133,14 +125,7 @@ class OutputFolder:
             _partial(path).unlink(missing_ok=True)
 
     def store(self, record: Record, image: Pixels, mask: Mask, preview: bytes) -> None:
-        """Write an image with its mask, its preview and, last of all, its record.
-
-        Args:
-            record: How it was made; names the files.
-            image: The image, `[H, W, 3]`.
-            mask: Its mask, `[H, W]`.
-            preview: Small picture of it, a JPEG.
-        """
+        """Write an image with its mask, its preview (a JPEG) and, last of all, its record."""
         write_file(self.root / record.image, encode_png(image))
         write_file(self.root / record.mask, encode_png(np.where(mask, 255, 0).astype(np.uint8)))
         write_file(self.root / PREVIEWS / f"{record.index:05d}.jpg", preview)
@@ -148,9 +133,6 @@ class OutputFolder:
 
     def finish(self) -> list[Record]:
         """Write manifest and review, when all images are there; one process does this after all others.
-
-        Returns:
-            Records of all images, in their order.
 
         Raises:
             ValueError: If images are missing.

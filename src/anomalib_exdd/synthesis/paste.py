@@ -1,12 +1,23 @@
 """A real defect, cut out, turned, scaled and blended into a normal image: NSA (arXiv 2109.15222) with real defects."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
 
-from .base import Defect, Levels, Mask, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask
+from .base import (
+    Defect,
+    Levels,
+    Mask,
+    Pixels,
+    Request,
+    Synthesis,
+    Synthesizer,
+    check_choice,
+    check_image_and_mask,
+    check_range,
+)
 from .foreground import foreground
 from .placement import Motion, best_positions, draw_motion, extent, move, paste_mask
 from .shapes import Points
@@ -43,26 +54,18 @@ class PasteSynthesizer(Synthesizer):
     needs_defects: ClassVar[bool] = True
 
     def __init__(self, blend: Blend = "poisson", scales: tuple[float, float] = (0.7, 1.3), margin: int = 6) -> None:
-        if blend not in get_args(Blend):
-            msg = f"Argument `blend` has to be one of {', '.join(get_args(Blend))}, but got {blend!r}."
-            raise ValueError(msg)
+        check_choice("blend", blend, Blend)
+        check_range(LEAST_MARGIN, margin=margin)
         low, high = scales
         if not 0.1 <= low <= high <= 1.5:
             msg = f"Argument `scales` has to be two ascending numbers from 0.1 to 1.5, but got {tuple(scales)}."
-            raise ValueError(msg)
-        if margin < LEAST_MARGIN:
-            msg = f"Argument `margin` has to be at least {LEAST_MARGIN} pixels, but got {margin}."
             raise ValueError(msg)
         self.blend = blend
         self.scales = (float(low), float(high))
         self.margin = margin
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
-        """Paste a defect into each image; see `Synthesizer.synthesize`.
-
-        Raises:
-            ValueError: If a request has no real defect, or one that cannot be used, or too small an image.
-        """
+        """Paste a defect into each image; see `Synthesizer.synthesize`."""
         return [self._synthesize(request) for request in requests]
 
     def _synthesize(self, request: Request) -> Synthesis:

@@ -60,11 +60,7 @@ class PerlinSynthesizer(Synthesizer):
         self._files: list[Path] | None = None
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
-        """Draw regions into each image; see `Synthesizer.synthesize`.
-
-        Raises:
-            ValueError: If an image is not usable, or if the folder of textures is missing, empty or broken.
-        """
+        """Draw regions into each image; see `Synthesizer.synthesize`."""
         return [self._synthesize(request) for request in requests]
 
     def _synthesize(self, request: Request) -> Synthesis:

@@ -4,14 +4,14 @@ Positions are (row, column). Masks are moved pixel by pixel and never resampled:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .base import Defect, Mask, Pixels, check_image_and_mask
+from .base import Defect, Mask, Pixels, check_choice, check_image_and_mask
 from .foreground import foreground
 from .shapes import Points, draw_shape
 
@@ -24,12 +24,7 @@ TRIES = 12
 
 
 class Motion(NamedTuple):
-    """How a defect is turned, mirrored and scaled about its centre.
-
-    Attributes:
-        matrix: `[2, 2]`, float64: the new offset from the centre is `matrix @ offset`.
-        description: The same in words.
-    """
+    """How a defect is turned, mirrored and scaled about its centre: `[2, 2]`, float64, and in words."""
 
     matrix: Points
     description: str
@@ -38,13 +33,7 @@ class Motion(NamedTuple):
 def place(
     image: Pixels, defects: Sequence[Defect], source: MaskSource, rng: Generator
 ) -> tuple[Mask, Defect | None, str]:
-    """Choose where a defect goes in a normal image.
-
-    Args:
-        image: `[H, W, 3]`, uint8.
-        defects: Real defects; may be empty for `auto` and `drawn`. Only one is read.
-        source: Where the mask comes from.
-        rng: Source of randomness.
+    """Choose where a defect goes in a normal image, `[H, W, 3]`, uint8. Only one of the real defects is read.
 
     Returns:
         Mask, `[H, W]`, bool, not empty; the real defect that it was made from, None for a generated shape; the same in
@@ -53,9 +42,7 @@ def place(
     Raises:
         ValueError: If `source` is unknown, or needs real defects where there are none, or a real mask is empty.
     """
-    if source not in get_args(MaskSource):
-        msg = f"Argument `source` has to be one of {', '.join(get_args(MaskSource))}, but got {source!r}."
-        raise ValueError(msg)
+    check_choice("source", source, MaskSource)
     if source == "drawn" or (source == "auto" and not len(defects)):
         mask, kind = draw_shape(foreground(image), rng)
         return mask, None, f"drawn {kind}"
@@ -78,14 +65,9 @@ def place(
 
 
 def fit_mask(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """Resize a mask without losing a pixel of it.
+    """Resize a mask, `[h, w]`, to a height and width without losing a pixel of it.
 
-    Args:
-        mask: `[h, w]`, bool.
-        shape: Height and width wanted.
-
-    Returns:
-        `[H, W]`, bool. Where it shrinks, a pixel is True if any that it covers is; where it grows, pixels repeat.
+    Where it shrinks, a pixel is True if any that it covers is; where it grows, pixels repeat.
     """
     for axis in (0, 1):
         old, new = mask.shape[axis], shape[axis]
@@ -105,15 +87,9 @@ def extent(mask: Mask) -> tuple[int, int]:
 
 
 def draw_motion(mask: Mask, room: tuple[int, int], draw_scale: Callable[[], float], rng: Generator) -> Motion:
-    """Draw how to turn, mirror and scale a mask, so that the result fits into a room.
+    """Draw how to turn, mirror and scale a mask, `[H, W]`, so that it fits into a room of some height and width.
 
     A mask that never fits in several draws is not turned, and shrunk as far as necessary.
-
-    Args:
-        mask: `[H, W]`, bool, not empty.
-        room: Height and width available, in pixels.
-        draw_scale: Draws a scale.
-        rng: Source of the angle and of mirroring.
     """
     corners = cv2.convexHull(np.argwhere(mask).astype(np.float32))[:, 0]
     for _ in range(TRIES):
@@ -133,15 +109,11 @@ def _motion(mirror: int, degrees: float, scale: float) -> Motion:
 
 
 def move(mask: Mask, motion: Motion, bend: Callable[[Points], Points] | None = None) -> tuple[Mask, Points]:
-    """Turn, mirror and scale a mask.
+    """Turn, mirror and scale a mask, `[H, W]`, bool, not empty.
 
     Every pixel is moved as nine points, so that none is lost, neighbors stay neighbors, and no holes appear unless
-    something is stretched to more than about 1.6 times its size.
-
-    Args:
-        mask: `[H, W]`, bool, not empty.
-        motion: How.
-        bend: Displaces points `[N, 2]`, relative to the centre, before they are moved.
+    something is stretched to more than about 1.6 times its size. `bend` displaces points `[N, 2]`, relative to the
+    centre, before they are moved.
 
     Returns:
         The moved mask, cut to its smallest box `[h, w]`, bool; and `[2, 3]`, float64: a pixel p of the old image is at
@@ -169,15 +141,7 @@ def _draw_bend(mask: Mask, rng: Generator) -> Callable[[Points], Points]:
 
 
 def best_positions(patch: Mask, part: Mask) -> NDArray[np.intp]:
-    """Find the positions at which a patch lies on the part, or as much of it as is possible.
-
-    Args:
-        patch: `[h, w]`, bool.
-        part: `[H, W]`, bool, at least as large.
-
-    Returns:
-        `[N, 2]`, row and column of the patch's first pixel in the image; at least one.
-    """
+    """Find the positions, `[N, 2]`, at which a patch lies on the part, or as much of it as possible; at least one."""
     if part.all():
         return np.argwhere(np.ones([room - size + 1 for room, size in zip(part.shape, patch.shape, strict=True)]))
     overlap = cv2.matchTemplate(part.astype(np.float32), patch.astype(np.float32), cv2.TM_CCORR)

@@ -15,12 +15,7 @@ from .output_folder import PAGE_NAME, SHEET_NAME, write_file
 
 
 def write_reports(root: Path, images: Sequence[SyntheticImage]) -> None:
-    """Write the contact sheet and the page for the review.
-
-    Args:
-        root: Folder of the images.
-        images: All of them, from :func:`.read_synthetic`.
-    """
+    """Write the contact sheet and the page for the review of all images of a folder."""
     records = [image.record for image in images if image.record is not None][:MAX_IMAGES]
     entries = [Entry((root / _preview(record)).read_bytes(), _caption(record), record.accepted) for record in records]
     write_file(root / SHEET_NAME, contact_sheet(entries))
@@ -28,12 +23,7 @@ def write_reports(root: Path, images: Sequence[SyntheticImage]) -> None:
 
 
 def review_page(title: str, images: Sequence[SyntheticImage]) -> str:
-    """Return the page as HTML.
-
-    Args:
-        title: Its heading.
-        images: What to show, in this order; images without a record are left out.
-    """
+    """Return the page as HTML; images without a record are left out."""
     cards = [
         {"image": image, "record": image.record, "preview": _preview(image.record), "facts": _facts(image.record)}
         for image in images

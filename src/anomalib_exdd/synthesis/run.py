@@ -4,48 +4,30 @@ Attempt `a` at image `i` draws everything random from the seed `(seed, i, a)`: t
 So the images do not depend on batches, on their order or on interruptions.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain
+from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_choice, check_range
 from .change_detection import Change, MaskMode, changed_mask, measure_change
 from .contact_sheet import preview
 from .manifest import ACCEPTED, REJECTED, Record
 from .output_folder import MAX_COUNT, OutputFolder
 from .placement import MaskSource, place
 
-LIBRARIES = (
-    "anomalib-exdd",
-    "anomalib",
-    "numpy",
-    "opencv-python-headless",
-    "opencv-python",
-    "pillow",
-    "scipy",
-    "torch",
-    "accelerate",
-    "diffusers",
-    "peft",
-    "transformers",
-)
+OURS = ("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch")
+DIFFUSION = ("accelerate", "diffusers", "peft", "transformers")
 
 
 class LazySequence(Sequence[Any]):
-    """Items that are read whenever they are indexed, and not kept.
-
-    Args:
-        keys: A key of each item.
-        read: Reads the item of a key.
-    """
+    """Items that are read from their keys whenever they are indexed, and not kept."""
 
     def __init__(self, keys: Sequence[Any], read: Callable[[Any], Any]) -> None:
         self._keys, self._read = keys, read
@@ -86,11 +68,7 @@ class SourceImages:
         return LazySequence(self.defects, self._read_defect)
 
     def identity(self) -> dict[str, Any]:
-        """Identify the files by their names, the names of their folders and their sizes: they may be moved together.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-        """
+        """Identify the files by their names, the names of their folders and their sizes: they may be moved together."""
         return {
             "normals": len(self.normals),
             "normals_digest": _digest(self.normals),
@@ -121,14 +99,16 @@ class RunSettings:
     Attributes:
         count: How many images.
         seed: Seed of everything random.
-        masks: Where defects are placed: see :data:`.MaskSource`.
-        prompts: Defects in words, one is drawn for each image; empty: the synthesizer's own.
-        mask_mode: What the mask of a synthetic image shows: see :data:`.MaskMode`.
-        min_change: Grey levels by which the image has to change visibly, see :func:`.measure_change`; 0 accepts all.
+        masks: Where defects are placed: masks of real defects as they are (real) or moved about (moved), generated
+            shapes (drawn), or moved where there are real defects and else drawn (auto).
+        prompts: Defects in words, one is drawn for each image; default: the synthesizer's own.
+        mask_mode: What the mask of a synthetic image shows: the place that was asked for (input), what really changed
+            (difference), or both together (intersection).
+        min_change: Grey levels by which an image has to change visibly; 0 accepts all.
         retries: How often an image without a visible change is made again, before it is rejected.
     """
 
-    count: int
+    count: int = 100
     seed: int = 0
     masks: MaskSource = "auto"
     prompts: Sequence[str] = ()
@@ -137,33 +117,18 @@ class RunSettings:
     retries: int = 3
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: If one is out of its range.
-        """
-        for name, low, high in (
-            ("count", 1, MAX_COUNT),
-            ("seed", 0, math.inf),
-            ("min_change", 0, 255),
-            ("retries", 0, math.inf),
-        ):
-            if not low <= getattr(self, name) <= high:
-                limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                msg = f"Argument `{name}` has to be {limits}, but got {getattr(self, name)}."
-                raise ValueError(msg)
-        for name, known in (("masks", get_args(MaskSource)), ("mask_mode", get_args(MaskMode))):
-            if getattr(self, name) not in known:
-                msg = f"Argument `{name}` has to be one of {list(known)}, but got {getattr(self, name)!r}."
-                raise ValueError(msg)
+        """Check the values."""
+        check_range(1, MAX_COUNT, count=self.count)
+        check_range(0, seed=self.seed, retries=self.retries)
+        check_range(0, 255, min_change=self.min_change)
+        check_choice("masks", self.masks, MaskSource)
+        check_choice("mask_mode", self.mask_mode, MaskMode)
         if isinstance(self.prompts, str) or not all(prompt.strip() for prompt in self.prompts):
             msg = f"Argument `prompts` has to be a list of texts that are not empty, but got {self.prompts!r}."
             raise ValueError(msg)
 
 
 class _Attempt(NamedTuple):
-    """One attempt at an image, and what it changed."""
-
     request: Request
     made: Synthesis
     change: Change
@@ -173,7 +138,7 @@ class _Attempt(NamedTuple):
 class SynthesisRun:
     """Makes the images of one folder.
 
-    One process calls `open` before and `finish` after all others; any number of them `work` in between.
+    One process calls `open` before and `folder.finish` after all others; any number of them `work` in between.
 
     Args:
         output: Folder to write.
@@ -198,9 +163,7 @@ class SynthesisRun:
         batch_size: int = 4,
         command: str = "",
     ) -> None:
-        if batch_size < 1:
-            msg = f"Argument `batch_size` has to be at least 1, but got {batch_size}."
-            raise ValueError(msg)
+        check_range(1, batch_size=batch_size)
         _check_sources(sources, synthesizer, settings)
         self.folder = OutputFolder(Path(output))
         self.synthesizer = synthesizer
@@ -211,14 +174,7 @@ class SynthesisRun:
         self._command = command
 
     def open(self, *, overwrite: bool = False) -> None:
-        """Create the folder, or go on with it.
-
-        Args:
-            overwrite: Remove the images of an earlier run.
-
-        Raises:
-            ValueError: If the folder holds something else, or images of other settings.
-        """
+        """Create the folder, or go on with it; see `OutputFolder.open`."""
         settings = asdict(self.settings)
         count = settings.pop("count")
         identity = {
@@ -239,14 +195,7 @@ class SynthesisRun:
             self.synthesizer.prepare(self._defects, self._sources.normal_images())
 
     def work(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
-        """Make the missing images of one process.
-
-        Args:
-            rank: Number of the process.
-            world_size: Number of processes.
-
-        Yields:
-            The record of each image when its files are written.
+        """Make the missing images of one of several processes; yields the record of each when its files are written.
 
         Raises:
             ValueError: If an image cannot be made at all; finished images stay.
@@ -254,28 +203,26 @@ class SynthesisRun:
         indexes = self.missing(rank, world_size)
         for index in indexes:
             self.folder.clean(index)
+        total = len(range(rank, self.settings.count, world_size))
+        label = "Synthesizing" if world_size == 1 else f"Synthesizing (process 1 of {world_size})"
+        bar = tqdm(desc=label, total=total, initial=total - len(indexes), unit="image", disable=rank > 0)
         waiting = deque((index, 1) for index in indexes)
         best: dict[int, _Attempt] = {}  # the attempt with the greatest change, the first of equals
+        rejected = 0
         while waiting:
             jobs = [waiting.popleft() for _ in range(min(self._batch_size, len(waiting)))]
             attempts = self._attempt([self._request(index, number - 1) for index, number in jobs])
             for (index, number), attempt in zip(jobs, attempts, strict=True):
                 best[index] = max(best.get(index, attempt), attempt, key=lambda each: each.change.visible)
-                if self._is_visible(attempt) or number > self.settings.retries:
-                    yield self._store(best.pop(index), number)
-                else:
+                if not self._is_visible(attempt) and number <= self.settings.retries:
                     waiting.appendleft((index, number + 1))
-
-    def finish(self) -> list[Record]:
-        """Write manifest and review.
-
-        Returns:
-            Records of all images.
-
-        Raises:
-            ValueError: If images are missing.
-        """
-        return self.folder.finish()
+                    continue
+                record = self._store(best.pop(index), number)
+                rejected += not record.accepted
+                bar.set_postfix(rejected=rejected, refresh=False)
+                bar.update()
+                yield record
+        bar.close()
 
     def _request(self, index: int, attempt: int) -> Request:
         rng = np.random.default_rng(np.random.SeedSequence([self.settings.seed, index, attempt]))
@@ -344,41 +291,7 @@ class SynthesisRun:
         return record
 
 
-def synthesize(
-    output: str | Path,
-    sources: SourceImages,
-    synthesizer: Synthesizer,
-    settings: RunSettings,
-    *,
-    batch_size: int = 4,
-    overwrite: bool = False,
-) -> list[Record]:
-    """Write a folder of synthetic images in this process, with a progress bar; go on where an earlier call stopped.
-
-    Args:
-        output: Folder to write.
-        sources: Normal images and real defects.
-        synthesizer: Draws the defects.
-        settings: Settings of the run.
-        batch_size: How many requests the synthesizer gets at once.
-        overwrite: Remove the images of an earlier run.
-
-    Returns:
-        Records of all images.
-
-    Raises:
-        ValueError: If an argument cannot be used, or the folder holds something else.
-    """
-    run = SynthesisRun(output, sources, synthesizer, settings, batch_size=batch_size)
-    run.open(overwrite=overwrite)
-    run.prepare()
-    for _ in tqdm(run.work(), "Synthesizing", total=len(run.missing()), unit="image", delay=2):
-        pass
-    return run.finish()
-
-
 def _check_sources(sources: SourceImages, synthesizer: Synthesizer, settings: RunSettings) -> None:
-    """Check that there are normal images, and real defects where they are needed."""
     name = type(synthesizer).__name__
     if not sources.normals:
         msg = "There are no normal images to draw defects into. Give data with normal training images."
@@ -386,27 +299,15 @@ def _check_sources(sources: SourceImages, synthesizer: Synthesizer, settings: Ru
     if synthesizer.needs_defects and settings.masks == "drawn":
         msg = f"{name} works with real defects, which masks of the source 'drawn' do not have. Use 'moved' or 'real'."
         raise ValueError(msg)
+    none = "but the training images have no defective one with a mask. Give some, or use"
     if synthesizer.needs_defects and not sources.defects:
-        msg = (
-            f"{name} works with real defects, but the training images have no defective one with a mask. Give some, "
-            "or use PerlinSynthesizer or DiagSynthesizer, which do without."
-        )
+        msg = f"{name} works with real defects, {none} PerlinSynthesizer or DiagSynthesizer, which do without."
         raise ValueError(msg)
     if settings.masks in {"real", "moved"} and not sources.defects:
-        msg = (
-            f"Argument `masks` is {settings.masks!r}, but the training images have no defective one with a mask. Give "
-            "some, or use 'drawn'."
-        )
+        msg = f"Argument `masks` is {settings.masks!r}, {none} 'drawn'."
         raise ValueError(msg)
 
 
 def _versions() -> dict[str, str]:
-    installed = {name: _version(name) for name in LIBRARIES}
-    return {name: number for name, number in installed.items() if number}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # an optional one, or OpenCV under its other name
-        return ""
+    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+    return {name: installed[name] for name in (*OURS, *DIFFUSION) if name in installed}

@@ -17,15 +17,11 @@ Points = NDArray[np.float64]
 
 
 def draw_shape(part: Mask, rng: Generator) -> tuple[Mask, str]:
-    """Draw the outline of a defect somewhere on the part.
+    """Draw the outline of a defect somewhere on the part, `[H, W]`, bool, not empty.
 
     Scratches are long and one to four pixels wide; spots are a few small ellipses; a blob has a smooth outline, a mark
     a frayed one. They cover .1 to 3 % of the part, uniformly on a logarithmic scale (half of KSDD2's defects cover .5
     to 5 % of their image).
-
-    Args:
-        part: Where it may lie, `[H, W]`, bool, not empty.
-        rng: Source of randomness.
 
     Returns:
         Mask, `[H, W]`, bool, not empty, and its kind: "scratch", "spots", "blob" or "mark".
@@ -53,7 +49,6 @@ def log_uniform(rng: Generator, low: float, high: float) -> float:
 
 
 def _random_place(places: NDArray[np.intp], shape: tuple[int, ...], rng: Generator) -> Points:
-    """A pixel of the part, as (column, row)."""
     row, column = divmod(int(places[rng.integers(len(places))]), shape[1])
     return np.array([column, row], dtype=np.float64)
 

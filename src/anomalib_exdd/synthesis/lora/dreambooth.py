@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock, Timeout
 
-from anomalib_exdd.synthesis.base import Defect, Pixels, as_plain
+from anomalib_exdd.synthesis.base import Defect, Pixels, as_plain, check_range
 from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, find_model, load_inpainting
 from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
 
@@ -96,9 +96,7 @@ class DreamBoothSynthesizer(DiagSynthesizer):
         if not self.prompts:
             msg = "Argument `prompts` is empty. Describe the surface with a defect, such as 'scratched skt background'."
             raise ValueError(msg)
-        if checkpoint_every < 1:
-            msg = f"Argument `checkpoint_every` has to be at least 1, but got {checkpoint_every}."
-            raise ValueError(msg)
+        check_range(1, checkpoint_every=checkpoint_every)
         self.lora = Path(lora).expanduser()
         self.lora_weight = lora_weight
         self.checkpoint_every = checkpoint_every
@@ -120,12 +118,7 @@ class DreamBoothSynthesizer(DiagSynthesizer):
     def prepare(self, defects: Sequence[Defect], normals: Sequence[Pixels]) -> None:
         """Train the LoRA, unless it is there already; go on where an earlier training was interrupted.
 
-        Processes that share the folder take turns: the first one trains, the others use its LoRA.
-
-        Args:
-            defects: Real defects, none of them for zero-shot.
-            normals: Normal images, of which 50 (zero-shot) or 200 are used. Without any images at all, the LoRA has to
-                be there.
+        Without any images, the LoRA has to be there. Processes that share the folder take turns: the first one trains.
 
         Raises:
             ValueError: If the folder holds a LoRA of other images or settings, if the images are not usable, or if the
@@ -211,21 +204,10 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             raise ValueError(msg)
         pipeline = super()._load()
         drop_text_layers(pipeline, self.training.clip_skip)
-        with _without_warnings("diffusers.loaders"):  # of text encoders that the LoRA does not change
-            pipeline.load_lora_weights(
-                str(self.lora), weight_name=lora_folder.WEIGHTS, adapter_name=ADAPTER, local_files_only=True
-            )
+        logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)  # it warns of text encoders without a LoRA
+        pipeline.load_lora_weights(
+            str(self.lora), weight_name=lora_folder.WEIGHTS, adapter_name=ADAPTER, local_files_only=True
+        )
         pipeline.set_adapters([ADAPTER], [weight])
         self._loaded |= {"lora_weight": weight, "lora_sha256": lora_folder.digest_of_weights(self.lora)}
         return pipeline
-
-
-@contextmanager
-def _without_warnings(library: str) -> Iterator[None]:
-    log = logging.getLogger(library)
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

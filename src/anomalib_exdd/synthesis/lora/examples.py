@@ -23,14 +23,7 @@ MASK_EXTENT = (0.04, 0.30)  # half an axis of a hidden ellipse, as a share of th
 
 
 class Example(NamedTuple):
-    """One image to learn from.
-
-    Attributes:
-        image: `[h, w, 3]`, uint8.
-        mask: What is hidden and has to be filled in, `[h, w]`, bool.
-        prompt: What is there.
-        weight: Weight of its loss.
-    """
+    """An image, `[h, w, 3]`, uint8, what is hidden of it, `[h, w]`, bool, its prompt, and the weight of its loss."""
 
     image: Pixels
     mask: Mask
@@ -39,18 +32,11 @@ class Example(NamedTuple):
 
 
 class Examples:
-    """An endless sequence of examples, all of one size.
+    """An endless sequence of examples, all of the commonest working size.
 
     With defects, every other one is a normal image under the class prompt (DreamBooth's prior preservation, with real
-    images in place of generated ones). Without, normal images under the instance prompt are used alone (zero-shot).
-
-    Args:
-        defects: Real defects.
-        normals: Normal images, of which 50 (zero-shot) or 200 (prior) are used, evenly spread.
-        settings: Settings of the training.
-
-    Attributes:
-        size: Size of all examples: the commonest working size.
+    images in place of generated ones). Without, normal images under the instance prompt are used alone (zero-shot). Of
+    the normal images, 50 (zero-shot) or 200 (prior) are used, evenly spread.
 
     Raises:
         ValueError: If there are no images, or an image or a mask is not usable.

@@ -30,23 +30,14 @@ license: other
 # LoRA that draws defects into images of a surface
 
 Low-rank changes to the U-Net of the inpainting model `{base}` (revision {revision}), trained by anomalib-exdd with
-DreamBooth, after In&Out (arXiv 2406.00501).
+DreamBooth, after In&Out (arXiv 2406.00501). Use: `pipeline.load_lora_weights("FOLDER", weight_name="{weights}")`.
 
 - images of defects: {defects}
 - normal images: {normals}
-- prompts for defects: {prompts}
 
 | setting | value |
 | --- | --- |
 {settings}
-
-## Use
-
-```python
-pipeline.load_lora_weights("FOLDER", weight_name="{weights}")
-```
-
-## License
 
 The license of the base model `{base}` applies to these weights as well, with its restrictions of use. The images they
 were trained on have an owner: pass the weights on only where the terms of both allow it.
@@ -54,11 +45,7 @@ were trained on have an owner: pass the weights on only where the terms of both 
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished LoRA, or None if there is none.
-
-    Raises:
-        ValueError: If the file is broken.
-    """
+    """Return the record of a finished LoRA, or None if there is none; a ValueError says that the file is broken."""
     path = folder / RECORD
     if not (path.is_file() and (folder / WEIGHTS).is_file()):
         return None
@@ -76,11 +63,7 @@ def is_from_elsewhere(folder: Path) -> bool:
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Compare the record of a LoRA with the training that is asked for.
-
-    Raises:
-        ValueError: If base model, settings or images differ.
-    """
+    """Refuse a LoRA of another base model, other settings or images."""
     if found != wanted:
         msg = (
             f"The LoRA in `{folder}` was trained with other images or settings: "
@@ -98,11 +81,7 @@ def save_checkpoint(folder: Path, record: Mapping[str, Any], state: Mapping[str,
 
 
 def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the state of an interrupted training, or None if there is no checkpoint.
-
-    Raises:
-        ValueError: If it belongs to another training than that of the record.
-    """
+    """Read the state of an interrupted training, or None if there is no checkpoint; it has to be of the same record."""
     path = folder / CHECKPOINT
     if not path.is_file():
         return None
@@ -128,7 +107,6 @@ def save_lora(pipeline: Any, folder: Path, record: Mapping[str, Any]) -> None:
         base=base,
         revision=record["base_revision"],
         **record["counts"],
-        prompts=", ".join(map(repr, settings["defect_prompts"])),
         settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
         weights=WEIGHTS,
     )

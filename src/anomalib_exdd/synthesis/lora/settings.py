@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from anomalib_exdd.synthesis.base import check_range
+
 ZERO_SHOT_NORMALS, PRIOR_NORMALS = 50, 200  # how many normal images In&Out learns from
 FEW_DEFECTS = 50  # In&Out has 5 or all 246; its weight for few would be too strong for many
 ZERO_WEIGHT, FEW_WEIGHT, FULL_WEIGHT = 0.60, 0.95, 0.80
@@ -50,17 +52,10 @@ class LoraSettings:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        """Check the ranges of the numbers.
-
-        Raises:
-            ValueError: If a number is out of its range or a prompt is empty.
-        """
-        at_least = {"rank": 1, "conv_rank": 0, "max_steps": 1, "batch_size": 1, "restarts": 1, "clip_skip": 1}
-        at_least |= {"prior_weight": 0, "seed": 0, "crop_padding": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                msg = f"Argument `{name}` has to be at least {least}, but got {getattr(self, name)}."
-                raise ValueError(msg)
+        """Check the ranges of the numbers, and that no prompt is empty."""
+        check_range(1, rank=self.rank, max_steps=self.max_steps, batch_size=self.batch_size)
+        check_range(1, restarts=self.restarts, clip_skip=self.clip_skip)
+        check_range(0, conv_rank=self.conv_rank, prior_weight=self.prior_weight, seed=self.seed)
         for name in ("alpha", "conv_alpha", "learning_rate", "min_snr"):
             if getattr(self, name) <= 0:
                 msg = f"Argument `{name}` has to be greater than 0, but got {getattr(self, name)}."

@@ -28,12 +28,9 @@ GREATEST_GRADIENT = 1.0
 
 
 class LoraTrainer:
-    """Adds a LoRA to a pipeline's U-Net and trains it.
+    """Adds a LoRA to an inpainting pipeline of Stable Diffusion (XL), in float32 or bfloat16, and trains it.
 
-    Args:
-        pipeline: Inpainting pipeline of Stable Diffusion (XL) in float32 or bfloat16, on its device. It is changed and
-            should not be used for anything else afterwards.
-        settings: Settings of the training.
+    The pipeline is changed and should not be used for anything else afterwards.
 
     Raises:
         ValueError: If the pipeline has no U-Net for inpainting, or too few text layers.
@@ -63,12 +60,7 @@ class LoraTrainer:
         )
 
     def train(self, examples: Examples, save: Callable[[dict[str, Any]], None], checkpoint_every: int) -> None:
-        """Take all steps, or those that are left after `load_state_dict`.
-
-        Args:
-            examples: What to learn from.
-            save: Called with everything that `load_state_dict` needs.
-            checkpoint_every: Number of steps between two calls of `save`; there is none after the last step.
+        """Take the steps that are left; after every `checkpoint_every` of them, except the last, save the state.
 
         Raises:
             RuntimeError: If the training diverges.
@@ -179,15 +171,9 @@ def lora_config(settings: LoraSettings) -> Any:
 
 
 def noise_level_weight(ratio: Tensor, min_snr: float, *, predicts_velocity: bool) -> Tensor:
-    """Return weights that keep the nearly clean noise levels from dominating (min-SNR, arXiv 2303.09556).
+    """Return weights, `[B]`, for signal-to-noise ratios, `[B]`: min-SNR (arXiv 2303.09556).
 
-    Args:
-        ratio: Signal-to-noise ratios, `[B]`.
-        min_snr: Limit of the ratio.
-        predicts_velocity: Whether the model predicts the velocity; otherwise it predicts the noise.
-
-    Returns:
-        Weights, `[B]`.
+    They keep the nearly clean noise levels from dominating.
     """
     return ratio.clamp(max=min_snr) / (ratio + 1 if predicts_velocity else ratio)
 
@@ -198,16 +184,9 @@ def is_xl(pipeline: Any) -> bool:
 
 
 def drop_text_layers(pipeline: Any, clip_skip: int) -> None:
-    """Let Stable Diffusion read its prompts from an earlier layer: cut off the text encoder's last ones.
+    """Let Stable Diffusion read its prompts from an earlier layer, counted from the end: cut off the last ones.
 
     The pipelines' own argument fails with transformers 5. Stable Diffusion XL always reads the last layer but one.
-
-    Args:
-        pipeline: The pipeline, which is changed.
-        clip_skip: Layer to read, counted from the end; 1 is the last.
-
-    Raises:
-        ValueError: If there are not as many layers.
     """
     if is_xl(pipeline):
         return
@@ -219,11 +198,7 @@ def drop_text_layers(pipeline: Any, clip_skip: int) -> None:
 
 
 def check_unet(pipeline: Any) -> None:
-    """Refuse a pipeline without a U-Net for inpainting.
-
-    Raises:
-        ValueError: If it has none.
-    """
+    """Refuse a pipeline without a U-Net for inpainting."""
     unet = getattr(pipeline, "unet", None)
     channels = None if unet is None else unet.config.in_channels
     if channels != INPAINTING_CHANNELS:
