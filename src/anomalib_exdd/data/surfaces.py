@@ -289,7 +289,7 @@ def place(rng: Generator, shape: Shape) -> NDArray[np.float64]:
     return rng.uniform((0.12, 0.06), (0.88, 0.94)) * shape[::-1]
 
 
-# What is drawn, with the least and the greatest strength: the relative change of brightness at its heart.
+# How defects are drawn, with the least and the greatest strength: the relative change of brightness at the centre.
 DEFECTS: tuple[tuple[Callable[[Generator, Shape], Field], float, float], ...] = (
     (scratch, 0.07, 0.75),
     (spots, 0.07, 0.75),
@@ -323,7 +323,7 @@ def visible_change(clean: Pixels, image: Pixels) -> Pixels:
 
 
 def surface_image(seed: int, number: int, *, defective: bool) -> SurfaceImage:
-    """Make one image, always the same for the same seed and number, whatever else is made.
+    """Make one image; it depends on the seed and its number alone.
 
     The surface under a defect is the one that the number has without it. Defects are drawn anew until the visible
     change covers a share of the image within `COVERAGE`.

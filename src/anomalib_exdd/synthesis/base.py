@@ -14,6 +14,7 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -115,6 +116,12 @@ def check_image_and_mask(image: Pixels, mask: Mask, which: str = "") -> None:
     if not mask.any():
         msg = f"The mask{which} is empty: there is no place for a defect. Leave it out."
         raise ValueError(msg)
+
+
+def bounding_box(mask: Mask) -> tuple[slice, slice]:
+    """Return the rows and columns of the smallest box around a mask that is not empty."""
+    rows, columns = find_objects(mask.view(np.uint8))[0]
+    return rows, columns
 
 
 def check_choice(name: str, value: object, literal: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .base import Mask, Pixels
+from .base import Mask, Pixels, bounding_box
 
 LATENT_CELL = 8  # pixels of a side that one number of the latent image stands for
 GRANULE = 64  # U-Nets halve latents three times; and images of nearly the same size come to share a batch
@@ -68,10 +68,8 @@ def window_around(mask: Mask, padding: int, size: Size) -> Window:
     on each side, as far as the image reaches.
     """
     (top, bottom), (left, right) = (
-        (max(int(filled[0]) - padding, 0), min(int(filled[-1]) + 1 + padding, length))
-        for filled, length in zip(
-            (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))), mask.shape, strict=True
-        )
+        (max(box.start - padding, 0), min(box.stop + padding, length))
+        for box, length in zip(bounding_box(mask), mask.shape, strict=True)
     )
     height, width = bottom - top, right - left
     if width * size[0] > height * size[1]:
@@ -127,7 +125,7 @@ def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixe
 
 
 def stretch(image: Pixels, size: Size) -> Pixels:
-    """Resize an image whatever its proportions, as DIAG's code does (Pillow's bicubic filter)."""
+    """Resize an image to other proportions, as DIAG's code does (Pillow's bicubic filter)."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 

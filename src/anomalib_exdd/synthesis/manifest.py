@@ -33,8 +33,8 @@ class Record:
 
     Attributes:
         index: Number of the image in the run.
-        image: File of the image, relative to the folder, with forward slashes.
-        mask: File of its mask, likewise.
+        image: File of the image, relative to the folder.
+        mask: File of its mask, relative to the folder.
         source: Normal image that it was made from.
         defect: Real defective image that it was made from, if any.
         placement: Where the mask comes from, in words.

@@ -14,13 +14,13 @@ from .base import (
     Request,
     Synthesis,
     Synthesizer,
+    bounding_box,
     check_choice,
     check_image_and_mask,
     check_range,
 )
 from .foreground import foreground
 from .placement import Motion, best_positions, draw_motion, extent, move, paste_mask
-from .shapes import Points
 
 Blend = Literal["poisson", "contrast"]
 """`poisson`: Poisson editing. `contrast`: the defect, as much brighter or darker as it is than its surroundings."""
@@ -103,7 +103,10 @@ class PasteSynthesizer(Synthesizer):
 
     def _blended(self, image: Pixels, defect: Defect, mask: Mask, matrix: Levels, part: Mask) -> tuple[Pixels, str]:
         """Put the defect into the image; the result and how it was blended."""
-        rows, columns = _window(mask, 0), _window(mask, 1)
+        rows, columns = (
+            slice(max(0, box.start - WINDOW), min(size, box.stop + WINDOW))
+            for box, size in zip(bounding_box(mask), mask.shape, strict=True)
+        )
         target = image[rows, columns].astype(np.float32)
         inside = mask[rows, columns]
         source, seen = _warped(defect, matrix, rows, columns)
@@ -131,19 +134,12 @@ class PasteSynthesizer(Synthesizer):
 def _place(defect: Defect, motion: Motion, inner: Mask, wanted: Mask) -> tuple[Mask, Levels]:
     """Put the moved mask on the part, near to another one: `[H, W]`, and where its pixels are now, `[2, 3]`."""
     patch, matrix = move(defect.mask, motion)
-    spans = [np.flatnonzero(wanted.any(axis=axis)) for axis in (1, 0)]
-    centre: Points = np.array([(span[0] + span[-1]) / 2 for span in spans])
+    centre = np.array([(box.start + box.stop - 1) / 2 for box in bounding_box(wanted)])
     positions = best_positions(patch, inner)
     distances = ((positions - (centre - (np.array(patch.shape) - 1) / 2)) ** 2).sum(axis=1)
     position = positions[np.argmin(distances)]
     mask = paste_mask(patch, position, np.ones_like(inner))
     return mask, (matrix + np.c_[np.zeros((2, 2)), position]).astype(np.float32)
-
-
-def _window(mask: Mask, axis: int) -> slice:
-    """The rows (axis 0) or columns (axis 1) of the defect and its surroundings."""
-    positions = np.flatnonzero(mask.any(axis=1 - axis))
-    return slice(max(0, int(positions[0]) - WINDOW), min(mask.shape[axis], int(positions[-1]) + 1 + WINDOW))
 
 
 def _warped(defect: Defect, matrix: Levels, rows: slice, columns: slice) -> tuple[Levels, Mask]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .base import Defect, Mask, Pixels, check_choice, check_image_and_mask
+from .base import Defect, Mask, Pixels, bounding_box, check_choice, check_image_and_mask
 from .foreground import foreground
 from .shapes import Points, draw_shape
 
@@ -82,8 +82,8 @@ def fit_mask(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 def extent(mask: Mask) -> tuple[int, int]:
     """Return height and width of the smallest box around a mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+    rows, columns = bounding_box(mask)
+    return rows.stop - rows.start, columns.stop - columns.start
 
 
 def draw_motion(mask: Mask, room: tuple[int, int], draw_scale: Callable[[], float], rng: Generator) -> Motion:
