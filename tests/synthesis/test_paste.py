@@ -197,9 +197,9 @@ def test_unusable_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"`margin` has to be at least 4, but got 2"):
         PasteSynthesizer(margin=2)
     request = request_of(1)
-    with pytest.raises(ValueError, match=r"has no real defect, which PasteSynthesizer needs"):
+    with pytest.raises(ValueError, match=r"has no real defect, which is needed"):
         PasteSynthesizer().synthesize([replace(request, defect=None)])
-    with pytest.raises(ValueError, match=r"at least 16 pixels along each side.*got \[10, 110\]"):
+    with pytest.raises(ValueError, match=r"at least 16 pixels a side.*got \[10, 110\]"):
         PasteSynthesizer().synthesize([replace(request, image=request.image[65:75], mask=request.mask[65:75])])
     with pytest.raises(ValueError, match="mask is empty"):
         PasteSynthesizer().synthesize([replace(request, mask=np.zeros_like(request.mask))])

@@ -304,7 +304,7 @@ def test_unfinished_runs_are_not_finished(make: Make) -> None:
     run = make(command="anomalib synthesize --count 6")
     run.open()
     next(iter(run.work()))
-    with pytest.raises(ValueError, match=r"5 of 6 images .* are missing, such as number 0000\d\. Run the same command"):
+    with pytest.raises(ValueError, match=r"5 of 6 images .* are missing\. Run the same command"):
         run.folder.finish()
     with pytest.raises(ValueError, match=r"1 of 6 images are there.*`anomalib synthesize --count 6` again"):
         read_synthetic(run.folder.root)

@@ -101,10 +101,7 @@ def changed_mask(original: Pixels, generated: Pixels, mask: Mask, mode: MaskMode
 
 def _check(original: Pixels, generated: Pixels, mask: Mask) -> None:
     if original.shape != generated.shape or mask.shape != original.shape[:2]:
-        msg = (
-            f"The original, the generated image and the mask have to be of one size, but are {list(original.shape)}, "
-            f"{list(generated.shape)} and {list(mask.shape)}."
-        )
+        msg = f"Images and mask have to be of one size, but are {original.shape}, {generated.shape} and {mask.shape}."
         raise ValueError(msg)
     if not mask.any():
         msg = "The mask is empty: nothing was to be changed."

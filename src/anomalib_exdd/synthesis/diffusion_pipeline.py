@@ -72,16 +72,12 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
         index = path / INDEX
         if not index.is_file():
             msg = (
-                f"The folder `{model}` is no diffusers pipeline: it holds no {INDEX}. Give the folder that "
-                "`pipeline.save_pretrained` has written; a single file of weights has to be converted first."
+                f"The folder `{model}` is no diffusers pipeline: it holds no {INDEX}. Write it with `save_pretrained`."
             )
             raise ValueError(msg)
         commit = _fingerprint(path)
     elif path.exists() or model.count("/") != 1:
-        msg = (
-            f"Argument `model` is '{model}', which is neither a folder nor a name on the Hugging Face hub. Check the "
-            "path of the folder that `save_pretrained` has written, or give a name of the form `owner/name`."
-        )
+        msg = f"Argument `model` is '{model}', neither a folder nor a name on the Hugging Face hub (`owner/name`)."
         raise ValueError(msg)
     else:
         index = _index_from_hub(model, revision)
@@ -89,8 +85,7 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
     class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
     if not hasattr(diffusers, class_name):
         msg = (
-            f"The pipeline `{model}` is a '{class_name}', which diffusers {diffusers.__version__} does not know. "
-            "Update diffusers, or choose another inpainting pipeline."
+            f"The pipeline `{model}` is a '{class_name}', which diffusers does not know. Update diffusers. {SUGGESTED}"
         )
         raise ValueError(msg)
     return ModelSource(str(path) if is_local else model, commit, is_local, class_name)
@@ -104,9 +99,7 @@ def load_inpainting(source: ModelSource, dtype: torch.dtype, device: str = "cpu"
     """
     kind = torch.device(device).type
     if dtype != torch.float32 and kind != "cuda":
-        msg = (
-            f"Argument `dtype` is {dtype}, but half precision works on CUDA devices only, and the device is '{device}'."
-        )
+        msg = f"Half precision (`{dtype}`) works on CUDA devices only, but the device is '{device}'. Use float32."
         raise ValueError(msg)
     if offload and kind == "cpu":
         msg = "Argument `offload` is True, but the device is the CPU: there is nothing to offload from. Leave it out."
@@ -165,20 +158,19 @@ def _index_from_hub(model: str, revision: str | None) -> Path:
     which = f"`{model}`" if revision is None else f"`{model}` (revision {revision})"
     try:
         return Path(hub.hf_hub_download(model, INDEX, revision=revision))
-    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        msg = (
-            f"The model {which} is not on the Hugging Face hub, or needs an account. Check `model` and `revision`; for "
-            "a gated model, accept its terms on its page and run `hf auth login`."
-        )
-        raise ValueError(msg) from error
     except errors.LocalEntryNotFoundError as error:
         msg = (
             f"The model {which} is not in the local cache, and the Hugging Face hub is not reachable. Go online, or "
             f"download it elsewhere with `hf download {model} --local-dir FOLDER` and set `model` to that folder."
         )
         raise ConnectionError(msg) from error
-    except (errors.EntryNotFoundError, errors.HFValidationError) as error:
-        msg = f"The model {which} is no diffusers pipeline ({error}). {SUGGESTED}"
+    except (
+        errors.RepositoryNotFoundError,  # gated ones too
+        errors.RevisionNotFoundError,
+        errors.EntryNotFoundError,
+        errors.HFValidationError,
+    ) as error:
+        msg = f"The model {which} is no diffusers pipeline on the hub ({error}). Check `model` and `revision`."
         raise ValueError(msg) from error
     except OSError as error:  # the hub answers, but not with the file
         msg = f"The model {which} cannot be fetched from the Hugging Face hub ({error}). Try again later."

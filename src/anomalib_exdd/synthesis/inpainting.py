@@ -98,10 +98,7 @@ class DiagSynthesizer(Synthesizer):
             raise ValueError(msg)
         check_choice("resolution", resolution, Resolution)
         if negative_prompt and guidance_scale <= 1:
-            msg = (
-                f"Argument `negative_prompt` has no effect with a guidance_scale of {guidance_scale}. Set it to '', or "
-                "raise `guidance_scale` above 1."
-            )
+            msg = f"Argument `negative_prompt` has no effect with a guidance_scale of {guidance_scale}. Set it to ''."
             raise ValueError(msg)
         self.model, self.revision = model, revision
         self.prompts, self.negative_prompt = tuple(prompts), negative_prompt
@@ -205,10 +202,7 @@ class DiagSynthesizer(Synthesizer):
             arguments["negative_prompt"] = [self.negative_prompt] * len(tasks)
         drawn = self.pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
         if not np.isfinite(drawn).all():
-            msg = (
-                f"The pipeline `{self.model}` returned numbers that are not finite: it overflows in "
-                f"{self._loaded['dtype']}. Set `half_precision` to false, or use another model."
-            )
+            msg = f"The pipeline's image is not finite: it overflows in {self._loaded['dtype']}. Try full precision."
             raise RuntimeError(msg)
         return list((np.asarray(drawn) * 255).round().astype(np.uint8))
 
@@ -261,8 +255,6 @@ def _check_steps(steps: int, strength: float) -> None:
         msg = f"Argument `strength` has to lie above 0 and at most at 1, but got {strength}."
         raise ValueError(msg)
     if int(steps * strength) < 1:
-        msg = (
-            f"Arguments `num_inference_steps` {steps} and `strength` {strength} leave no step, because their product "
-            f"is rounded down. Use at least {int(1 / strength) + 1} steps, or a strength of 1."
-        )
+        least = int(1 / strength) + 1
+        msg = f"{steps} `num_inference_steps` and `strength` {strength} leave no step. Use at least {least} steps."
         raise ValueError(msg)

@@ -123,10 +123,8 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
         found = [(record.image, record.mask, record) for record in read_manifest(root)]
     elif (root / START_NAME).is_file():
         done, count = len(list((root / RECORDS).glob("*.json"))), read_json(root / START_NAME)["count"]
-        msg = (
-            f"The folder `{root}` is not finished: {done} of {count} images are there. To finish it, "
-            f"{_how_to_resume(root)}: it goes on where it was interrupted."
-        )
+        fix = _how_to_resume(root)
+        msg = f"The folder `{root}` is not finished: {done} of {count} images are there. To go on, {fix}."
         raise ValueError(msg)
     else:
         found = [(image, mask, None) for image, mask in _pairs_without_manifest(root)]
@@ -157,16 +155,11 @@ def _pairs_without_manifest(root: Path) -> list[tuple[str, str]]:
     names = sorted(path.name for path in (root / ACCEPTED).glob("*.png"))
     pairs = {name: f"{Path(name).stem}_GT.png" for name in names if not name.endswith("_GT.png")}
     if not pairs:
-        msg = (
-            f"The folder `{root}` holds no synthetic images: neither a `{MANIFEST_NAME}` nor images `train/NAME.png` "
-            "with masks `train/NAME_GT.png`. Write it with `anomalib synthesize`."
-        )
+        msg = f"The folder `{root}` holds no synthetic images with masks. Write it with `anomalib synthesize`."
         raise FileNotFoundError(msg)
     if without := [image for image, mask in pairs.items() if mask not in names]:
-        msg = (
-            f"The image `{root / ACCEPTED / without[0]}` has no mask `{pairs[without[0]]}` ({len(without)} of "
-            f"{len(pairs)} images have none). Every synthetic image needs one."
-        )
+        where = f"`{root / ACCEPTED / without[0]}` has no mask `{pairs[without[0]]}`"
+        msg = f"The image {where} ({len(without)} of {len(pairs)} images have none). Add it."
         raise FileNotFoundError(msg)
     return [(f"{ACCEPTED}/{image}", f"{ACCEPTED}/{mask}") for image, mask in pairs.items()]
 
@@ -259,10 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
     content = load_json(path)
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        msg = (
-            f"The file `{path}` has format {found}, but this version reads format {FORMAT}. Use the version of "
-            "anomalib-exdd that wrote it, or synthesize again into another folder."
-        )
+        msg = f"The file `{path}` has format {found}, but this version reads {FORMAT}. Synthesize into another folder."
         raise ValueError(msg)
     return dict(content)
 

@@ -83,7 +83,7 @@ class OutputFolder:
                 if (self.root / name).is_dir():
                     shutil.rmtree(self.root / name)
         elif path.is_file():
-            before = self.start()
+            before = read_json(path)
             self._check_same(before, start)
             if before["versions"] != versions:
                 logger.warning(
@@ -99,10 +99,6 @@ class OutputFolder:
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True)
         write_file(path, to_json(start))
-
-    def start(self) -> dict[str, Any]:
-        """Return what is known about the run: `count`, `settings`, `versions`, `command`."""
-        return read_json(self.root / START_NAME)
 
     def is_finished(self, index: int) -> bool:
         """Return whether an image is there with its mask and its record."""
@@ -137,13 +133,10 @@ class OutputFolder:
         Raises:
             ValueError: If images are missing.
         """
-        start = self.start()
+        start = read_json(self.root / START_NAME)
         paths = [self._record_path(index) for index in range(start["count"])]
         if missing := [path for path in paths if not path.is_file()]:
-            msg = (
-                f"{len(missing)} of {len(paths)} images in `{self.root}` are missing, such as number "
-                f"{missing[0].stem}. Run the same command again: it makes what is missing."
-            )
+            msg = f"{len(missing)} of {len(paths)} images in `{self.root}` are missing. Run the same command again."
             raise ValueError(msg)
         records = [Record.from_dict(load_json(path), path) for path in paths]
         self._warn_of_revisions(records)

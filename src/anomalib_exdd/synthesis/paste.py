@@ -72,17 +72,11 @@ class PasteSynthesizer(Synthesizer):
         image, defect = request.image, request.defect
         check_image_and_mask(image, request.mask)
         if defect is None:
-            msg = (
-                f"Request {request.index} has no real defect, which PasteSynthesizer needs. Take masks of source "
-                "`real` or `moved`, and data with real defects."
-            )
+            msg = f"Request {request.index} has no real defect, which is needed. Take masks `real` or `moved`."
             raise ValueError(msg)
         check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
         if min(image.shape[:2]) < LEAST_SIDE:
-            msg = (
-                f"An image has to measure at least {LEAST_SIDE} pixels along each side for a defect to be pasted, but "
-                f"got {list(image.shape[:2])}."
-            )
+            msg = f"An image needs at least {LEAST_SIDE} pixels a side to paste into, but got {list(image.shape[:2])}."
             raise ValueError(msg)
         rng = np.random.default_rng(request.seed)
         part = foreground(image)

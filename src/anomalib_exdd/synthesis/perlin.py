@@ -99,10 +99,7 @@ class PerlinSynthesizer(Synthesizer):
         if self._files is None:
             self._files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
             if not self._files:
-                msg = (
-                    f"No image was found in the folder of textures `{self.textures}`. Give a folder with "
-                    f"{', '.join(sorted(ENDINGS))} files in argument `textures`, or leave it out."
-                )
+                msg = f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))})."
                 raise ValueError(msg)
         return self._files
 

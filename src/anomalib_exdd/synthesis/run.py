@@ -26,19 +26,20 @@ OURS = ("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-
 DIFFUSION = ("accelerate", "diffusers", "peft", "transformers")
 
 
+@dataclass(frozen=True)
 class LazySequence(Sequence[Any]):
     """Items that are read from their keys whenever they are indexed, and not kept."""
 
-    def __init__(self, keys: Sequence[Any], read: Callable[[Any], Any]) -> None:
-        self._keys, self._read = keys, read
+    keys: Sequence[Any]
+    read: Callable[[Any], Any]
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return len(self._keys)
+        return len(self.keys)
 
     def __getitem__(self, index: Any) -> Any:
         """Read an item; slices are not supported."""
-        return self._read(self._keys[index])
+        return self.read(self.keys[index])
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,13 @@ class _Attempt(NamedTuple):
     mask: Mask
 
 
+@dataclass
 class SynthesisRun:
     """Makes the images of one folder.
 
     One process calls `open` before and `folder.finish` after all others; any number of them `work` in between.
 
-    Args:
+    Attributes:
         output: Folder to write.
         sources: Normal images and real defects.
         synthesizer: Draws the defects.
@@ -148,30 +150,21 @@ class SynthesisRun:
         batch_size: How many requests the synthesizer gets at once; does not influence the images, unless the
             synthesizer's own batches do.
         command: Command that makes the images, named in messages about an unfinished folder.
-
-    Raises:
-        ValueError: If there are no normal images, or no real defects where they are needed.
     """
 
-    def __init__(
-        self,
-        output: str | Path,
-        sources: SourceImages,
-        synthesizer: Synthesizer,
-        settings: RunSettings,
-        *,
-        batch_size: int = 4,
-        command: str = "",
-    ) -> None:
-        check_range(1, batch_size=batch_size)
-        _check_sources(sources, synthesizer, settings)
-        self.folder = OutputFolder(Path(output))
-        self.synthesizer = synthesizer
-        self.settings = settings
-        self._sources = sources
-        self._defects = sources.real_defects()
-        self._batch_size = batch_size
-        self._command = command
+    output: Path
+    sources: SourceImages
+    synthesizer: Synthesizer
+    settings: RunSettings
+    batch_size: int = 4
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that there are normal images, and real defects where they are needed."""
+        check_range(1, batch_size=self.batch_size)
+        _check_sources(self.sources, self.synthesizer, self.settings)
+        self.folder = OutputFolder(self.output)
+        self._defects = self.sources.real_defects()
 
     def open(self, *, overwrite: bool = False) -> None:
         """Create the folder, or go on with it; see `OutputFolder.open`."""
@@ -181,9 +174,9 @@ class SynthesisRun:
             "synthesizer": type(self.synthesizer).__name__,
             "synthesizer_settings": self.synthesizer.settings,
             **settings,
-            "material": self._sources.identity(),
+            "material": self.sources.identity(),
         }
-        self.folder.open(as_plain(identity), count, versions=_versions(), command=self._command, overwrite=overwrite)
+        self.folder.open(as_plain(identity), count, versions=_versions(), command=self.command, overwrite=overwrite)
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """List the images that one of several processes still has to make."""
@@ -192,7 +185,7 @@ class SynthesisRun:
     def prepare(self) -> None:
         """Prepare the synthesizer, unless no image is missing."""
         if self.missing():
-            self.synthesizer.prepare(self._defects, self._sources.normal_images())
+            self.synthesizer.prepare(self._defects, self.sources.normal_images())
 
     def work(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
         """Make the missing images of one of several processes; yields the record of each when its files are written.
@@ -210,7 +203,7 @@ class SynthesisRun:
         best: dict[int, _Attempt] = {}  # the attempt with the greatest change, the first of equals
         rejected = 0
         while waiting:
-            jobs = [waiting.popleft() for _ in range(min(self._batch_size, len(waiting)))]
+            jobs = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
             attempts = self._attempt([self._request(index, number - 1) for index, number in jobs])
             for (index, number), attempt in zip(jobs, attempts, strict=True):
                 best[index] = max(best.get(index, attempt), attempt, key=lambda each: each.change.visible)
@@ -227,10 +220,10 @@ class SynthesisRun:
     def _request(self, index: int, attempt: int) -> Request:
         rng = np.random.default_rng(np.random.SeedSequence([self.settings.seed, index, attempt]))
         seed = int(rng.integers(2**31))
-        source = self._sources.normals[int(rng.integers(len(self._sources.normals)))]
+        source = self.sources.normals[int(rng.integers(len(self.sources.normals)))]
         prompts = self.settings.prompts
         prompt = prompts[int(rng.integers(len(prompts)))] if prompts else ""
-        image = self._sources.read_image(source)
+        image = self.sources.read_image(source)
         mask, defect, placement = place(image, self._defects, self.settings.masks, rng)
         return Request(index, seed, image, mask, prompt, defect, source, placement)
 

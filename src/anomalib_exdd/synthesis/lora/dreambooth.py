@@ -184,10 +184,7 @@ class DreamBoothSynthesizer(DiagSynthesizer):
     def _load(self) -> Any:
         record, source = lora_folder.read_record(self.lora), find_model(self.model, self.revision)
         if record is None and not lora_folder.is_from_elsewhere(self.lora):
-            msg = (
-                f"The folder `{self.lora}` holds no finished LoRA. Call `prepare` with defects or normal images first, "
-                "or set `lora` to the folder of a finished one."
-            )
+            msg = f"The folder `{self.lora}` of argument `lora` holds no finished LoRA. Call `prepare` to train it."
             raise ValueError(msg)
         weight = self.lora_weight
         if record is not None:

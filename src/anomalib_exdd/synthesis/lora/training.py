@@ -44,7 +44,8 @@ class LoraTrainer:
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
             if part is not None:
                 part.requires_grad_(requires_grad=False)
-        pipeline.vae.to(torch.float32)  # that of SDXL overflows in half precision
+        if pipeline.vae.dtype != torch.float32:
+            pipeline.vae.to(torch.float32)  # that of SDXL overflows in half precision
         self.scheduler = import_library("diffusers").DDPMScheduler.from_config(pipeline.scheduler.config)
         prompts = {settings.instance_prompt, settings.class_prompt, *settings.defect_prompts}
         self._embeddings = {prompt: self._encode_prompt(prompt) for prompt in prompts}
