@@ -1,10 +1,12 @@
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_records import record_of
 from PIL import Image
 
-from anomalib_exdd.synthesis.contact_sheet import LONGEST_SIDE, MAX_IMAGES, Entry, contact_sheet, preview
+from anomalib_exdd.synthesis.review_page import LONGEST_SIDE, MAX_IMAGES, contact_sheet, preview
 
 
 def pictures(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,10 +42,17 @@ def test_large_images_become_small_and_thin_lines_stay(size: tuple[int, int]) ->
     assert mask[mask.shape[0] // 2].min() > 150
 
 
-def test_sheet_has_a_place_for_each_and_marks_the_rejected() -> None:
+def saved(root: Path, count: int, small: bytes) -> None:
+    (root / "previews").mkdir()
+    for number in range(count):
+        (root / "previews" / f"{number:05d}.jpg").write_bytes(small)
+
+
+def test_sheet_has_a_place_for_each_and_marks_the_rejected(tmp_path: Path) -> None:
     small = preview(*pictures(40, 24))
-    entries = [Entry(small, (f"{number:05d}", "a long description " * 20), number != 1) for number in range(5)]
-    sheet = np.asarray(Image.open(BytesIO(contact_sheet(entries, columns=2))).convert("RGB"), dtype=int)
+    saved(tmp_path, 5, small)
+    records = [record_of(number, accepted=number != 1, prompt="a long description " * 20) for number in range(5)]
+    sheet = np.asarray(Image.open(BytesIO(contact_sheet(tmp_path, records, columns=2))).convert("RGB"), dtype=int)
     strip_width = Image.open(BytesIO(small)).width
     assert 2 * strip_width < sheet.shape[1] < 2.3 * strip_width
     red = (sheet[..., 0] - sheet[..., 1]) > 100
@@ -53,8 +62,7 @@ def test_sheet_has_a_place_for_each_and_marks_the_rejected() -> None:
     assert rows.max() < sheet.shape[0] // 2
 
 
-def test_sheet_ends_somewhere_and_needs_an_image() -> None:
-    entry = Entry(preview(*pictures(8, 8)), ("Kratzer, 傷",), accepted=True)
-    assert contact_sheet([entry] * (MAX_IMAGES + 9)) == contact_sheet([entry] * MAX_IMAGES)
-    with pytest.raises(ValueError, match="at least one image"):
-        contact_sheet([])
+def test_sheet_ends_somewhere(tmp_path: Path) -> None:
+    saved(tmp_path, MAX_IMAGES, preview(*pictures(8, 8)))
+    records = [record_of(number, prompt="Kratzer, 傷") for number in range(MAX_IMAGES + 9)]
+    assert contact_sheet(tmp_path, records) == contact_sheet(tmp_path, records[:MAX_IMAGES])

@@ -3,34 +3,23 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_records import record_of, synthetic_image
 
-from anomalib_exdd.synthesis.manifest import Record, SyntheticImage, read_review
+from anomalib_exdd.synthesis.manifest import read_review
 from anomalib_exdd.synthesis.review_page import review_page
 
 NASTY = '</script><b> & "{{ cards }}" \\u003c'
 
 
-def synthetic_image(
-    number: int, *, accepted: bool, prompt: str = "", reason: str = "", **review: str
-) -> SyntheticImage:
-    image = f"{'train' if accepted else 'rejected'}/{number:05d}.png"
-    mask = image.replace(".png", "_GT.png")
-    content: dict[str, Any] = dict.fromkeys((field.name for field in fields(Record)), "")
-    content |= {"index": number, "image": image, "mask": mask, "source": "parts/a.png", "change": {}, "details": {}}
-    record = Record(**{**content, "prompt": prompt, "accepted": accepted, "reason": reason})
-    return SyntheticImage(Path(image), Path(mask), record, **review)
-
-
 IMAGES = [
-    synthetic_image(0, accepted=True, prompt=NASTY),
-    synthetic_image(1, accepted=False, reason="No change", decision="accept", comment=NASTY),
-    synthetic_image(2, accepted=True, decision="reject"),
+    synthetic_image(record_of(0, prompt=NASTY)),
+    synthetic_image(record_of(1, accepted=False, reason="No change"), "accept", NASTY),
+    synthetic_image(record_of(2), "reject"),
 ]
 FILES = [image.record.image for image in IMAGES]
 

@@ -1,31 +1,84 @@
-"""The reports on a folder of synthetic images: a contact sheet, and a page to accept or reject images on.
+"""The reports on a folder of synthetic images: previews, a contact sheet, and a page to accept or reject images on.
 
 The page is one file without anything from the network. It shows the pictures beside it and works from a disk, by mouse
 or keyboard, in light or dark. A browser cannot write into the folder: the page offers the review as a download.
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image, ImageDraw, ImageFont
 
-from .contact_sheet import MAX_IMAGES, Entry, contact_sheet
+from .base import Mask, Pixels
 from .manifest import PREVIEWS, Record, SyntheticImage
 from .output_folder import PAGE_NAME, SHEET_NAME, write_file
+
+PANELS = ("original", "mask", "result", "difference x 4")
+GAIN = 4  # differences of a few grey levels have to be seen
+LONGEST_SIDE = 240  # of a panel, in pixels
+MAX_IMAGES = 24
+GAP, LINE, FONT_SIZE = 4, 16, 12
+PAPER, INK, REJECTED_INK = (255, 255, 255), (20, 20, 20), (176, 0, 32)
 
 
 def write_reports(root: Path, images: Sequence[SyntheticImage]) -> None:
     """Write the contact sheet and the page for the review of all images of a folder."""
-    records = [image.record for image in images if image.record is not None][:MAX_IMAGES]
-    entries = [Entry((root / _preview(record)).read_bytes(), _caption(record), record.accepted) for record in records]
-    write_file(root / SHEET_NAME, contact_sheet(entries))
+    records = [image.record for image in images if image.record is not None]
+    write_file(root / SHEET_NAME, contact_sheet(root, records))
     write_file(root / PAGE_NAME, review_page(f"Synthetic defects: {root.resolve().name}", images))
+
+
+def preview(original: Pixels, mask: Mask, result: Pixels) -> bytes:
+    """Draw original, mask, result and difference beside each other, at most 240 pixels on a side, as a JPEG.
+
+    The difference is that of the channel that changed most, multiplied by four.
+    """
+    change = np.abs(result.astype(np.int16) - original).max(axis=2)
+    difference = np.minimum(change * GAIN, 255).astype(np.uint8)
+    # A line that is thinner than a pixel of the small picture stays visible, because any share of it is white.
+    small_mask = _shrink(np.where(mask, 255, 0).astype(np.uint8)).point([0, *[255] * 255])
+    panels = [_shrink(original), small_mask, _shrink(result), _shrink(difference)]
+    width, height = panels[0].size
+    strip = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), PAPER)
+    for position, panel in enumerate(panels):
+        strip.paste(panel.convert("RGB"), (position * (width + GAP), 0))
+    buffer = BytesIO()
+    strip.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def contact_sheet(root: Path, records: Sequence[Record], columns: int = 4) -> bytes:
+    """Draw the previews of the first 24 images of a folder on one sheet, with captions, as a PNG."""
+    records = records[:MAX_IMAGES]
+    strips = [Image.open(root / _preview_file(record)).convert("RGB") for record in records]
+    columns = min(columns, len(strips))
+    cell_width = max(strip.width for strip in strips) + 2 * GAP
+    cell_height = max(strip.height for strip in strips) + 2 * LINE + 2 * GAP
+    rows = -(-len(strips) // columns)
+    sheet = Image.new("RGB", (columns * cell_width, rows * cell_height + LINE + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT_SIZE)
+    draw.text((GAP, GAP), "  |  ".join(PANELS), fill=INK, font=font)
+    for position, (strip, record) in enumerate(zip(strips, records, strict=True)):
+        left = position % columns * cell_width + GAP
+        top = position // columns * cell_height + LINE + 2 * GAP
+        sheet.paste(strip, (left, top))
+        for number, line in enumerate(_caption(record)):
+            place = (left, top + strip.height + number * LINE)
+            text = _shorten(line, cell_width - 2 * GAP, font)
+            draw.text(place, text, fill=INK if record.accepted else REJECTED_INK, font=font)
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def review_page(title: str, images: Sequence[SyntheticImage]) -> str:
     """Return the page as HTML; images without a record are left out."""
     cards = [
-        {"image": image, "record": image.record, "preview": _preview(image.record), "facts": _facts(image.record)}
+        {"image": image, "record": image.record, "preview": _preview_file(image.record), "facts": _facts(image.record)}
         for image in images
         if image.record is not None
     ]
@@ -40,7 +93,7 @@ def review_page(title: str, images: Sequence[SyntheticImage]) -> str:
     return environment.get_template("review_page.html").render(title=title, cards=cards, accepted=accepted)
 
 
-def _preview(record: Record) -> str:
+def _preview_file(record: Record) -> str:
     return f"{PREVIEWS}/{record.index:05d}.jpg"
 
 
@@ -65,3 +118,17 @@ def _facts(record: Record) -> dict[str, str]:
         "Change": measured,
         "Details": ", ".join(f"{name} {value}" for name, value in record.details.items()),
     }
+
+
+def _shrink(pixels: Pixels) -> Image.Image:
+    image = Image.fromarray(pixels)
+    scale = min(1.0, LONGEST_SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def _shorten(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    text = " ".join(line.split())
+    while text and font.getlength(text) > width:
+        text = f"{text.removesuffix('...')[:-1]}..." if len(text) > len("...") else ""
+    return text

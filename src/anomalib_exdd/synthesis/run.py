@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_choice, check_range
 from .change_detection import Change, MaskMode, changed_mask, measure_change
-from .contact_sheet import preview
 from .manifest import ACCEPTED, REJECTED, Record
 from .output_folder import MAX_COUNT, OutputFolder
 from .placement import MaskSource, place
+from .review_page import preview
 
 OURS = ("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch")
 DIFFUSION = ("accelerate", "diffusers", "peft", "transformers")
