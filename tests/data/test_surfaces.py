@@ -237,5 +237,5 @@ def test_an_incomplete_sample_is_refused(tmp_path: Path) -> None:
     generate()
     lost = tmp_path / "root" / "test" / "20000_GT.png"
     lost.rename(lost.with_name("20009_GT.png"))
-    with pytest.raises(FileExistsError, match="holds 3 of the 4 files of the sample and 1 that are not of it"):
+    with pytest.raises(FileExistsError, match="or a part of it: 3 of 4 files"):
         generate()

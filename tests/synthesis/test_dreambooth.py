@@ -25,9 +25,9 @@ from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
 from anomalib_exdd.synthesis.lora import dreambooth
 from anomalib_exdd.synthesis.lora.dreambooth import DreamBoothSynthesizer
 from anomalib_exdd.synthesis.lora.examples import Examples, random_mask
-from anomalib_exdd.synthesis.lora.folder import digest_of_weights
-from anomalib_exdd.synthesis.lora.settings import LoraSettings, published_weight
-from anomalib_exdd.synthesis.lora.training import LoraTrainer, noise_level_weight
+from anomalib_exdd.synthesis.lora.hyperparameters import LoraSettings, published_weight
+from anomalib_exdd.synthesis.lora.storage import digest_of_weights
+from anomalib_exdd.synthesis.lora.trainer import LoraTrainer, noise_level_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anomalib_exdd.synthesis.lora.folder.save_lora", stop)
+    monkeypatch.setattr("anomalib_exdd.synthesis.lora.storage.save_lora", stop)
     with pytest.raises(KeyboardInterrupt):
         tiny(tmp_path / "lora", max_steps=2, checkpoint_every=1).prepare(DEFECTS, NORMALS)
     with pytest.raises(ValueError, match=r"`settings\.rank` was 32 and is 8 now"):

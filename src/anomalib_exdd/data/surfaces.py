@@ -396,13 +396,9 @@ def _check_is_sample(root: Path, readme: str, names: set[str]) -> None:
     expected = {f"{name}{ending}.png" for name in names for ending in ("", "_GT")}
     found = {path.relative_to(root).as_posix() for split in FIRST_NUMBERS for path in (root / split).glob("*.png")}
     path = root / "README.md"
-    if not path.is_file() or path.read_text(encoding="utf-8") != readme:
-        reason = "holds something else than this sample"
-    elif expected != found:
-        reason = f"holds {len(expected & found)} of the {len(expected)} files of the sample"
-        if found - expected:
-            reason += f" and {len(found - expected)} that are not of it"
-    else:
-        return
-    msg = f"The folder `{root}` {reason}. Remove it, and the sample is generated anew, or choose another `root`."
-    raise FileExistsError(msg)
+    if found != expected or not path.is_file() or path.read_text(encoding="utf-8") != readme:
+        msg = (
+            f"The folder `{root}` holds something else than this sample, or a part of it: {len(expected & found)} of "
+            f"{len(expected)} files. Remove it, and the sample is generated anew, or choose another `root`."
+        )
+        raise FileExistsError(msg)

@@ -20,10 +20,10 @@ from anomalib_exdd.synthesis.base import Defect, Pixels, as_plain, check_range
 from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, find_model, load_inpainting
 from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
 
-from . import folder as lora_folder
+from . import storage
 from .examples import Examples
-from .settings import LoraSettings, published_weight
-from .training import LoraTrainer, drop_text_layers
+from .hyperparameters import LoraSettings, published_weight
+from .trainer import LoraTrainer, drop_text_layers
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +126,10 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             RuntimeError: If the extra is not installed, or the training diverges.
             ConnectionError: If the model is neither here nor reachable.
         """
-        if lora_folder.is_from_elsewhere(self.lora):
+        if storage.is_from_elsewhere(self.lora):
             logger.info("The LoRA in `%s` was not trained here and is used as it is.", self.lora)
             return
-        if not defects and not normals and lora_folder.read_record(self.lora) is not None:
+        if not defects and not normals and storage.read_record(self.lora) is not None:
             return
         examples = Examples(defects, normals, self.training)
         source = find_model(self.model, self.revision)
@@ -141,11 +141,11 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             "counts": {"defects": len(examples.defects), "normals": len(examples.normals)},
         }
         with self._lock():
-            found = lora_folder.read_record(self.lora)
+            found = storage.read_record(self.lora)
             if found is None:
                 self._train(source, examples, record)
                 return
-            lora_folder.check_same(found, record, self.lora)
+            storage.check_same(found, record, self.lora)
             logger.info("The LoRA in `%s` is used again.", self.lora)
 
     @contextmanager
@@ -165,16 +165,14 @@ class DreamBoothSynthesizer(DiagSynthesizer):
 
     def _train(self, source: ModelSource, examples: Examples, record: dict[str, Any]) -> None:
         """Train a pipeline of its own: drawing uses the weights in the folder."""
-        state = lora_folder.load_checkpoint(self.lora, record)
+        state = storage.load_checkpoint(self.lora, record)
         # Gradients want the range of bfloat16, even of models that draw in float16.
         dtype = torch.float32 if self._dtype(source) == torch.float32 else torch.bfloat16
         trainer = LoraTrainer(load_inpainting(source, dtype, self.device), self.training)
         if state is not None:
             trainer.load_state_dict(state)
-        trainer.train(
-            examples, lambda state: lora_folder.save_checkpoint(self.lora, record, state), self.checkpoint_every
-        )
-        lora_folder.save_lora(trainer.pipeline, self.lora, record)
+        trainer.train(examples, lambda state: storage.save_checkpoint(self.lora, record, state), self.checkpoint_every)
+        storage.save_lora(trainer.pipeline, self.lora, record)
         self.pipeline = None
         del trainer
         gc.collect()
@@ -182,8 +180,8 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             torch.cuda.empty_cache()
 
     def _load(self) -> Any:
-        record, source = lora_folder.read_record(self.lora), find_model(self.model, self.revision)
-        if record is None and not lora_folder.is_from_elsewhere(self.lora):
+        record, source = storage.read_record(self.lora), find_model(self.model, self.revision)
+        if record is None and not storage.is_from_elsewhere(self.lora):
             msg = f"The folder `{self.lora}` of argument `lora` holds no finished LoRA. Call `prepare` to train it."
             raise ValueError(msg)
         weight = self.lora_weight
@@ -203,8 +201,8 @@ class DreamBoothSynthesizer(DiagSynthesizer):
         drop_text_layers(pipeline, self.training.clip_skip)
         logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)  # it warns of text encoders without a LoRA
         pipeline.load_lora_weights(
-            str(self.lora), weight_name=lora_folder.WEIGHTS, adapter_name=ADAPTER, local_files_only=True
+            str(self.lora), weight_name=storage.WEIGHTS, adapter_name=ADAPTER, local_files_only=True
         )
         pipeline.set_adapters([ADAPTER], [weight])
-        self._loaded |= {"lora_weight": weight, "lora_sha256": lora_folder.digest_of_weights(self.lora)}
+        self._loaded |= {"lora_weight": weight, "lora_sha256": storage.digest_of_weights(self.lora)}
         return pipeline

@@ -16,7 +16,7 @@ from numpy.random import Generator, default_rng
 from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_image_and_mask
 from anomalib_exdd.synthesis.crops import Size, cut, cut_mask, window_around, working_size
 
-from .settings import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
+from .hyperparameters import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
 
 ORDER, DRAWING = 0, 1  # what a stream of random numbers is for
 MASK_EXTENT = (0.04, 0.30)  # half an axis of a hidden ellipse, as a share of the image's shorter side

@@ -1,4 +1,4 @@
-"""The settings of a LoRA's training; the defaults are In&Out's (arXiv 2406.00501)."""
+"""The hyperparameters of a LoRA; the defaults are In&Out's (arXiv 2406.00501)."""
 
 from dataclasses import dataclass
 

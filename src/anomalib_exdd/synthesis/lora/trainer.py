@@ -19,7 +19,7 @@ from anomalib_exdd.synthesis.crops import LATENT_CELL
 from anomalib_exdd.synthesis.diffusion_pipeline import import_library
 
 from .examples import Example, Examples
-from .settings import LoraSettings
+from .hyperparameters import LoraSettings
 
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "conv"]

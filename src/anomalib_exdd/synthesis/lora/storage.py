@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from anomalib_exdd.synthesis.diffusion_pipeline import import_library
 from anomalib_exdd.synthesis.output_folder import differences, write_file
 
-from .training import is_xl
+from .trainer import is_xl
 
 WEIGHTS, RECORD, CARD, CHECKPOINT = "pytorch_lora_weights.safetensors", "lora.json", "README.md", "checkpoint.pt"
 
