@@ -242,12 +242,10 @@ class DiagSynthesizer(Synthesizer):
             )
             raise ValueError(msg)
         if self.guidance_scale > FEW_STEP_GUIDANCE and self.num_inference_steps <= FEW_STEPS:
-            logger.warning(
-                "%d steps with a guidance_scale of %s rarely make a clear image: models for few steps want a guidance "
-                "of about 1, all others 20 steps and more.",
-                self.num_inference_steps,
-                self.guidance_scale,
+            message = (
+                "%d steps with a guidance_scale of %s rarely make a clear image: use 20 steps, or a guidance of 1."
             )
+            logger.warning(message, self.num_inference_steps, self.guidance_scale)
 
 
 def _check_steps(steps: int, strength: float) -> None:

@@ -32,22 +32,15 @@ class Record:
     """How one image was made: an entry of the manifest.
 
     Attributes:
-        index: Number of the image in the run.
-        image: File of the image, relative to the folder.
-        mask: File of its mask, relative to the folder.
+        image: File of the image, relative to the folder, as is `mask`.
         source: Normal image that it was made from.
         defect: Real defective image that it was made from, if any.
         placement: Where the mask comes from, in words.
         prompt: The defect in words; empty if none was used.
-        seed: Seed of everything random in the synthesizer.
         attempts: How often it was made, until the change was visible or no retries were left.
-        synthesizer: Name of the synthesizer's class.
-        model: Model that drew it, if any is known.
-        revision: Revision of the model.
         details: Further entries by the synthesizer, and the `kind` of the real defect, where it is known.
         change: Measurements of `measure_change`; None where a number is not finite.
-        accepted: Whether the change is visible.
-        reason: Why it is not accepted; empty if it is.
+        accepted: Whether the change is visible; `reason` says why not.
     """
 
     index: int

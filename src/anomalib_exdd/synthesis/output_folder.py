@@ -86,11 +86,8 @@ class OutputFolder:
             before = read_json(path)
             self._check_same(before, start)
             if before["versions"] != versions:
-                logger.warning(
-                    "`%s` was begun with other versions of libraries: %s. Its images may differ from the new ones.",
-                    self.root,
-                    "; ".join(differences(before["versions"], versions)),
-                )
+                found = "; ".join(differences(before["versions"], versions))
+                logger.warning("`%s` was begun with other versions of libraries: %s.", self.root, found)
             if before["count"] == count:
                 return
             # The folder is not finished any more; versions stay those of the first images.
@@ -151,14 +148,10 @@ class OutputFolder:
         for model in sorted({record.model for record in records if record.model}):
             revisions = sorted({str(record.revision) for record in records if record.model == model})
             if len(revisions) > 1:
-                logger.warning(
-                    "The images in `%s` were made with %d revisions of `%s`: %s. Fix one of them in the synthesizer's "
-                    "settings, or synthesize again with --overwrite, to have all images of one model.",
-                    self.root,
-                    len(revisions),
-                    model,
-                    ", ".join(revisions),
+                message = (
+                    "`%s` holds images of %d revisions of `%s`: %s. Set `revision` and use --overwrite to have one."
                 )
+                logger.warning(message, self.root, len(revisions), model, ", ".join(revisions))
 
     def _record_path(self, index: int) -> Path:
         return self.root / RECORDS / f"{index:05d}.json"
