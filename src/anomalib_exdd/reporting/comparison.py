@@ -14,6 +14,7 @@ for every run:
 | `runs/<method>/<seed>/histograms.npz` | pixels of every test image by score, which the intervals are drawn from |
 | `runs/<method>/<seed>/settings.json` | everything that the run depends on; an equal one is not run again |
 | `runs/<method>/<seed>/log.txt` | what its process said |
+| `runs/<method>/<seed>/progress.json` | how far it is, only while it runs |
 | `data.csv` | every image and mask of the data with its split, label and SHA-256 |
 """
 
@@ -174,7 +175,7 @@ class Comparison:
         command: Command that reproduces it.
         created: Date, ISO 8601.
         configuration: Every setting, resolved.
-        machine: Processor, accelerator and versions.
+        machine: Processor, accelerator and versions, and how runs were given memory.
         data: Name and root of the data, `sha256` of `data.csv`, and its counts (`train_normal`, `train_defective`,
             `validation_normal`, …, `test_defective`).
         methods: Methods, in the order of the table.
