@@ -87,7 +87,6 @@ def test_predictions_pictures_and_explanations_give_the_same_reasons(
     trained_on_kinds: tuple[ExDD, DefectFolder], engine: Make, tmp_path: Path
 ) -> None:
     model = trained_on_kinds[0]
-    model.visualizer.output_dir = None
     folder = tmp_path / "photos"
     folder.mkdir()
     for kind in ("", "bright", "stripes"):

@@ -313,8 +313,9 @@ def generate_sample(
         (split, *image) for split, counts in (("train", train), ("test", test)) for image in numbers(split, counts)
     ]
     readme = README.format(seed=seed, train=train, test=test)
+    names = {f"{split}/{number}" for split, number, _ in wanted}
     if root.exists() and any(root.iterdir()):
-        _check_is_sample(root, readme, {f"{split}/{number}" for split, number, _ in wanted})
+        _check_is_sample(root, readme, names)
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
@@ -329,9 +330,14 @@ def generate_sample(
             table.append(f"{split},{number},{drawn.kind or 'good'}")
         (folder / SOURCES_NAME).write_text("\n".join([*table, ""]), encoding="utf-8")
         (folder / "README.md").write_text(readme, encoding="utf-8")
-        if root.is_dir():
-            root.rmdir()  # empty, as seen above; elsewhere than on POSIX it would be in the way
-        folder.rename(root)
+        try:
+            if root.is_dir():
+                root.rmdir()  # empty, as seen above; elsewhere than on POSIX it would be in the way
+            folder.rename(root)
+        except OSError:
+            if not root.is_dir():
+                raise
+            _check_is_sample(root, readme, names)  # another process or thread was faster
 
 
 def _check_is_sample(root: Path, readme: str, names: set[str]) -> None:

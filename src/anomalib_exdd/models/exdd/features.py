@@ -24,6 +24,7 @@ from anomalib_exdd.models.components.weights import (
     check_is_known,
     file_weights,
     not_in_file,
+    seeded,
     timm_weights,
 )
 
@@ -80,8 +81,7 @@ class PatchFeatureExtractor(nn.Module):
             return
         self.fine_layer = _check_backbone(backbone, self.layers)
         layers = self.layers if self.fine_layer is None else (self.fine_layer, *self.layers)
-        with torch.random.fork_rng(devices=[]), nullcontext() if self.weights_ready else WithoutInitialValues():
-            torch.manual_seed(INITIAL_SEED)
+        with seeded(INITIAL_SEED), nullcontext() if self.weights_ready else WithoutInitialValues():
             self.backbone = TimmFeatureExtractor(backbone, layers, pre_trained=False)
         self.backbone.requires_grad_(requires_grad=False).eval()
 

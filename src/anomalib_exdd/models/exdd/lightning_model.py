@@ -212,15 +212,26 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         """One pass over the training images, and no validation before it."""
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
 
-    def on_fit_start(self) -> None:
-        """Start from empty banks, also where the model was fitted before, and from a backbone with weights.
+    def setup(self, stage: str) -> None:
+        """Plan the pass over the training images, before a checkpoint or the fit changes anything.
 
         Raises:
             ValueError: If the trainer would not train.
         """
-        if self._trainer is not None:
+        if stage == TrainerFn.FITTING:
             self._plan_one_pass(self.trainer.fit_loop)
+        super().setup(stage)
+
+    def on_fit_start(self) -> None:
+        """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
         self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
+        self.clear()
+        place = self.settings.feature_store_dir
+        stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
+        self.builder = BankBuilder(self.model, self.settings, stores)
+
+    def clear(self) -> None:
+        """Empty the banks, and forget what was learnt from them and what has been collected for them."""
         self._is_fitted = torch.tensor([False], device=self.device)
         for part in (
             self.model.negative_bank,
@@ -228,14 +239,17 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             self.model.boundary,
             self.model.refinement,
             self.model.calibration_set,
+            self.model.calibration,
         ):
             part.clear()
         for buffer in self._thresholds().values():
             buffer.fill_(math.nan)
         self.history = []
-        place = self.settings.feature_store_dir
-        stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
-        self.builder = BankBuilder(self.model, self.settings, stores)
+        self.builder = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what a fit collects: it belongs to its trainer, as the files do in which it may wait."""
+        return {**super().__getstate__(), "builder": None}
 
     @staticmethod
     def _plan_one_pass(loop: Any) -> None:
@@ -275,8 +289,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             msg = "There are no patches to build banks from: `fit` is called by the trainer after the training images."
             raise RuntimeError(msg)
         self.builder.build()
-        self.builder = None
         self.calibrate(learn_boundary=False)  # the builder has learnt it
+        self.builder = None
         thresholds = self._thresholds()
         if not self.validates and any(thresholds[name].isnan() for name in thresholds):
             logger.warning(
@@ -306,6 +320,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         thresholds = self.model.calibrate(rate, self.settings.unknown_rate, weight)
         if thresholds is None:
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
+            self._give_thresholds(Thresholds(*[math.nan] * len(Thresholds._fields)))
             return
         self._give_thresholds(thresholds)
         if self.decisions is not None:
@@ -361,8 +376,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         super().on_load_checkpoint(checkpoint)
         self.history = list(checkpoint.get(HISTORY, []))
 
-    def _adopted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        return adopted(self.hparams, default_arguments(ExDD), saved)
+    def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        return adopted(given, default_arguments(ExDD), saved)
 
     def _rebuild(self, changes: Mapping[str, Any]) -> None:
         tiler = self.model.tiler

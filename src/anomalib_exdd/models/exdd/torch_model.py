@@ -269,5 +269,6 @@ class ExDDModel(nn.Module):
         folds = self.folds(synthetic_weight)
         patches = self.calibration_set.measure(self.negative_bank, self.positive_bank, self.boundary, folds)
         if patches is None:
+            self.calibration.clear()
             return None
         return self.calibration.fit(patches, defect_rate, unknown_rate, synthetic_weight)

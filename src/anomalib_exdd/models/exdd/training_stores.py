@@ -97,11 +97,12 @@ class ReleaseStores(Callback):
     """Lets an interrupted training's stores go, so that the same process can train again and go on from them."""
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the lock back, and leave what is on disk."""
+        """Give the lock back, leave what is on disk, and leave no banks that were built from half of the images."""
         del trainer, exception
         builder = getattr(pl_module, "builder", None)
         if builder is not None and builder.stores is not None:
             builder.stores.release()
+            pl_module.clear()
 
 
 def features_identity(module: Any) -> dict[str, Any]:
