@@ -244,7 +244,7 @@ class Study:
         if name == "combined":
             patch_scores = rule.patch(self.negative, positive)[keep_N].reshape(-1, *grid)
             chunks = zip(patch_scores.split(64), self.test.fine_NFhw[keep_N].split(64), strict=True)
-            maps = [model.draw_map(scores, self.size, fine.float())[:, 0] for scores, fine in chunks]
+            maps = [model.draw_map(scores, self.size, model.inside(fine))[:, 0] for scores, fine in chunks]
         else:
             maps = [
                 smoothed(model.anomaly_map(chunk.reshape(-1, 1, *grid), self.size)[:, 0])

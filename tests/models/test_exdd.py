@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from anomalib.data import Folder, PredictDataset
-from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
@@ -407,27 +406,6 @@ def test_own_pre_processor_is_used(small_model: Make, small_data: Make, engine: 
     assert model.input_size == (64, 96)
     assert int(model.model.negative_bank.position[:, 0].max()) < 64
     assert int(model.model.negative_bank.position[:, 1].max()) > 64
-
-
-def test_tiler_gives_the_same_grid(small_model: Make, small_data: Make) -> None:
-    from anomalib.callbacks import TilerConfigurationCallback  # noqa: PLC0415
-
-    model = small_model()
-    engine = Engine(
-        callbacks=[TilerConfigurationCallback(enable=True, tile_size=32, stride=32)],
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        default_root_dir=small_data().root.parent / "tiled",
-    )
-    engine.fit(model=model, datamodule=small_data())
-    image = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    assert model.model.embed(image).shape[-2:] == (12, 8)
-    with torch.no_grad():
-        tiles = model.model.feature_extractor(image[:, :, 32:64, :32])
-    torch.testing.assert_close(model.model.embed(image)[:, :, 4:8, :4], tiles, rtol=1e-4, atol=1e-5)
-    assert model.eval().model(image).anomaly_map.shape == (2, 1, 96, 64)
 
 
 def test_images_of_a_folder_can_be_predicted(

@@ -29,7 +29,17 @@ DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
 """What scores images by default, for each way to score the map."""
 
 FIXED_BY_BANKS = frozenset(
-    {"backbone", "layers", "image_size", "top_fraction", "defect_rate", "unknown_rate", "synthetic_weight"}
+    {
+        "backbone",
+        "layers",
+        "image_size",
+        "tile_size",
+        "tile_overlap",
+        "top_fraction",
+        "defect_rate",
+        "unknown_rate",
+        "synthetic_weight",
+    }
 )
 """Arguments that the memory banks or the calibration depend on."""
 

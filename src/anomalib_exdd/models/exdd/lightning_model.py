@@ -56,6 +56,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         pre_trained: Take timm's ImageNet weights (downloaded once, then cached). False: a fixed random network.
         weights: Local file with the backbone's weights instead: .safetensors, or .pth read without running code.
         image_size: Height and width that images are resized to. A ``pre_processor`` of your own replaces it.
+        tile_size: For large images: height and width of the tiles in which the backbone sees them; null: as a whole.
+        tile_overlap: Pixels that neighbouring tiles share. With enough of them the features are those of whole images.
         negative_ratio: Share of the normal patches that the negative bank keeps.
         positive_ratio: Share of the defect patches that the positive bank keeps.
         negative_minimum: Entries that the negative bank keeps at least, if there are as many patches.
@@ -118,6 +120,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         pre_trained: bool = True,
         weights: str | Path | None = None,
         image_size: tuple[int, int] = (632, 224),
+        tile_size: int | None = None,
+        tile_overlap: int = 256,
         negative_ratio: float = 0.02,
         positive_ratio: float = 0.1,
         negative_minimum: int = 1000,
@@ -182,6 +186,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             search=settings.search,
             bank_precision=settings.bank_precision,
             top_fraction=settings.top_fraction,
+            tile_size=settings.tile_size,
+            tile_overlap=settings.tile_overlap,
         )
 
     @classmethod
@@ -376,13 +382,22 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         super().on_load_checkpoint(checkpoint)
         self.history = list(checkpoint.get(HISTORY, []))
 
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
+        """Export to ONNX, which OpenVINO is made from too.
+
+        Raises:
+            ValueError: If the model works on tiles.
+        """
+        if self.settings.tile_size is not None:
+            msg = (
+                f"The model works on tiles (`tile_size` {self.settings.tile_size}), which ONNX and OpenVINO cannot "
+                "express. Export it with `--export_type torch`, which keeps the tiles, or train without `tile_size`."
+            )
+            raise ValueError(msg)
+        return super().to_onnx(*args, **kwargs)
+
     def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
         return adopted(given, default_arguments(ExDD), saved)
-
-    def _rebuild(self, changes: Mapping[str, Any]) -> None:
-        tiler = self.model.tiler
-        super()._rebuild(changes)
-        self.model.tiler = tiler
 
     def _fit_from(self, checkpoint: dict[str, Any]) -> None:
         """Build the banks anew: what the checkpoint says of finished epochs is dropped."""

@@ -176,24 +176,25 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """Measure how far patches are from the bank.
 
         Args:
-            patches_BPD: Patch features of B images, float32, shape (B, P, D).
+            patches_BPD: Patch features of B images, float32, shape (B, P, D) or (B, h, w, D).
             neighborhood: Whether the distances to the neighbourhood of each nearest entry are wanted.
             num_ranked: How many of the nearest entries are wanted.
 
         Returns:
-            The distances; a bank with fewer than ``num_neighbors`` entries has smaller neighbourhoods.
+            The distances, on the places of the patches; a bank with fewer than ``num_neighbors`` entries has smaller
+            neighbourhoods.
         """
-        batch, patches, dimension = patches_BPD.shape
+        *places, dimension = patches_BPD.shape
         query_QD = patches_BPD.reshape(-1, dimension)
         nearest = self.nearest(query_QD, min(num_ranked, max(1, len(self))))
         around = None
         if neighborhood:
             index_QK = self.neighborhood[nearest.indices[:, 0]]
-            around = direct_distances(query_QD, self.features, index_QK).reshape(batch, patches, -1)
-        ranked = nearest.distances.reshape(batch, patches, -1)
+            around = direct_distances(query_QD, self.features, index_QK).reshape(*places, -1)
+        ranked = nearest.distances.reshape(*places, -1)
         if ranked.shape[-1] < num_ranked:
-            ranked = torch.cat([ranked, ranked[..., -1:].expand(-1, -1, num_ranked - ranked.shape[-1])], dim=-1)
-        entry = nearest.indices[:, 0].reshape(batch, patches)
+            ranked = torch.cat([ranked, *[ranked[..., -1:]] * (num_ranked - ranked.shape[-1])], dim=-1)
+        entry = nearest.indices[:, 0].reshape(places)
         return PatchDistances(ranked[..., 0], around, dimension, ranked, entry)
 
     def _neighborhoods(self) -> Tensor:

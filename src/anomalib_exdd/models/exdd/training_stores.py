@@ -111,7 +111,7 @@ def features_identity(module: Any) -> dict[str, Any]:
     Args:
         module: The :class:`anomalib_exdd.models.exdd.ExDD` that is being trained.
     """
-    names = ("layers", "positive_patches", "min_coverage", "projected_dimension", "seed")
+    names = ("layers", "tile_size", "tile_overlap", "positive_patches", "min_coverage", "projected_dimension", "seed")
     identity = {name: getattr(module.settings, name) for name in names}
     extractor = module.model.feature_extractor
     dataset = module.trainer.train_dataloader.dataset
@@ -127,7 +127,6 @@ def features_identity(module: Any) -> dict[str, Any]:
         "files": files.hexdigest(),
         "pre_processor": repr(module.pre_processor),
         "augmentations": repr(getattr(dataset, "augmentations", None)),
-        "tiler": repr(vars(module.model.tiler)) if module.model.tiler else None,
         "precision": str(module.trainer.precision),
         "white_level": module.white_level,
         "version": metadata.version("anomalib-exdd"),
