@@ -128,14 +128,14 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         join_processes(self.trainer)
         if stage == TrainerFn.FITTING:
             self._fitting_from = self._fitted_from = None
-            self.white_level = _white_level_of(self.trainer)
             # There is nothing to check before training: Lightning's own trainer, unlike the engine, would try.
             cast("Any", self.trainer).num_sanity_val_steps = 0
 
     def on_train_start(self) -> None:
-        """Find out whether there are validation images."""
+        """Find out how images are read, and whether there are validation images."""
         super().on_train_start()
         trainer: Any = self.trainer
+        self.white_level = _white_level_of(trainer)
         self.validates = _has_validation_images(trainer)
         if not self.validates:
             trainer.check_val_every_n_epoch = 1  # else Lightning saves checkpoints after validations only
@@ -183,7 +183,8 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         if trainer.state.fn == TrainerFn.FITTING:
             self._fit_from(checkpoint)
             self._fitting_from = fingerprint(checkpoint["state_dict"].values())
-        elif trainer.state.fn == TrainerFn.TESTING and self._was_fitted_from(checkpoint):
+            return
+        if trainer.state.fn == TrainerFn.TESTING and self._was_fitted_from(checkpoint):
             # Anomalib's engine tests the checkpoint that a fit started from; what was asked for is a test of the model
             # that has just been trained.
             checkpoint["state_dict"] = self.state_dict()

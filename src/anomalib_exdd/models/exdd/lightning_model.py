@@ -224,9 +224,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         Raises:
             ValueError: If the trainer would not train.
         """
+        super().setup(stage)
         if stage == TrainerFn.FITTING:
             self._plan_one_pass(self.trainer.fit_loop)
-        super().setup(stage)
 
     def on_fit_start(self) -> None:
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
