@@ -36,12 +36,12 @@ from tqdm import tqdm
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.models.exdd.memory_bank import BankContent, BankPrecision, MemoryBank
 from anomalib_exdd.models.exdd.scoring import PatchDistances, get_scoring
-from anomalib_exdd.neighbors import Neighbors, SearchBackend, create_index
-from anomalib_exdd.neighbors.approximate_index import SMALLEST_BANK, ApproximateIndex
-from anomalib_exdd.neighbors.faiss_loader import faiss_available, load_faiss
-from anomalib_exdd.neighbors.index import NeighborIndex
-from anomalib_exdd.neighbors.torch_index import TorchIndex
-from anomalib_exdd.precision import full_float32
+from anomalib_exdd.search import Neighbors, SearchBackend, create_index
+from anomalib_exdd.search.approximate_index import SMALLEST_BANK, ApproximateIndex
+from anomalib_exdd.search.faiss_loader import faiss_available, load_faiss
+from anomalib_exdd.search.index import NeighborIndex
+from anomalib_exdd.search.torch_index import TorchIndex
+from anomalib_exdd.utils.precision import full_float32
 from evidence import Images
 from features import Source, patches, real, resnet_like, side_by_side
 from machine import describe, markdown_table

@@ -14,19 +14,18 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "anomalib_exdd"
 PACKAGE = "anomalib_exdd"
 
 # Room -> rooms it may import from. A room may always import from itself.
-FOUNDATIONS = {"images", "neighbors", "sampling", "synthesis"}
+FOUNDATIONS = {"coreset", "images", "search", "synthesis"}
 BUILT_ON_THEM = {"data", "models"}
 MAY_IMPORT = {
-    "precision": set(),  # a few lines of torch for everybody
-    "processes": set(),  # and a few for what processes tell each other
+    "utils": set(),  # for all others
     "images": set(),
-    "neighbors": {"precision"},
-    "sampling": {"precision", "processes"},
-    "synthesis": {"precision"},
-    "data": {"precision", *FOUNDATIONS},
-    "models": {"precision", "processes", *FOUNDATIONS},
+    "search": {"utils"},
+    "coreset": {"utils"},
+    "synthesis": {"utils"},
+    "data": {"utils", *FOUNDATIONS},
+    "models": {"utils", *FOUNDATIONS},
     "reporting": {"images"},  # decoding files: what a mask is, is decided once
-    "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
+    "pipelines": {"utils", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
     "plugin": {"data", "models", "pipelines"},
     "_autoload": {"plugin"},
     "cli": {"plugin"},
@@ -35,7 +34,7 @@ MAY_IMPORT = {
 
 # Library -> the only place (file or folder) that imports it.
 ONLY_IN = {
-    "faiss": "neighbors/faiss_loader.py",
+    "faiss": "search/faiss_loader.py",
     "accelerate": "synthesis",
     "diffusers": "synthesis",
     "peft": "synthesis",
@@ -44,8 +43,8 @@ ONLY_IN = {
 # Room -> libraries it must not know of.
 UNKNOWN_TO = {
     "images": {"lightning", "timm"},  # anomalib has the items that batches are made of
-    "neighbors": {"anomalib", "lightning", "timm", "torchvision"},
-    "sampling": {"anomalib", "lightning", "timm", "torchvision"},
+    "search": {"anomalib", "lightning", "timm", "torchvision"},
+    "coreset": {"anomalib", "lightning", "timm", "torchvision"},
     "synthesis": {"lightning", "timm"},  # anomalib has the Perlin noise
     "data": {"timm"},
     "reporting": {"anomalib", "lightning", "timm"},

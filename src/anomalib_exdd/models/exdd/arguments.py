@@ -11,7 +11,7 @@ from anomalib_exdd.models.components.settings import (
     check_ratio,
     checkpoint_settings,
 )
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .memory_bank import BankPrecision
 from .scoring import ScoringName

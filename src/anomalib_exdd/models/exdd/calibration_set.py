@@ -15,8 +15,8 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, direct_distances
-from anomalib_exdd.precision import Float32Buffers, full_float32
+from anomalib_exdd.search.exact import EXTRA_CANDIDATES, direct_distances
+from anomalib_exdd.utils.precision import Float32Buffers, full_float32
 
 from .boundary import BoundaryData, Folds, LearntBoundary, name_hash
 from .calibration import ImagePatches

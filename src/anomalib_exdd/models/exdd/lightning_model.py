@@ -23,7 +23,7 @@ from anomalib_exdd.models.components.inspection import Inspection
 from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
 from anomalib_exdd.models.components.results import pictures_folder
 from anomalib_exdd.models.components.settings import default_arguments
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
 from .bank_builder import BankBuilder

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomalib_exdd.neighbors.principal import principal_axes
-from anomalib_exdd.precision import full_float32
-from anomalib_exdd.sampling import gaussian_projection
+from anomalib_exdd.coreset import gaussian_projection
+from anomalib_exdd.search.pca import principal_axes
+from anomalib_exdd.utils.precision import full_float32
 
 from .boundary import Folds
 from .calibration_set import CalibrationImage, entries_of, high_patches

@@ -8,8 +8,8 @@ from importlib import metadata
 import pytest
 import torch
 
-from anomalib_exdd.neighbors import create_index, faiss_loader
-from anomalib_exdd.neighbors.torch_index import TorchIndex
+from anomalib_exdd.search import create_index, faiss_loader
+from anomalib_exdd.search.torch_index import TorchIndex
 
 needs_faiss = pytest.mark.skipif(not faiss_loader.installed_flavours(), reason="no FAISS")
 
@@ -44,7 +44,7 @@ def test_without_faiss_torch_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernel_is_set_for_the_import_only() -> None:
     code = """
 import os, sys, importlib, torch
-from anomalib_exdd.neighbors import faiss_loader
+from anomalib_exdd.search import faiss_loader
 seen = []
 class Spy:
     def find_spec(self, name, path=None, target=None):
@@ -64,7 +64,7 @@ assert "OPENBLAS_CORETYPE" not in os.environ
 def test_a_kernel_that_the_user_chose_is_kept() -> None:
     code = """
 import os
-from anomalib_exdd.neighbors import faiss_loader
+from anomalib_exdd.search import faiss_loader
 faiss_loader.load_faiss()
 assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
 """
@@ -78,7 +78,7 @@ def test_a_slow_kernel_is_reported() -> None:
     code = """
 import torch, faiss, logging
 logging.basicConfig()
-from anomalib_exdd.neighbors import faiss_loader
+from anomalib_exdd.search import faiss_loader
 faiss_loader.load_faiss()
 """
     result = run(code)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomalib_exdd.neighbors import Neighbors, bounds
-from anomalib_exdd.neighbors.exact import direct_distances, pair_distances
-from anomalib_exdd.neighbors.principal import GRID, principal_axes, shorten, shorten_on_grid
-from anomalib_exdd.neighbors.table import Scores, Table
-from anomalib_exdd.neighbors.torch_index import TorchIndex
+from anomalib_exdd.search import Neighbors, bounds
+from anomalib_exdd.search.exact import direct_distances, pair_distances
+from anomalib_exdd.search.pca import GRID, principal_axes, shorten, shorten_on_grid
+from anomalib_exdd.search.table import Scores, Table
+from anomalib_exdd.search.torch_index import TorchIndex
 
 Draw = Callable[[int, int], Tensor]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center, k_center
+from anomalib_exdd.coreset import gaussian_projection, greedy_k_center, k_center
 
 
 def assert_greedy(points: np.ndarray, chosen: list[int]) -> None:

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.neighbors import create_index, dense_search
-from anomalib_exdd.neighbors.exact import brute_force, certified, direct_distances
-from anomalib_exdd.neighbors.faiss_loader import faiss_available
-from anomalib_exdd.neighbors.index import NeighborIndex
+from anomalib_exdd.search import create_index, dense_search
+from anomalib_exdd.search.exact import brute_force, certified, direct_distances
+from anomalib_exdd.search.faiss_loader import faiss_available
+from anomalib_exdd.search.index import NeighborIndex
 
 BACKENDS = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(not faiss_available(), reason="no FAISS"))]
 

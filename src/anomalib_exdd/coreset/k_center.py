@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from anomalib_exdd.precision import full_float32
-from anomalib_exdd.processes import gather_tensors
+from anomalib_exdd.utils.distributed import gather_tensors
+from anomalib_exdd.utils.precision import full_float32
 
 from .coverage import SHRINK, Coverage
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .exact import EXTRA_CANDIDATES, Neighbors, expansion_error, pair_distances, rerank
-from .principal import principal_axes, shorten
+from .pca import principal_axes, shorten
 from .table import Table
 
 LARGEST_REST = 0.07

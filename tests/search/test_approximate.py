@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_exdd.neighbors import approximate_index, create_index
-from anomalib_exdd.neighbors.approximate_index import ApproximateIndex
-from anomalib_exdd.neighbors.exact import brute_force
+from anomalib_exdd.search import approximate_index, create_index
+from anomalib_exdd.search.approximate_index import ApproximateIndex
+from anomalib_exdd.search.exact import brute_force
 
 Draw = Callable[[int, int], Tensor]
 

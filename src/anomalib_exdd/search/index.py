@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from anomalib_exdd.precision import full_float32
+from anomalib_exdd.utils.precision import full_float32
 
 from .exact import EXTRA_CANDIDATES, Neighbors, brute_force, certified, rerank
 

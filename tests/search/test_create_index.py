@@ -5,14 +5,14 @@ import logging
 import pytest
 import torch
 
-from anomalib_exdd.neighbors import create_index, factory, faiss_index, faiss_loader
-from anomalib_exdd.neighbors.torch_index import TorchIndex
+from anomalib_exdd.search import create_index, factory, faiss_index, faiss_loader
+from anomalib_exdd.search.torch_index import TorchIndex
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(factory, "_said", set())
-    caplog.set_level(logging.INFO, logger="anomalib_exdd.neighbors.factory")
+    caplog.set_level(logging.INFO, logger="anomalib_exdd.search.factory")
 
 
 def test_auto_is_exact_and_says_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .exact import Neighbors, rerank
-from .principal import GRID, principal_axes, shorten_on_grid
+from .pca import GRID, principal_axes, shorten_on_grid
 from .table import Table
 from .torch_index import TorchIndex
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomalib_exdd.sampling import DiskStore, FeatureStore, MemoryStore, StoreFolder, store_folder
+from anomalib_exdd.coreset import DiskStore, FeatureStore, MemoryStore, StoreFolder, store_folder
 
 Image = tuple[str, Tensor, Tensor, Tensor]
 
