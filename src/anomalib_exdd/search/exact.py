@@ -1,24 +1,27 @@
-"""What makes a search exact, whatever proposed the candidates.
+"""Exact nearest-neighbour search from candidates that are found quickly.
 
-Fast searches expand ``|q - m|^2 = |q|^2 + |m|^2 - 2 q.m`` and compute the products with a matrix multiplication. That
-loses up to all digits where a query lies close to a bank entry, and the loss depends on the batch size and the library.
-Here the expansion only proposes candidates. Their distances are then computed by direct difference, and a bound on the
-expansion's error tells whether an entry that was not proposed could be nearer; the few queries for which it could are
-searched entirely by direct difference.
+Fast searches expand ``|q - m|^2 = |q|^2 + |m|^2 - 2 q.m`` and compute the products by a matrix multiplication. Where a
+query lies close to an entry, that cancels up to all digits, and the error depends on the batch size and the library.
+Here the expansion only proposes candidates. Their distances are computed again by direct difference, and a bound on the
+expansion's rounding error tells for which queries another entry could be nearer; these are searched by brute force.
 
-Shape suffixes: Q queries, M bank entries, D feature dimension, K neighbours, C candidates (C >= K).
+Shape suffixes: Q queries, M bank entries, D feature dimension, K neighbours, C candidates (C >= K), N pairs.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-EXTRA_CANDIDATES = 3
-"""Candidates fetched beyond k. More make the fall-back rarer and the re-ranking dearer; 3 keep it under 1 in 10^4."""
+from anomalib_exdd.utils.distances import expanded_distances
+from anomalib_exdd.utils.precision import full_float32, mean_of_rows
 
-_BLOCK_ELEMENTS = 1 << 22  # distances held at once by a search by direct differences: 16 MiB
+EXTRA_CANDIDATES = 3
+"""Candidates beyond k. More make brute force rarer and the ranking slower; with 3 it is under 1 query in 10^4."""
+
+_BRUTE_FORCE_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
 _CPU_DIFFERENCES = 1 << 18  # differences held at once on a CPU: 1 MiB, so that they stay in its cache
 _ACCELERATOR_DIFFERENCES = 1 << 26  # 256 MiB elsewhere: few and large launches
 
@@ -35,6 +38,96 @@ class Neighbors(NamedTuple):
     indices: Tensor
 
 
+class NeighborIndex(ABC):
+    """Exact k-nearest-neighbour search in one bank.
+
+    Subclasses propose candidates. They get the bank centred on its mean, which makes the rounding errors of expanded
+    distances small. Results agree between subclasses, batch sizes and devices to float32 rounding.
+
+    Args:
+        bank_MD: Bank, float32, shape (M, D), M >= 1. It is referenced, not copied.
+    """
+
+    def __init__(self, bank_MD: Tensor) -> None:
+        self.bank_MD = bank_MD
+        self.mean_D = mean_of_rows(bank_MD)
+        centred_MD = bank_MD - self.mean_D
+        self._largest_norm = float(torch.linalg.vector_norm(centred_MD, dim=1).max())
+        with full_float32(bank_MD.device):
+            self.build(centred_MD)
+
+    @property
+    def description(self) -> str:
+        """How the bank is searched, for the log."""
+        return f"exact, in all {self.bank_MD.shape[1]} dimensions"
+
+    @abstractmethod
+    def build(self, centred_MD: Tensor) -> None:
+        """Prepare for proposing candidates from the centred bank, float32, shape (M, D), contiguous."""
+
+    @abstractmethod
+    def candidates(self, centred_QD: Tensor, count: int) -> Neighbors:
+        """Propose the ``count`` nearest entries of centred queries, float32, shape (Q, D).
+
+        Returns:
+            Entries by ascending expanded *squared* distance, both of shape (Q, C); the order need not be exact.
+        """
+
+    def search(self, query_QD: Tensor, k: int) -> Neighbors:
+        """Find the k nearest bank entries of every query.
+
+        Args:
+            query_QD: Queries on the bank's device, floating point, shape (Q, D).
+            k: Number of neighbours, 1 <= k <= M.
+
+        Raises:
+            ValueError: If k or the queries' dimension do not fit the bank.
+        """
+        bank_size, dimension = self.bank_MD.shape
+        if not 1 <= k <= bank_size:
+            msg = f"Argument `k` has to be between 1 and the bank's size {bank_size}, but got {k}."
+            raise ValueError(msg)
+        if query_QD.ndim != 2 or query_QD.shape[1] != dimension:
+            msg = f"Queries have to be of shape (Q, {dimension}), but got {tuple(query_QD.shape)}."
+            raise ValueError(msg)
+        query_QD = query_QD.float()
+        with torch.no_grad(), full_float32(query_QD.device):
+            found, exact_Q = self.search_candidates(query_QD, k)
+            uncertain_Q = (~exact_Q).nonzero().squeeze(1)
+            if len(uncertain_Q):
+                uncertain_QD = query_QD[uncertain_Q]
+                index_QK = brute_force(uncertain_QD, self.bank_MD, k).indices
+                # The same arithmetic as for all other queries, so that distances do not depend on how they were found.
+                again = rerank(uncertain_QD, self.bank_MD, index_QK, k)
+                found.distances[uncertain_Q], found.indices[uncertain_Q] = again
+        return found
+
+    def search_candidates(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
+        """Find the nearest of the candidates, and tell for which queries no other entry can be nearer.
+
+        Returns:
+            Neighbours, and whether they are proven to be exact, boolean, shape (Q,).
+        """
+        bank_size = len(self.bank_MD)
+        count = min(k + EXTRA_CANDIDATES, bank_size)
+        centred_QD = query_QD - self.mean_D
+        proposed = self.candidates(centred_QD, count)
+        found = rerank(query_QD, self.bank_MD, proposed.indices, k)
+        if count == bank_size:
+            return found, torch.ones_like(found.indices[:, 0], dtype=torch.bool)
+        others_Q = proposed.distances[:, -1] - self.rounding_error(centred_QD)
+        return found, found.distances[:, -1].square() <= others_Q
+
+    def rounding_error(self, centred_QD: Tensor) -> Tensor:
+        """Bound the rounding error of the queries' expanded squared distances, shape (Q,).
+
+        The bound is ``2 sqrt(D) eps (|q| + max|m|)^2``, twice the usual probabilistic one of a float32 dot product
+        (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019).
+        """
+        scale_Q = (torch.linalg.vector_norm(centred_QD, dim=1) + self._largest_norm).square()
+        return 2 * math.sqrt(centred_QD.shape[1]) * torch.finfo(torch.float32).eps * scale_Q
+
+
 def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Tensor:
     """Compute the distance of every query to its own list of bank entries by direct difference.
 
@@ -48,8 +141,7 @@ def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Ten
     """
     if torch.compiler.is_compiling():  # a traced graph has no data-dependent loop
         return torch.linalg.vector_norm(query_QD.unsqueeze(1) - bank_MD[index_QC], dim=-1)
-    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
-    rows = max(1, elements // max(1, index_QC.shape[1] * query_QD.shape[1]))
+    rows = _rows_at_once(query_QD, index_QC.shape[1])
     blocks = [query_QD.new_empty(0, index_QC.shape[1])]
     for query, index in zip(query_QD.split(rows), index_QC.split(rows), strict=True):
         # One selected copy, changed in place: indexing and a second copy take three times as long.
@@ -70,13 +162,12 @@ def pair_distances(query_QD: Tensor, bank_MD: Tensor, row_N: Tensor, index_N: Te
     Returns:
         Euclidean distances, float32, shape (N,).
     """
-    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
-    pairs = max(1, elements // query_QD.shape[1])
-    blocks = [query_QD.new_empty(0)]
-    for row, index in zip(row_N.split(pairs), index_N.split(pairs), strict=True):
-        difference = bank_MD.index_select(0, index).sub_(query_QD.index_select(0, row))
-        blocks.append(torch.linalg.vector_norm(difference, dim=-1))
-    return torch.cat(blocks)
+    pairs = _rows_at_once(query_QD, 1)
+    blocks = [
+        direct_distances(query_QD.index_select(0, row), bank_MD, index.unsqueeze(1))
+        for row, index in zip(row_N.split(pairs), index_N.split(pairs), strict=True)
+    ]
+    return torch.cat(blocks).squeeze(1)
 
 
 def rerank(query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int) -> Neighbors:
@@ -86,57 +177,13 @@ def rerank(query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int) -> N
     return Neighbors(distance_QK, candidate_QC.gather(1, column_QK))
 
 
-def expansion_error(query_norm_Q: Tensor, largest_bank_norm: float, dimension: int) -> Tensor:
-    """Bound the rounding error of expanded squared distances.
-
-    It is modelled as ``2 sqrt(D) eps (|q| + max|m|)^2``: the usual probabilistic bound of a float32 dot product (Higham
-    & Mary, SIAM J. Sci. Comput. 41(5), 2019), doubled.
-
-    Args:
-        query_norm_Q: Norms of the (centred) queries, float32, shape (Q,).
-        largest_bank_norm: Largest norm of a (centred) bank entry.
-        dimension: Feature dimension D.
-
-    Returns:
-        Bounds of shape (Q,).
-    """
-    scale_Q = (query_norm_Q + largest_bank_norm).square()
-    return 2 * math.sqrt(dimension) * torch.finfo(torch.float32).eps * scale_Q
-
-
-def certified(
-    found: Neighbors,
-    last_squared_Q: Tensor,
-    query_norm_Q: Tensor,
-    largest_bank_norm: float,
-    dimension: int,
-) -> Tensor:
-    """Tell for which queries no entry outside the candidates can be nearer than the k-th one found.
-
-    Args:
-        found: Re-ranked neighbours of the Q queries.
-        last_squared_Q: Expanded squared distance of the farthest candidate, float32, shape (Q,).
-        query_norm_Q: Norms of the (centred) queries, float32, shape (Q,).
-        largest_bank_norm: Largest norm of a (centred) bank entry.
-        dimension: Feature dimension D.
-
-    Returns:
-        Boolean tensor of shape (Q,).
-    """
-    error_Q = expansion_error(query_norm_Q, largest_bank_norm, dimension)
-    return found.distances[:, -1].square() <= last_squared_Q - error_Q
-
-
 def brute_force(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
     """Search by direct difference alone: slow, exact to float32 rounding."""
-    rows = max(1, _BLOCK_ELEMENTS // max(1, bank_MD.shape[0]))
-    distances, indices = [], []
-    for query in query_QD.split(rows):
-        distance = torch.cdist(query, bank_MD, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = distance.topk(k, dim=1, largest=False, sorted=True)
-        distances.append(nearest.values)
-        indices.append(nearest.indices)
-    return Neighbors(torch.cat(distances), torch.cat(indices))
+    found = [
+        torch.cdist(query, bank_MD, compute_mode="donot_use_mm_for_euclid_dist").topk(k, dim=1, largest=False)
+        for query in query_QD.split(max(1, _BRUTE_FORCE_ELEMENTS // len(bank_MD)))
+    ]
+    return Neighbors(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
@@ -146,14 +193,13 @@ def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
         query_QD: Queries, float32, shape (Q, D).
         bank_MD: Bank, float32, shape (M, D), M known while tracing.
         k: Number of neighbours, at most M.
-
-    Returns:
-        The k nearest entries, their distances computed by direct difference.
     """
-    bank_size = bank_MD.shape[0]
-    centre_D = bank_MD.mean(dim=0)
-    centred_MD = bank_MD - centre_D
-    half_norm_M = centred_MD.square().sum(dim=1) / 2
-    half_squared_QM = half_norm_M - (query_QD - centre_D) @ centred_MD.T
-    candidate_QC = half_squared_QM.topk(min(k + EXTRA_CANDIDATES, bank_size), dim=1, largest=False).indices
+    mean_D = bank_MD.mean(dim=0)
+    expanded_QM = expanded_distances(query_QD - mean_D, bank_MD - mean_D)
+    candidate_QC = expanded_QM.topk(min(k + EXTRA_CANDIDATES, len(bank_MD)), dim=1, largest=False).indices
     return rerank(query_QD, bank_MD, candidate_QC, k)
+
+
+def _rows_at_once(query_QD: Tensor, candidates: int) -> int:
+    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
+    return max(1, elements // max(1, candidates * query_QD.shape[1]))

@@ -82,6 +82,7 @@ def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mappin
     Raises:
         ValueError: If a given argument contradicts what the checkpoint's banks were built with.
     """
+    saved = {**saved, "search": "auto"} if saved.get("search") == "approximate" else saved  # a search of the past
     changes = checkpoint_settings(given, defaults, saved, FIXED_BY_BANKS)
     scoring, trained = changes.get("scoring", given.get("scoring")), saved.get("scoring", given.get("scoring"))
     if scoring != trained and "published" in {scoring, trained}:

@@ -91,7 +91,6 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
-            "approximate": in banks of 50,000 entries and more, nearly always the nearest entry, and faster.
         bank_precision: How the banks are stored, "float32" or "float16": half the checkpoint, and scores that differ by
             rounding.
         feature_store: Where the features of the training images wait until the banks are selected: "memory"; "disk", in
@@ -183,6 +182,16 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             bank_precision=settings.bank_precision,
             top_fraction=settings.top_fraction,
         )
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "ExDD":  # type: ignore[override]
+        """Load a model as Anomalib does; "approximate" search, which old checkpoints may ask for, becomes "auto"."""
+        try:
+            return cast("ExDD", super().load_from_checkpoint(*args, **kwargs))
+        except ValueError as error:
+            if "search" in kwargs or "'approximate'" not in str(error):
+                raise
+            return cast("ExDD", super().load_from_checkpoint(*args, search="auto", **kwargs))
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:

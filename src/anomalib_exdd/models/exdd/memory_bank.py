@@ -9,9 +9,8 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_exdd.search import Neighbors, SearchBackend, create_index, dense_search
+from anomalib_exdd.search import NeighborIndex, Neighbors, SearchBackend, create_index, dense_search
 from anomalib_exdd.search.exact import direct_distances
-from anomalib_exdd.search.index import NeighborIndex
 from anomalib_exdd.utils.precision import Float32Buffers
 
 from .kinship import Origins
@@ -89,8 +88,8 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """The features in float32, shape (M, D)."""
         return self.features.float()
 
-    def look_around(self, num_neighbors: int) -> None:
-        """Change the size of the neighbourhoods, which training finds as the scoring needs them."""
+    def set_num_neighbors(self, num_neighbors: int) -> None:
+        """Change the size of the neighbourhoods, and find them anew."""
         self.num_neighbors = num_neighbors
         if len(self):
             self.neighborhood = self._neighborhoods()
