@@ -1,9 +1,5 @@
 """Distances of points to their nearest centre, updated lazily.
 
-Greedy selection asks for the farthest points only, and distances can only fall. So points nearer than a threshold are
-inactive: they are not updated until the selection's radius has come down to the threshold, and then all the centres
-that they have missed follow in one matrix product. Points that are covered well never meet most of the centres.
-
 Shape suffixes: N points, A active points, D dimensions, K centres.
 """
 
@@ -22,18 +18,18 @@ _ROWS = 1 << 16  # points copied at once
 class Coverage:
     """Squared distances of points to their nearest centre.
 
+    Greedy selection asks for the farthest points only, and distances can only fall. So points nearer than a threshold
+    are inactive: they are not updated until the selection's radius has come down to it, and then all the centres that
+    they have missed follow in one matrix product. Points that are covered well never meet most of the centres.
+
     Args:
         points_ND: Points, float32, centred on their mean so that expanded distances round little, shape (N, D).
-
-    Attributes:
-        num_centres: Number of centres so far.
-        threshold: Squared distance below which points are inactive.
     """
 
     def __init__(self, points_ND: Tensor) -> None:
         self.points_ND = points_ND
         self.num_centres = 0
-        self.threshold = torch.inf  # all points are infinitely far from no centre
+        self.threshold = torch.inf  # squared; all points are infinitely far from no centre
         self._centres: list[Tensor] = []
         self._norm_N = torch.cat([block.square().sum(dim=1) for block in points_ND.split(_ROWS)])
         self._nearest_N = torch.full_like(self._norm_N, torch.inf)  # -1 for a centre
@@ -49,7 +45,7 @@ class Coverage:
         self._nearest_A[torch.searchsorted(self._row_A, own_K)] = -1
 
     def farthest(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the squared distances and the rows of the ``count`` farthest active points, or of all if fewer.
+        """Return squared distances and rows of the ``count`` farthest active points; without active points, of none.
 
         No other point is farther than the last of them, or than the threshold if there are fewer.
         """

@@ -1,11 +1,6 @@
 """Where the patches of training images wait until the coreset is selected: in memory, or on disk in half precision.
 
-Selection works on the projections, which are kept in full precision in both places, so that the same patches are
-selected. Features read from disk are rounded to float16.
-
-The stores on disk lie in a folder that is named by what the features depend on. While a training uses it, it is locked;
-the operating system releases the lock when the process ends, however it ends. A training of the same name finds the
-folder and resumes. Folders that nobody has used for a while are removed, and at once where their space is needed.
+Selection works on the projections, which have full precision in both places, so that the same patches are selected.
 
 Shape suffixes: P patches of an image, D features, S dimensions of the projection.
 """
@@ -19,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,20 +23,15 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-KEPT_SECONDS = 7 * 24 * 3600.0
-"""How long an interrupted training can be resumed, at least where space is not short."""
+KEPT_SECONDS = 7 * 24 * 3600.0  # how long an interrupted training can be resumed, where space is not short
 _PREFIX = "training-"
 
 
 class FeatureStore(ABC):
-    """Patches of images, by the images' names.
-
-    Attributes:
-        lengths: Number of patches of every image.
-    """
+    """Patches of images, by the images' names."""
 
     def __init__(self) -> None:
-        self.lengths: dict[str, int] = {}
+        self.lengths: dict[str, int] = {}  # number of patches of every image
 
     def __contains__(self, name: str) -> bool:
         """Tell whether an image is there."""
@@ -85,18 +75,6 @@ class MemoryStore(FeatureStore):
         return values if rows is None else values[rows]
 
 
-class _Column(NamedTuple):
-    """A file of rows of numbers."""
-
-    path: Path
-    dtype: np.dtype[Any]
-    width: int
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dtype.itemsize * self.width
-
-
 class DiskStore(FeatureStore):
     """Keeps everything in three files of plain numbers; a fourth lists the images that are complete.
 
@@ -112,11 +90,11 @@ class DiskStore(FeatureStore):
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._columns = (
-            _Column(folder / "features.f16", np.dtype(np.float16), dimension),
-            _Column(folder / "projected.f32", np.dtype(np.float32), projected_dimension),
-            _Column(folder / "positions.i32", np.dtype(np.int32), 2),
-        )
+        self._columns = {  # a row of each file
+            folder / "features.f16": np.dtype((np.float16, dimension)),
+            folder / "projected.f32": np.dtype((np.float32, projected_dimension)),
+            folder / "positions.i32": np.dtype((np.int32, 2)),
+        }
         self._index = folder / "images.jsonl"
         self._starts: dict[str, int] = {}
         self._rows = 0
@@ -135,17 +113,16 @@ class DiskStore(FeatureStore):
                 "which features are kept on disk. Keep them in memory: `--model.feature_store memory`."
             )
             raise ValueError(msg)
-        for column, values in zip(self._columns, (half_PD, projected_PS, position_P2.int()), strict=True):
-            with column.path.open("ab") as file:
+        for path, values in zip(self._columns, (half_PD, projected_PS, position_P2.int()), strict=True):
+            with path.open("ab") as file:
                 file.write(values.numpy().tobytes())
         with self._index.open("a", encoding="utf-8") as file:  # last: what is listed is complete
             file.write(_index_line(name, len(half_PD)))
         self._register(name, len(half_PD))
 
     def _read(self, name: str, column: int, rows: Tensor | None = None) -> Tensor:
-        path, dtype, width = self._columns[column]
-        start = self._starts[name] * self._columns[column].row_bytes
-        mapped = np.memmap(path, dtype, "r", start, (self.lengths[name], width))
+        path, row = [*self._columns.items()][column]
+        mapped = np.memmap(path, row, "r", self._starts[name] * row.itemsize, self.lengths[name])
         return torch.from_numpy(np.array(mapped if rows is None else mapped[rows.numpy()]))
 
     def _register(self, name: str, rows: int) -> None:
@@ -154,17 +131,17 @@ class DiskStore(FeatureStore):
 
     def _restore(self) -> None:
         """Read the list of complete images, and cut off what was written after them."""
-        for column in self._columns:
-            column.path.touch()
+        for path in self._columns:
+            path.touch()
         lines = self._index.read_text(encoding="utf-8").splitlines(keepends=True) if self._index.is_file() else []
-        held = min(column.path.stat().st_size // column.row_bytes for column in self._columns)
+        held = min(path.stat().st_size // row.itemsize for path, row in self._columns.items())
         for line in lines:
             image = json.loads(line) if line.endswith("\n") else None  # the last may have been interrupted
             if image is None or self._rows + image["rows"] > held:  # a power cut may lose data that is listed already
                 break
             self._register(image["name"], image["rows"])
-        for column in self._columns:
-            os.truncate(column.path, self._rows * column.row_bytes)
+        for path, row in self._columns.items():
+            os.truncate(path, self._rows * row.itemsize)
         partial = self._index.with_suffix(".partial")
         partial.write_text("".join(_index_line(*image) for image in self.lengths.items()), encoding="utf-8")
         partial.replace(self._index)
@@ -181,7 +158,10 @@ def default_folder() -> Path:
 
 
 class StoreFolder:
-    """A locked folder for the stores of one training.
+    """A folder for the stores of one training, named by what its features depend on, and locked while it is used.
+
+    The operating system releases the lock when the process ends, however it ends. A training of the same name finds the
+    folder and resumes. Folders that are not used for a while are removed, and at once where their space is needed.
 
     Args:
         place: Folder of all store folders.

@@ -1,14 +1,11 @@
 """Exact greedy k-center selection (Gonzalez, 1985; Sener & Savarese, ICLR 2018), many centres at a time.
 
-The textbook loop picks the point farthest from all chosen centres, then updates the distance of *every* point, for each
-centre: k passes over the data. Here a round looks at the B points that are farthest now. Distances only shrink, so that
-no other point can ever exceed the (B+1)-th value tau. As long as the farthest candidate is at least tau away it is
-therefore the farthest of all points, and the greedy choices of a whole stretch follow from one B x B table. Then all of
-them are applied to the points at once, and to those that are covered well only later or never (see :mod:`.coverage`).
-The selection is the textbook's, ties aside.
-
-Points may lie in several processes: each proposes its farthest ones, all of them follow the same table, and each
-updates its own points.
+The textbook loop picks the point farthest from all centres, then updates the distance of every point: k passes over the
+data. Here a round looks at the B points that are farthest now. Distances only shrink, so that no other point can exceed
+the (B+1)-th value tau. As long as the farthest candidate is at least tau away it is the farthest of all points, and the
+choices of a whole round follow from one B x B table. Then all of them are applied to the points at once. The selection
+is the textbook's, ties aside. With points in several processes, each proposes its farthest ones, all follow the same
+table, and each updates its own points.
 
 Shape suffixes: N points, D dimensions, B candidates, P centres picked in one round.
 """
@@ -28,8 +25,7 @@ from anomalib_exdd.utils.precision import full_float32, mean_of_rows
 
 from .coverage import Coverage
 
-SAVE_INTERVAL = 30.0
-"""Seconds between two saved states."""
+SAVE_INTERVAL = 30.0  # seconds between two saved states
 _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 _SHRINK = 0.9  # factor by which the radius beyond which points are active falls when none is left
 _NOTHING = 1e-30  # squared distances that are as good as none
@@ -81,12 +77,12 @@ def greedy_k_center(
         count: Number of centres k; k >= N selects every point.
         seed: Seed of the first centre, the only random choice.
         candidates: Points looked at in one round, B. It changes the speed, not the selection.
-        description: Label of a progress bar, shown when the selection takes more than two seconds; None for no bar.
+        description: Label of a progress bar, shown after two seconds; None for no bar.
         overwrite: Whether the points' memory may be changed, instead of a copy of them.
-        shard: What part of all points these are, where every process of a group holds some; None for all of them. All
-            processes have to call, and all get the same selection.
-        state: File to keep the state of the selection in from time to time, and to resume from if it is there. It has
-            to be of the same points, and there is one process only; it is removed at the end.
+        shard: Which of all points these are, if every process holds some; None for all of them. All processes have to
+            call, and all get the same selection.
+        state: File to save the selection of one process in from time to time, and to resume from if it is there, with
+            the same points; it is removed at the end.
 
     Returns:
         Indices of the centres in the order of their choice, int64, shape (min(k, N),), on the points' device.

@@ -52,11 +52,7 @@ def create_index(bank_MD: Tensor, search: SearchBackend = "auto") -> NeighborInd
 
 
 def choose_backend(device: torch.device) -> tuple[str, str]:
-    """Choose "torch" or "faiss" by device and installation, and tell why.
-
-    Raises:
-        ImportError: If two flavours of FAISS are installed.
-    """
+    """Choose "torch" or "faiss" by device and installation, and tell why."""
     available = faiss_available()  # asked on every device: two flavours of FAISS are a broken installation
     if device.type == "cpu":
         return "torch", "on a CPU it is as fast as FAISS in small banks and faster in large ones"

@@ -1,9 +1,8 @@
 """Exact nearest-neighbour search from candidates that are found quickly.
 
-Fast searches expand ``|q - m|^2 = |q|^2 + |m|^2 - 2 q.m`` and compute the products by a matrix multiplication. Where a
-query lies close to an entry, that cancels up to all digits, and the error depends on the batch size and the library.
-Here the expansion only proposes candidates. Their distances are computed again by direct difference, and a bound on the
-expansion's rounding error tells for which queries another entry could be nearer; these are searched by brute force.
+Expanding ``|q - m|^2 = |q|^2 + |m|^2 - 2 q.m`` turns distances into a matrix multiplication, but cancels up to all
+digits where a query lies close to an entry. Here the expansion only proposes candidates. Their distances are computed
+by direct difference, and a bound on the rounding error tells which queries have to be searched by brute force.
 
 Shape suffixes: Q queries, M bank entries, D feature dimension, K neighbours, C candidates (C >= K), N pairs.
 """
@@ -20,7 +19,6 @@ from anomalib_exdd.utils.precision import full_float32, mean_of_rows
 
 EXTRA_CANDIDATES = 3
 """Candidates beyond k. More make brute force rarer and the ranking slower; with 3 it is under 1 query in 10^4."""
-
 _BRUTE_FORCE_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
 _CPU_DIFFERENCES = 1 << 18  # differences held at once on a CPU: 1 MiB, so that they stay in its cache
 _ACCELERATOR_DIFFERENCES = 1 << 26  # 256 MiB elsewhere: few and large launches
@@ -41,7 +39,7 @@ class Neighbors(NamedTuple):
 class NeighborIndex(ABC):
     """Exact k-nearest-neighbour search in one bank.
 
-    Subclasses propose candidates. They get the bank centred on its mean, which makes the rounding errors of expanded
+    Subclasses propose candidates from the bank centred on its mean, which makes the rounding errors of expanded
     distances small. Results agree between subclasses, batch sizes and devices to float32 rounding.
 
     Args:
@@ -51,15 +49,11 @@ class NeighborIndex(ABC):
     def __init__(self, bank_MD: Tensor) -> None:
         self.bank_MD = bank_MD
         self.mean_D = mean_of_rows(bank_MD)
+        self.description = f"exact, in all {bank_MD.shape[1]} dimensions"
         centred_MD = bank_MD - self.mean_D
         self._largest_norm = float(torch.linalg.vector_norm(centred_MD, dim=1).max())
         with full_float32(bank_MD.device):
             self.build(centred_MD)
-
-    @property
-    def description(self) -> str:
-        """How the bank is searched, for the log."""
-        return f"exact, in all {self.bank_MD.shape[1]} dimensions"
 
     @abstractmethod
     def build(self, centred_MD: Tensor) -> None:
@@ -74,11 +68,7 @@ class NeighborIndex(ABC):
         """
 
     def search(self, query_QD: Tensor, k: int) -> Neighbors:
-        """Find the k nearest bank entries of every query.
-
-        Args:
-            query_QD: Queries on the bank's device, floating point, shape (Q, D).
-            k: Number of neighbours, 1 <= k <= M.
+        """Find the k nearest entries, 1 <= k <= M, of queries on the bank's device, floating point, shape (Q, D).
 
         Raises:
             ValueError: If k or the queries' dimension do not fit the bank.
@@ -93,21 +83,13 @@ class NeighborIndex(ABC):
         query_QD = query_QD.float()
         with torch.no_grad(), full_float32(query_QD.device):
             found, exact_Q = self.search_candidates(query_QD, k)
-            uncertain_Q = (~exact_Q).nonzero().squeeze(1)
-            if len(uncertain_Q):
-                uncertain_QD = query_QD[uncertain_Q]
-                index_QK = brute_force(uncertain_QD, self.bank_MD, k).indices
-                # The same arithmetic as for all other queries, so that distances do not depend on how they were found.
-                again = rerank(uncertain_QD, self.bank_MD, index_QK, k)
-                found.distances[uncertain_Q], found.indices[uncertain_Q] = again
+            rest_Q = (~exact_Q).nonzero().squeeze(1)
+            if len(rest_Q):
+                found.distances[rest_Q], found.indices[rest_Q] = _brute_force(query_QD[rest_Q], self.bank_MD, k)
         return found
 
     def search_candidates(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
-        """Find the nearest of the candidates, and tell for which queries no other entry can be nearer.
-
-        Returns:
-            Neighbours, and whether they are proven to be exact, boolean, shape (Q,).
-        """
+        """Find the nearest candidates, and for which queries no other entry can be nearer, boolean, shape (Q,)."""
         bank_size = len(self.bank_MD)
         count = min(k + EXTRA_CANDIDATES, bank_size)
         centred_QD = query_QD - self.mean_D
@@ -151,17 +133,7 @@ def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Ten
 
 
 def pair_distances(query_QD: Tensor, bank_MD: Tensor, row_N: Tensor, index_N: Tensor) -> Tensor:
-    """Compute distances of pairs of a query and a bank entry, to the bit those of :func:`direct_distances`.
-
-    Args:
-        query_QD: Queries, float32, shape (Q, D).
-        bank_MD: Bank, float32, shape (M, D).
-        row_N: Query of every pair, int64, shape (N,).
-        index_N: Bank entry of every pair, int64, shape (N,).
-
-    Returns:
-        Euclidean distances, float32, shape (N,).
-    """
+    """Compute distances of pairs of a query and an entry, shape (N,), to the bit those of :func:`direct_distances`."""
     pairs = _rows_at_once(query_QD, 1)
     blocks = [
         direct_distances(query_QD.index_select(0, row), bank_MD, index.unsqueeze(1))
@@ -173,17 +145,8 @@ def pair_distances(query_QD: Tensor, bank_MD: Tensor, row_N: Tensor, index_N: Te
 def rerank(query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int) -> Neighbors:
     """Order candidates by their directly computed distance and keep the k nearest."""
     distance_QC = direct_distances(query_QD, bank_MD, candidate_QC)
-    distance_QK, column_QK = distance_QC.topk(k, dim=1, largest=False, sorted=True)
+    distance_QK, column_QK = distance_QC.topk(k, dim=1, largest=False)
     return Neighbors(distance_QK, candidate_QC.gather(1, column_QK))
-
-
-def brute_force(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
-    """Search by direct difference alone: slow, exact to float32 rounding."""
-    found = [
-        torch.cdist(query, bank_MD, compute_mode="donot_use_mm_for_euclid_dist").topk(k, dim=1, largest=False)
-        for query in query_QD.split(max(1, _BRUTE_FORCE_ELEMENTS // len(bank_MD)))
-    ]
-    return Neighbors(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
@@ -198,6 +161,15 @@ def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
     expanded_QM = expanded_distances(query_QD - mean_D, bank_MD - mean_D)
     candidate_QC = expanded_QM.topk(min(k + EXTRA_CANDIDATES, len(bank_MD)), dim=1, largest=False).indices
     return rerank(query_QD, bank_MD, candidate_QC, k)
+
+
+def _brute_force(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
+    """Search by direct differences to all entries, with the same arithmetic in the end as for all other queries."""
+    indices = []
+    for query in query_QD.split(max(1, _BRUTE_FORCE_ELEMENTS // len(bank_MD))):
+        distance_QM = torch.cdist(query, bank_MD, compute_mode="donot_use_mm_for_euclid_dist")
+        indices.append(distance_QM.topk(k, dim=1, largest=False).indices)
+    return rerank(query_QD, bank_MD, torch.cat(indices), k)
 
 
 def _rows_at_once(query_QD: Tensor, candidates: int) -> int:

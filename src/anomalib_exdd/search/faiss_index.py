@@ -31,8 +31,7 @@ OPENBLAS_KERNELS = {"AVX512": "SkylakeX", "AVX2": "Haswell"}
 class FaissIndex(NeighborIndex):
     """FAISS proposes the candidates; what is returned is computed as for every other index.
 
-    On a GPU the index lies on the bank's device and takes torch's tensors on torch's current stream. On the CPU the
-    tensors' memory is shared with FAISS, nothing is copied.
+    It takes torch's tensors without copies, on a GPU on torch's current stream.
 
     Raises:
         ImportError: If FAISS is not installed, or two flavours of it are.
@@ -69,14 +68,7 @@ class FaissIndex(NeighborIndex):
 
 def installed_flavours() -> list[str]:
     """Return the names of the installed distributions that provide the module ``faiss``."""
-    found = []
-    for name in FLAVOURS:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found.append(name)
-    return found
+    return [name for name in FLAVOURS if any(metadata.distributions(name=name))]
 
 
 def faiss_available() -> bool:

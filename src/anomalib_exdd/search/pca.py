@@ -1,7 +1,4 @@
-"""Principal components of a bank, and vectors compressed to them.
-
-Shape suffixes: N vectors, D feature dimension, P principal axes.
-"""
+"""Principal axes of a bank, shape (D, P), and vectors compressed to them."""
 
 import threading
 
@@ -17,15 +14,11 @@ _ONE_THREAD = threading.Lock()  # the number of BLAS threads is the process's: i
 
 
 def principal_axes(centred_ND: Tensor, residual_variance: float) -> Tensor | None:
-    """Find the fewest leading principal axes that leave at most a given share of the variance.
+    """Find the fewest leading principal axes of a centred bank that leave at most a given share of the variance.
 
-    The same bank gives the same axes on one machine with any number of threads: the covariance is a sum of integers,
-    and its eigenvectors are computed by one thread (the fastest way at these sizes). NumPy computes them, because
-    ``torch.set_num_threads`` would change, for good, every thread that meanwhile uses torch for the first time.
-
-    Args:
-        centred_ND: Centred bank, float32, shape (N, D).
-        residual_variance: Largest share of the variance outside of the axes, between 0 and 1.
+    They are the same for any number of threads: the covariance is a sum of integers, and its eigenvectors are computed
+    by one thread, which is fastest at these sizes; by NumPy's, because ``torch.set_num_threads`` would change, for
+    good, every thread that meanwhile uses torch for the first time.
 
     Returns:
         Orthonormal axes, float64, shape (D, P), on the bank's device; ``None`` where they save nothing: if compressed
@@ -50,14 +43,9 @@ def principal_axes(centred_ND: Tensor, residual_variance: float) -> Tensor | Non
 
 
 def compress(centred_ND: Tensor, axes_DP: Tensor) -> Tensor:
-    """Compute the coordinates of vectors on principal axes, and as one more the norm of the residual.
+    """Compute coordinates on orthonormal axes, float64, and as one more the norm of the residual.
 
-    The norm of a compressed vector is that of the whole one. The arithmetic inside is float64, because the squared norm
-    of the residual is a small difference of large numbers.
-
-    Args:
-        centred_ND: Centred vectors, float32, shape (N, D).
-        axes_DP: Orthonormal axes, float64, shape (D, P).
+    The norm stays the same. In float64, because the residual's squared norm is a small difference of large numbers.
 
     Returns:
         Float32, shape (N, P + 1).

@@ -1,15 +1,15 @@
 """Exact search in plain torch, on any device: lower bounds from principal components prune nearly all entries.
 
-Features of patches vary in few directions. Split a centred vector into its coordinates on the leading principal axes of
-the bank and a residual. For a query q and an entry m
+Split a centred vector into its coordinates on the leading principal axes of the bank and a residual. For a query q and
+an entry m
 
     |q - m|^2 = |coordinates(q) - coordinates(m)|^2 + |residual(q) - residual(m)|^2
              >= |coordinates(q) - coordinates(m)|^2 + (|residual(q)| - |residual(m)|)^2,
 
 by the triangle inequality: the distance of the *compressed* vectors (coordinates, |residual|) never exceeds the true
 one. The entries with the smallest bounds give k true distances; an entry whose bound is above the k-th of them is
-pruned. What remains are some ten entries per query on patch features of a ResNet, with an eighth to a third of the
-dimensions as coordinates.
+pruned. Some ten entries per query remain on patch features of a ResNet, with an eighth to a third of the dimensions as
+coordinates.
 
 Shape suffixes: Q queries, M bank entries or points, D feature dimension, P principal axes, E = P + 1 numbers of a
 compressed vector, K neighbours, C candidates, G groups of columns, N pairs of a query and an entry.
@@ -49,14 +49,9 @@ class TorchIndex(NeighborIndex):
         large = len(centred_MD) >= _SMALLEST_BANK
         self.axes_DP = principal_axes(centred_MD, _RESIDUAL_VARIANCE) if large else None
         self._products = BlockedProducts(centred_MD) if self.axes_DP is None else None
-        self._bounds = None if self.axes_DP is None else BlockedProducts(compress(centred_MD, self.axes_DP))
-
-    @property
-    def description(self) -> str:
-        """See :attr:`NeighborIndex.description`."""
-        if self.axes_DP is None:
-            return super().description
-        return f"exact, by bounds from {self.axes_DP.shape[1]} of {self.bank_MD.shape[1]} dimensions"
+        if self.axes_DP is not None:
+            self._bounds = BlockedProducts(compress(centred_MD, self.axes_DP))
+            self.description = "exact, by bounds from {1} of {0} dimensions".format(*self.axes_DP.shape)
 
     def search_candidates(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
         """See :meth:`NeighborIndex.search_candidates`."""
@@ -77,20 +72,16 @@ class TorchIndex(NeighborIndex):
         return self._products.nearest(centred_QD, count)
 
     def pruned_search(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
-        """Find the k nearest entries of the queries for which the bounds leave few entries.
-
-        Args:
-            query_QD: Queries, float32, shape (Q, D), Q >= 1.
-            k: Number of neighbours, at most M.
+        """Search for one query or more where the bounds leave few entries.
 
         Returns:
             Neighbours, and for which queries they are exact, boolean, shape (Q,); the others need all dimensions.
 
         Raises:
-            ValueError: If the bank has no :attr:`axes_DP`.
+            ValueError: If there are no :attr:`axes_DP`.
         """
-        if self.axes_DP is None or self._bounds is None:
-            msg = f"A bank with search {self.description!r} has no principal axes to prune by."
+        if self.axes_DP is None:
+            msg = f"The bank cannot be pruned: its search is {self.description}. Use `search`."
             raise ValueError(msg)
         size = len(self.bank_MD)
         centred_QD = query_QD - self.mean_D
@@ -114,10 +105,7 @@ class GroupedScores:
     """Scores of some queries with all points, lower is nearer, with the smallest of each group of columns.
 
     The groups are interleaved, so that their smallest values are taken over whole stretches of memory: this and a
-    selection among the groups is several times faster than a selection among all columns.
-
-    Args:
-        score_QM: Scores, shape (Q, M), rows contiguous.
+    selection among the groups is several times faster than a selection among all columns. Rows are contiguous.
     """
 
     def __init__(self, score_QM: Tensor) -> None:
@@ -153,28 +141,22 @@ class GroupedScores:
         low_NG = self.score_QM.flatten().index_select(0, cell_N).view_as(column_NG) <= limit_Q1[row_N]
         pair_N, member_N = low_NG.nonzero(as_tuple=True)
         row, column = (self.score_QM[:, self._grouped :] <= limit_Q1).nonzero(as_tuple=True)
-        return torch.cat([row_N[pair_N], row]), torch.cat([column_NG[pair_N, member_N], column + self._grouped])
+        column_N = group_N[pair_N] + self._start[member_N]
+        return torch.cat([row_N[pair_N], row]), torch.cat([column_N, column + self._grouped])
 
 
 class BlockedProducts:
     """Expanded distances of queries to points, a block of queries at a time, so that they stay in the cache.
 
-    The score ``|m|^2 / 2 - q.m`` orders points as their distance does. It is one product, of ``(q, 1)`` and the
-    augmented point ``(-m, |m|^2 / 2)``: nothing has to be added to the large result.
-
-    Args:
-        point_ME: Points, float32, shape (M, E), M >= 1.
+    The score ``|m|^2 / 2 - q.m`` orders points, float32, shape (M, E), as their distance does. It is one product, of
+    ``(q, 1)`` and the augmented point ``(-m, |m|^2 / 2)``: nothing has to be added to the large result.
     """
 
     def __init__(self, point_ME: Tensor) -> None:
         self._augmented_MF = torch.cat([-point_ME, point_ME.square().sum(dim=1, keepdim=True) / 2], dim=1)
 
     def scores(self, query_QE: Tensor) -> Iterator[tuple[slice, GroupedScores]]:
-        """Score all points for blocks of queries, float32, shape (Q, E).
-
-        Yields:
-            Rows of the queries, and their scores, which are overwritten by the next ones.
-        """
+        """Yield rows of the queries, and their scores with all points, which are overwritten by the next ones."""
         size = len(self._augmented_MF)
         if query_QE.device.type == "cpu":
             rows = max(1, _CPU_BLOCK // size, min(_CPU_ROWS, _CPU_LIMIT // size))
