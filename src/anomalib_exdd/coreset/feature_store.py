@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -39,23 +40,23 @@ class FeatureStore(ABC):
 
     def features(self, name: str, rows: Tensor | None = None) -> Tensor:
         """Return the features of an image's patches, or of some of them, float32, shape (P, D)."""
-        return self._read(name, 0, rows).float()
+        return self._read(name, "features", rows).float()
 
     def projected(self, name: str) -> Tensor:
         """Return the projections of an image's patches, float32, shape (P, S)."""
-        return self._read(name, 1)
+        return self._read(name, "projected")
 
     def positions(self, name: str) -> Tensor:
         """Return the positions of an image's patches, int64, shape (P, 2)."""
-        return self._read(name, 2).long()
+        return self._read(name, "positions").long()
 
     @abstractmethod
     def add(self, name: str, features_PD: Tensor, projected_PS: Tensor, position_P2: Tensor) -> None:
         """Keep the patches of an image that is not there yet: features and projections float32, positions int64."""
 
     @abstractmethod
-    def _read(self, name: str, column: int, rows: Tensor | None = None) -> Tensor:
-        """Return features, projections or positions (columns 0, 1, 2), in the type in which they are kept."""
+    def _read(self, name: str, column: str, rows: Tensor | None = None) -> Tensor:
+        """Return "features", "projected" or "positions", in the type in which they are kept."""
 
 
 class MemoryStore(FeatureStore):
@@ -63,42 +64,30 @@ class MemoryStore(FeatureStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self._images: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._images: dict[str, dict[str, Tensor]] = {}
 
     def add(self, name: str, features_PD: Tensor, projected_PS: Tensor, position_P2: Tensor) -> None:
         """See :meth:`FeatureStore.add`."""
-        self._images[name] = (features_PD, projected_PS, position_P2)
+        self._images[name] = {"features": features_PD, "projected": projected_PS, "positions": position_P2}
         self.lengths[name] = len(features_PD)
 
-    def _read(self, name: str, column: int, rows: Tensor | None = None) -> Tensor:
+    def _read(self, name: str, column: str, rows: Tensor | None = None) -> Tensor:
         values = self._images[name][column]
         return values if rows is None else values[rows]
 
 
 class DiskStore(FeatureStore):
-    """Keeps everything in three files of plain numbers; a fourth lists the images that are complete.
+    """Keeps every image in a file of its own, in a folder that is made if it is not there.
 
-    A store that was interrupted is opened again as it was after its last complete image.
-
-    Args:
-        folder: Folder of its own; made if it is not there.
-        dimension: Number of features, D.
-        projected_dimension: Dimension of the projections, S.
+    A store that was interrupted is opened again with all images that are complete.
     """
 
-    def __init__(self, folder: Path, dimension: int, projected_dimension: int) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._columns = {  # a row of each file
-            folder / "features.f16": np.dtype((np.float16, dimension)),
-            folder / "projected.f32": np.dtype((np.float32, projected_dimension)),
-            folder / "positions.i32": np.dtype((np.int32, 2)),
-        }
-        self._index = folder / "images.jsonl"
-        self._starts: dict[str, int] = {}
-        self._rows = 0
-        self._restore()
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.safetensors"):
+            self.lengths.update(_length(path))
 
     def add(self, name: str, features_PD: Tensor, projected_PS: Tensor, position_P2: Tensor) -> None:
         """See :meth:`FeatureStore.add`.
@@ -113,42 +102,28 @@ class DiskStore(FeatureStore):
                 "which features are kept on disk. Keep them in memory: `--model.feature_store memory`."
             )
             raise ValueError(msg)
-        for path, values in zip(self._columns, (half_PD, projected_PS, position_P2.int()), strict=True):
-            with path.open("ab") as file:
-                file.write(values.numpy().tobytes())
-        with self._index.open("a", encoding="utf-8") as file:  # last: what is listed is complete
-            file.write(_index_line(name, len(half_PD)))
-        self._register(name, len(half_PD))
+        values = {"features": half_PD, "projected": projected_PS, "positions": position_P2.int()}
+        partial = self._path(name).with_suffix(".partial")
+        save_file({column: value.contiguous() for column, value in values.items()}, partial, {"name": name})
+        partial.replace(self._path(name))
+        self.lengths[name] = len(half_PD)
 
-    def _read(self, name: str, column: int, rows: Tensor | None = None) -> Tensor:
-        path, row = [*self._columns.items()][column]
-        mapped = np.memmap(path, row, "r", self._starts[name] * row.itemsize, self.lengths[name])
-        return torch.from_numpy(np.array(mapped if rows is None else mapped[rows.numpy()]))
+    def _read(self, name: str, column: str, rows: Tensor | None = None) -> Tensor:
+        with safe_open(self._path(name), "pt") as file:
+            values: Tensor = file.get_tensor(column)  # mapped: only the rows that are used are read
+        return values if rows is None else values[rows]
 
-    def _register(self, name: str, rows: int) -> None:
-        self.lengths[name], self._starts[name] = rows, self._rows
-        self._rows += rows
-
-    def _restore(self) -> None:
-        """Read the list of complete images, and cut off what was written after them."""
-        for path in self._columns:
-            path.touch()
-        lines = self._index.read_text(encoding="utf-8").splitlines(keepends=True) if self._index.is_file() else []
-        held = min(path.stat().st_size // row.itemsize for path, row in self._columns.items())
-        for line in lines:
-            image = json.loads(line) if line.endswith("\n") else None  # the last may have been interrupted
-            if image is None or self._rows + image["rows"] > held:  # a power cut may lose data that is listed already
-                break
-            self._register(image["name"], image["rows"])
-        for path, row in self._columns.items():
-            os.truncate(path, self._rows * row.itemsize)
-        partial = self._index.with_suffix(".partial")
-        partial.write_text("".join(_index_line(*image) for image in self.lengths.items()), encoding="utf-8")
-        partial.replace(self._index)
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
 
 
-def _index_line(name: str, rows: int) -> str:
-    return json.dumps({"name": name, "rows": rows}) + "\n"
+def _length(path: Path) -> dict[str, int]:
+    """Return an image's number of patches by its name; nothing if a power cut has damaged the file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {file.metadata()["name"]: file.get_slice("positions").get_shape()[0]}
+    except SafetensorError:
+        return {}
 
 
 def default_folder() -> Path:

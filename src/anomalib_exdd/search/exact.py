@@ -80,6 +80,8 @@ class NeighborIndex(ABC):
         if query_QD.ndim != 2 or query_QD.shape[1] != dimension:
             msg = f"Queries have to be of shape (Q, {dimension}), but got {tuple(query_QD.shape)}."
             raise ValueError(msg)
+        if len(query_QD) == 0:
+            return Neighbors(query_QD.new_empty(0, k).float(), query_QD.new_empty(0, k).long())
         query_QD = query_QD.float()
         with torch.no_grad(), full_float32(query_QD.device):
             found, exact_Q = self.search_candidates(query_QD, k)

@@ -60,8 +60,6 @@ class FaissIndex(NeighborIndex):
 
     def candidates(self, centred_QD: Tensor, count: int) -> Neighbors:
         """See :meth:`NeighborIndex.candidates`."""
-        if len(centred_QD) == 0:
-            return Neighbors(centred_QD.new_empty(0, count), centred_QD.new_empty(0, count, dtype=torch.int64))
         with self._lock:
             return Neighbors(*self._index.search(centred_QD.contiguous(), count))
 

@@ -55,7 +55,7 @@ class TorchIndex(NeighborIndex):
 
     def search_candidates(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
         """See :meth:`NeighborIndex.search_candidates`."""
-        if self.axes_DP is None or len(query_QD) == 0:
+        if self.axes_DP is None:
             return super().search_candidates(query_QD, k)
         found, exact_Q = self.pruned_search(query_QD, k)
         rest_Q = (~exact_Q).nonzero().squeeze(1)
@@ -72,7 +72,7 @@ class TorchIndex(NeighborIndex):
         return self._products.nearest(centred_QD, count)
 
     def pruned_search(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
-        """Search for one query or more where the bounds leave few entries.
+        """Search where the bounds leave few entries.
 
         Returns:
             Neighbours, and for which queries they are exact, boolean, shape (Q,); the others need all dimensions.
@@ -173,8 +173,6 @@ class BlockedProducts:
     def nearest(self, query_QE: Tensor, count: int) -> Neighbors:
         """Find the ``count`` nearest points: expanded *squared* distances, ascending, and rows, of shape (Q, C)."""
         found = [block.smallest(count) for _, block in self.scores(query_QE)]
-        if not found:
-            return Neighbors(query_QE.new_empty(0, count), query_QE.new_empty(0, count, dtype=torch.int64))
         score_QC, index_QC = (torch.cat(parts) for parts in zip(*found, strict=True))
         return Neighbors(2 * score_QC + query_QE.square().sum(dim=1, keepdim=True), index_QC)
 

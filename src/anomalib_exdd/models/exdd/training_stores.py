@@ -55,7 +55,7 @@ class TrainingStores:
             self._decide(patches, dimension, projected_dimension)
         if self._folder is None:
             return MemoryStore()
-        store = DiskStore(self._folder.path / kind, dimension, projected_dimension)
+        store = DiskStore(self._folder.path / kind)
         if store.lengths:
             logger.info("Going on with the %s patches of %d images in %s", kind, len(store.lengths), self._folder.path)
         return store
