@@ -131,11 +131,7 @@ def greedy_k_center(
 
 
 def _next_centres(coverage: Coverage, shard: Shard, candidates: int, wanted: int) -> tuple[Tensor, Tensor]:
-    """Follow the greedy choice among the farthest points for as long as it provably is the choice among all.
-
-    Returns:
-        Indices of the centres, shape (P,), and the centres, shape (P, D).
-    """
+    """Choose greedily among the farthest points while that is the choice among all: indices (P,), points (P, D)."""
     while True:
         value_B, row_B = coverage.farthest(candidates + 1)
         value_B, index_B, candidate_BD = map(shard.gather, (value_B, shard.index_N[row_B], coverage.points_ND[row_B]))

@@ -11,13 +11,9 @@ def gaussian_projection(dimension: int, projected: int, seed: int) -> Tensor:
     The columns are Gaussian directions of unit length, so that a projected coordinate has the scale of the original
     ones. NumPy draws them, whose streams are the same on every machine.
 
-    Args:
-        dimension: Feature dimension D.
-        projected: Dimension to project to, d*.
-        seed: Seed of the draw.
-
     Returns:
-        Matrix of shape (D, d*), float32; the identity of shape (D, D) if D <= d*, where projecting would only lose.
+        Matrix of shape (dimension, projected), float32; the identity if ``dimension`` is not larger, where projecting
+        would only lose.
     """
     if dimension <= projected:
         return torch.eye(dimension, dtype=torch.float32)  # trainers in true precision change the default
