@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback
 
+from anomalib_exdd.coreset import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
 from anomalib_exdd.models.components.fingerprint import fingerprint
-from anomalib_exdd.processes import rank, world_size
-from anomalib_exdd.sampling import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
+from anomalib_exdd.utils.distributed import rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class TrainingStores:
             self._decide(patches, dimension, projected_dimension)
         if self._folder is None:
             return MemoryStore()
-        store = DiskStore(self._folder.path / kind, dimension, projected_dimension)
+        store = DiskStore(self._folder.path / kind)
         if store.lengths:
             logger.info("Going on with the %s patches of %d images in %s", kind, len(store.lengths), self._folder.path)
         return store

@@ -9,15 +9,11 @@ def gaussian_projection(dimension: int, projected: int, seed: int) -> Tensor:
     """Draw the matrix that projects features before the coreset is selected (paper, section 3.2.3).
 
     The columns are Gaussian directions of unit length, so that a projected coordinate has the scale of the original
-    ones. NumPy's generator draws them, whose streams are the same on every machine.
-
-    Args:
-        dimension: Feature dimension D.
-        projected: Dimension to project to, d*.
-        seed: Seed of the draw.
+    ones. NumPy draws them, whose streams are the same on every machine.
 
     Returns:
-        Matrix of shape (D, d*), float32; the identity of shape (D, D) if D <= d*, where projecting would only lose.
+        Matrix of shape (dimension, projected), float32; the identity if ``dimension`` is not larger, where projecting
+        would only lose.
     """
     if dimension <= projected:
         return torch.eye(dimension, dtype=torch.float32)  # trainers in true precision change the default

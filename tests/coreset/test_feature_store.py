@@ -1,16 +1,14 @@
 """Patches come back from both stores as they were, also after an interruption."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomalib_exdd.sampling import DiskStore, FeatureStore, MemoryStore, StoreFolder, store_folder
+from anomalib_exdd.coreset import DiskStore, FeatureStore, MemoryStore, StoreFolder, feature_store
 
 Image = tuple[str, Tensor, Tensor, Tensor]
 
@@ -39,34 +37,38 @@ def assert_holds(store: FeatureStore, images: list[Image], *, half: bool) -> Non
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_what_goes_in_comes_out(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> None:
     images = [image(f'ï "{number}"\n.png', length, number) for number, length in enumerate(lengths)]
-    memory, disk = MemoryStore(), DiskStore(tmp_path_factory.mktemp("store"), 7, 3)
+    memory, disk = MemoryStore(), DiskStore(tmp_path_factory.mktemp("store"))
     for each in images:
         memory.add(*each)
         disk.add(*each)
     assert_holds(memory, images, half=False)
     assert_holds(disk, images, half=True)
-    assert_holds(DiskStore(disk.folder, 7, 3), images, half=True)
+    assert_holds(DiskStore(disk.folder), images, half=True)
 
 
-@pytest.mark.parametrize("damage", ["features.f16", "projected.f32", "positions.i32", "images.jsonl"])
-def test_an_interrupted_image_is_forgotten(damage: str, tmp_path: Path) -> None:
-    """Whatever was half-written when the process died, the images before are whole and the next one fits on."""
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", [".safetensors", ".partial"])
+def test_an_interrupted_image_is_forgotten(suffix: str, kept: float, tmp_path: Path) -> None:
+    """With a file that is written in part, before or after it is renamed, the other images are whole."""
     images = [image("a", 4, 1), image("b", 5, 2), image("c", 3, 3)]
-    store = DiskStore(tmp_path, 7, 3)
+    store = DiskStore(tmp_path)
     store.add(*images[0])
-    before = (tmp_path / damage).stat().st_size
+    before = set(tmp_path.iterdir())
     store.add(*images[1])
-    with (tmp_path / damage).open("r+b") as file:  # half of what the second image added
-        file.truncate((before + (tmp_path / damage).stat().st_size) // 2)
-    again = DiskStore(tmp_path, 7, 3)
+    (written,) = set(tmp_path.iterdir()) - before
+    damaged = written.rename(written.with_suffix(suffix))
+    with damaged.open("r+b") as file:
+        file.truncate(int(kept * damaged.stat().st_size))
+    again = DiskStore(tmp_path)
     assert_holds(again, images[:1], half=True)
     again.add(*images[2])
-    assert_holds(again, [images[0], images[2]], half=True)
-    assert_holds(DiskStore(tmp_path, 7, 3), [images[0], images[2]], half=True)
+    again.add(*images[1])
+    assert_holds(again, images, half=True)
+    assert_holds(DiskStore(tmp_path), images, half=True)
 
 
 def test_features_beyond_half_precision_are_refused(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path, 2, 2)
+    store = DiskStore(tmp_path)
     with pytest.raises(ValueError, match=r"A feature of a\.png is 1e\+05.*--model\.feature_store memory"):
         store.add("a.png", torch.tensor([[1.0, 1e5]]), torch.zeros(1, 2), torch.zeros(1, 2).long())
     assert "a.png" not in store
@@ -92,7 +94,7 @@ class TestStoreFolder:
         old.release()
         StoreFolder(tmp_path, {"seed": 3}, 10).remove()
         assert old.path.is_dir()  # it may still be resumed
-        monkeypatch.setattr(store_folder, "_FORGET_AFTER", -1.0)
+        monkeypatch.setattr(feature_store, "KEPT_SECONDS", -1.0)
         StoreFolder(tmp_path, {"seed": 3}, 10).remove()
         assert not old.path.exists()
         assert running.path.is_dir()
@@ -105,10 +107,3 @@ class TestStoreFolder:
             StoreFolder(tmp_path, {"seed": 2}, 10**18)
         assert not old.path.exists()  # its space was needed
         StoreFolder(tmp_path, {"seed": 2}, 10).remove()  # the failed one holds no lock
-
-
-def test_the_list_of_images_is_plain_json(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path, 7, 3)
-    store.add(*image("a", 2))
-    assert json.loads((tmp_path / "images.jsonl").read_text()) == {"name": "a", "rows": 2}
-    assert np.fromfile(tmp_path / "projected.f32", np.float32).shape == (6,)
