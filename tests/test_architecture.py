@@ -19,14 +19,15 @@ BUILT_ON_THEM = {"data", "models"}
 MAY_IMPORT = {
     "precision": set(),  # a few lines of torch for everybody
     "processes": set(),  # and a few for what processes tell each other
-    "images": set(),
-    "neighbors": {"precision"},
-    "sampling": {"precision", "processes"},
-    "synthesis": {"precision"},
-    "data": {"precision", *FOUNDATIONS},
-    "models": {"precision", "processes", *FOUNDATIONS},
-    "reporting": {"images"},  # decoding files: what a mask is, is decided once
-    "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
+    "utils": set(),
+    "images": {"utils"},
+    "neighbors": {"precision", "utils"},
+    "sampling": {"precision", "processes", "utils"},
+    "synthesis": {"precision", "utils"},
+    "data": {"precision", "utils", *FOUNDATIONS},
+    "models": {"precision", "processes", "utils", *FOUNDATIONS},
+    "reporting": {"images", "utils"},  # decoding files: what a mask is, is decided once
+    "pipelines": {"precision", "utils", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
     "plugin": {"data", "models", "pipelines"},
     "_autoload": {"plugin"},
     "cli": {"plugin"},

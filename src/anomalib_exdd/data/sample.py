@@ -11,7 +11,6 @@ and then weakened by their strength.
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import cv2
@@ -21,7 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .kinds import SOURCES_NAME
+from anomalib_exdd.utils.files import write_folder_atomically
+
+from .annotations import KINDS_FILE
 
 Field = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -297,8 +298,6 @@ def generate_sample(
 ) -> None:
     """Write the sample in KSDD2's layout, if it is not there yet.
 
-    It is written beside `root` and moved there when complete, so an interruption leaves nothing that looks like it.
-
     Args:
         root: Folder to write to: absent, empty, or this very sample, which is left alone.
         seed: Seed of all images.
@@ -316,22 +315,17 @@ def generate_sample(
     if root.exists() and any(root.iterdir()):
         _check_is_sample(root, readme, {f"{split}/{number}" for split, number, _ in wanted})
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
-        folder = Path(temporary) / root.name
+    with write_folder_atomically(root) as folder:
         for split in FIRST_NUMBERS:
-            (folder / split).mkdir(parents=True)
+            (folder / split).mkdir()
         table = ["split,id,kind"]
         for split, number, defective in tqdm(wanted, desc=f"Drawing the sample in {root}", unit="image"):
             drawn = surface_image(seed, number, defective=defective)
             Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
             Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
             table.append(f"{split},{number},{drawn.kind or 'good'}")
-        (folder / SOURCES_NAME).write_text("\n".join([*table, ""]), encoding="utf-8")
+        (folder / KINDS_FILE).write_text("\n".join([*table, ""]), encoding="utf-8")
         (folder / "README.md").write_text(readme, encoding="utf-8")
-        if root.is_dir():
-            root.rmdir()  # empty, as seen above; elsewhere than on POSIX it would be in the way
-        folder.rename(root)
 
 
 def _check_is_sample(root: Path, readme: str, names: set[str]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from anomalib_exdd.images.sources import FilesOfEnding, count_endings
+from anomalib_exdd.images.file_discovery import FilesOfEnding, count_endings
 
 from .regions import Region
 

@@ -1,44 +1,52 @@
-"""Reading a data set from a CSV file: one line per image, with its mask, label, split and kind of defect."""
+"""What CSV files and names of folders say about images: masks, labels, splits and kinds of defects."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib.data.utils import LabelName
+from anomalib.data.utils import LabelName, Split
 
-from .kinds import DEFECTIVE_WORDS, NORMAL_WORDS
+from anomalib_exdd.images.file_discovery import PathSpec
 
-# Names that Anomalib's own tables use are understood too.
-_COLUMNS = {"image_path": "image", "mask_path": "mask", "label_index": "label"}
-_KIND_COLUMNS = ("kind", "defect_type", "class")  # the first of them that there is
-_SPLITS = ("train", "test")
+KINDS_FILE = "sources.csv"
+"""Name of the table in a folder of KSDD2's layout that names the kinds of its defects."""
+
+_COLUMNS = {"image_path": "image", "mask_path": "mask", "label_index": "label"}  # names in Anomalib's own tables
+_KIND_COLUMNS = ("kind", "defect_type", "class")  # the first that is there counts
+_NORMAL_WORDS = frozenset({"normal", "good", "ok", "0", "0.0", "false"})
+_DEFECTIVE_WORDS = frozenset(
+    {"defective", "defect", "bad", "abnormal", "anomalous", "anomaly", "nok", "1", "1.0", "true"}
+)
+_NUMBERS = frozenset({"0", "0.0", "false", "1", "1.0", "true"})
+_WORDS_WITHOUT_KIND = (_NORMAL_WORDS | _DEFECTIVE_WORDS) - _NUMBERS
+_WORDS_WITHOUT_KIND |= {"", "defects", "anomalies", "ng", "unknown", "none", "nan", "image", "images", "img", "imgs"}
 
 
 @dataclass(frozen=True)
-class CsvSample:
-    """One line of the file.
+class AnnotatedImage:
+    """An image, and what is said of it.
 
     Attributes:
-        line: Line number, counted from 1 with the header.
         image: The image.
         mask: Its mask, if any.
         label: 0 normal, 1 defective; None if the mask decides.
-        split: ``train``, ``test``, or empty if the file has no splits.
-        kind: What the file says about the kind of the defect, see :func:`.kinds_of`.
+        split: ``train`` or ``test``; None if it is not said.
+        named_by: Argument or line that names the image, for messages.
+        word: What is said about the kind of the defect, see :func:`kinds_of`.
     """
 
-    line: int
     image: Path
     mask: Path | None
     label: int | None
-    split: str
-    kind: str
+    split: Split | None
+    named_by: str
+    word: str = ""
 
 
-def read_csv_samples(path: Path, roots: list[Path]) -> list[CsvSample]:
+def read_image_table(path: Path, roots: list[Path]) -> list[AnnotatedImage]:
     """Read a CSV file that lists images.
 
     Args:
@@ -46,7 +54,7 @@ def read_csv_samples(path: Path, roots: list[Path]) -> list[CsvSample]:
         roots: Folders that relative paths may start from, in order of preference.
 
     Returns:
-        Its samples, in the order of the file.
+        The images, in the order of the file. Either all or none have a split.
 
     Raises:
         FileNotFoundError: If the file, an image or a mask does not exist.
@@ -55,28 +63,34 @@ def read_csv_samples(path: Path, roots: list[Path]) -> list[CsvSample]:
     if not path.is_file():
         msg = f"Argument `csv` names `{path}`, but there is no such file."
         raise FileNotFoundError(msg)
-    samples = [_sample(path, line, row, roots) for line, row in _rows(path, _check_columns)]
-    if not samples:
+    images = {line: _annotated(path, line, row, roots) for line, row in _rows(path, _check_columns)}
+    if not images:
         msg = f"The file `{path}` lists no image: it holds nothing but a header line."
         raise ValueError(msg)
-    _check_splits(path, samples)
+    unassigned = [line for line, each in images.items() if each.split is None]
+    if unassigned and len(unassigned) < len(images):
+        msg = (
+            f"Line {unassigned[0]} of `{path}` has no split ({len(unassigned)} of {len(images)} lines), others have "
+            "one. Write `train` or `test` into every line, or leave out the column to hold out a share for testing."
+        )
+        raise ValueError(msg)
     first_lines: dict[Path, int] = {}
-    for sample in samples:
-        first = first_lines.setdefault(sample.image.resolve(), sample.line)
-        if first != sample.line:
-            msg = f"Lines {first} and {sample.line} of `{path}` both list the image `{sample.image}`. Remove one."
+    for line, each in images.items():
+        first = first_lines.setdefault(each.image.resolve(), line)
+        if first != line:
+            msg = f"Lines {first} and {line} of `{path}` both list the image `{each.image}`. Remove one."
             raise ValueError(msg)
-    return samples
+    return list(images.values())
 
 
-def read_kinds(path: Path) -> dict[tuple[str, str], str]:
+def read_kind_table(path: Path) -> dict[tuple[str, str], str]:
     """Read a CSV file that names the kinds of defects of images that are listed elsewhere.
 
     Args:
         path: File with the columns ``split``, ``id`` and ``kind`` (or ``class``), one line per image.
 
     Returns:
-        For split and id of an image what the file says, see :func:`.kinds_of`.
+        For split and id of an image what the file says, see :func:`kinds_of`.
 
     Raises:
         ValueError: If a column is missing, a line is not understood, or two lines contradict each other.
@@ -93,7 +107,62 @@ def read_kinds(path: Path) -> dict[tuple[str, str], str]:
     return words
 
 
+def kinds_of(words: Sequence[str]) -> list[str]:
+    """Find the kinds of defects among what tables or folders call the defective images of a data set.
+
+    Args:
+        words: A word for each image; empty where there is none.
+
+    Returns:
+        The kind of each image; empty where the word says no more than normal or defective. Labels such as 1 or true
+        are kinds only among others, such as the classes 1 to 4.
+
+    Example:
+        >>> kinds_of(["scratch", "bad", ""]), kinds_of(["1", "1"]), kinds_of(["1", "2"])
+        (['scratch', '', ''], ['', ''], ['1', '2'])
+    """
+    kinds = [word.strip() if _names_kind(word) else "" for word in words]
+    are_labels = {kind.lower() for kind in kinds} <= {"", *_NUMBERS}
+    return [""] * len(kinds) if are_labels else kinds
+
+
+def words_of_folders(images: Sequence[Path], paths: PathSpec | None, root: Path) -> list[str]:
+    """Find what folders call the images in them.
+
+    Of several folders that are named, each is a kind by its own name; otherwise the folders below the one that is named
+    are, as in MVTec AD's layout.
+
+    Args:
+        images: Images that ``paths`` names.
+        paths: A folder, a file, a glob pattern, or a list of these.
+        root: Folder that relative paths start from.
+
+    Returns:
+        A word for each image, for :func:`kinds_of`; empty for an image that lies in no named folder, or directly in a
+        single one.
+    """
+    entries = paths if isinstance(paths, list) else [paths]
+    named = [root / Path(entry).expanduser() for entry in entries if entry is not None]
+    folders = {path for path in named if path.is_dir()}
+    return [_word_of_folders(image, folders) for image in images]
+
+
+def _word_of_folders(image: Path, folders: set[Path]) -> str:
+    innermost = next((parent for parent in image.parents if parent in folders), None)
+    if innermost is None:
+        return ""
+    names = image.parent.relative_to(innermost).parts
+    if len(folders) > 1:
+        names = (innermost.name, *names)
+    return next(filter(_names_kind, names), "")
+
+
+def _names_kind(word: str) -> bool:
+    return word.strip().lower() not in _WORDS_WITHOUT_KIND
+
+
 def _rows(path: Path, check: Callable[[Path, list[str], list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield line number, counted from 1 with the header, and cells by column, after a check of header and columns."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header_line = file.readline()
@@ -128,9 +197,7 @@ def _check_columns(path: Path, header: list[str], columns: list[str]) -> None:
     if "label" not in columns and "mask" not in columns:
         msg = f"The header of `{path}` has to name a column `label` or `mask`, or both, but it is {header}."
         raise ValueError(msg)
-    if repeated := sorted(
-        {name for name in columns if name in {"image", "mask", "label", "split", "kind"} and columns.count(name) > 1}
-    ):
+    if repeated := [name for name in ("image", "kind", "label", "mask", "split") if columns.count(name) > 1]:
         msg = f"The header of `{path}` names the column `{repeated[0]}` twice: {header}."
         raise ValueError(msg)
 
@@ -148,32 +215,32 @@ def _kind(row: dict[str, str]) -> str:
     return next((row[name] for name in _KIND_COLUMNS if name in row), "")
 
 
-def _sample(path: Path, line: int, row: dict[str, str], roots: list[Path]) -> CsvSample:
+def _annotated(path: Path, line: int, row: dict[str, str], roots: list[Path]) -> AnnotatedImage:
     if not row["image"]:
         msg = f"Line {line} of `{path}` names no image."
         raise ValueError(msg)
     split = row.get("split", "").lower()
-    if split not in {"", *_SPLITS}:
+    if split not in {"", Split.TRAIN.value, Split.TEST.value}:
         msg = (
             f"Line {line} of `{path}` has the split `{split}`, but it has to be `train` or `test`. Validation images, "
             "if you want any, are drawn from the training images (`val_split_ratio`)."
         )
         raise ValueError(msg)
     mask = row.get("mask", "")
-    return CsvSample(
-        line=line,
+    return AnnotatedImage(
         image=_find(path, line, "image", row["image"], roots),
         mask=_find(path, line, "mask", mask, roots) if mask else None,
         label=_label(path, line, row.get("label", ""), has_mask=bool(mask)),
-        split=split,
-        kind=_kind(row),
+        split=Split(split) if split else None,
+        named_by=f"line {line}",
+        word=_kind(row),
     )
 
 
 def _label(path: Path, line: int, word: str, *, has_mask: bool) -> int | None:
-    if word.lower() in NORMAL_WORDS:
+    if word.lower() in _NORMAL_WORDS:
         return int(LabelName.NORMAL)
-    if word.lower() in DEFECTIVE_WORDS:
+    if word.lower() in _DEFECTIVE_WORDS:
         return int(LabelName.ABNORMAL)
     if word:
         msg = (
@@ -192,13 +259,3 @@ def _find(path: Path, line: int, kind: str, name: str, roots: list[Path]) -> Pat
     tried = ", ".join(f"`{candidate}`" for candidate in dict.fromkeys(candidates))
     msg = f"Line {line} of `{path}` names the {kind} `{name}`, but there is no such file; looked at {tried}."
     raise FileNotFoundError(msg)
-
-
-def _check_splits(path: Path, samples: list[CsvSample]) -> None:
-    unassigned = [sample.line for sample in samples if not sample.split]
-    if unassigned and len(unassigned) < len(samples):
-        msg = (
-            f"Line {unassigned[0]} of `{path}` has no split ({len(unassigned)} of {len(samples)} lines), others have "
-            "one. Write `train` or `test` into every line, or leave out the column to hold out a share for testing."
-        )
-        raise ValueError(msg)
