@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_exdd.utils.files import write_file
+
 
 class FeatureStore(ABC):
     """Patches of images, by the images' names.
@@ -153,9 +155,7 @@ class DiskStore(FeatureStore):
         for column in self._columns.values():
             column.cut(self._rows)
         content = "".join(json.dumps({"name": name, "rows": rows}) + "\n" for name, rows in self.lengths.items())
-        partial = self._index.with_suffix(".partial")
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(self._index)
+        write_file(self._index, content)
 
 
 class _Column:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from anomalib_exdd.precision import full_float32
 from anomalib_exdd.processes import gather_tensors
+from anomalib_exdd.utils.files import write_atomically
 
 from .coverage import SHRINK, Coverage
 
@@ -183,9 +184,8 @@ class _Selection:
         state = {"nearest": self.coverage.nearest_N, "seen": self.coverage.seen_N, "chosen": self.chosen}
         state["centres"] = self.coverage.centres_KD[: len(self)]
         state["threshold"] = torch.tensor(self.coverage.threshold, dtype=torch.float64)
-        partial = path.with_suffix(".partial")
-        save_file({name: value.cpu().contiguous() for name, value in state.items()}, partial)
-        partial.replace(path)
+        with write_atomically(path) as partial:
+            save_file({name: value.cpu().contiguous() for name, value in state.items()}, partial)
 
     def load(self, path: Path, count: int) -> None:
         """Go on from a saved state, which may be that of a selection of more: the first centres are the same."""

@@ -5,11 +5,14 @@ Everything is written beside its place and renamed at the end: an interruption l
 
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARTIAL_FILES = ".*.partial*"
+"""Pattern of the names of files that are being written, or that a killed process has left."""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -21,9 +24,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
         path: Where the file is to be. An old one stays until the new one is complete.
 
     Yields:
-        A hidden path in the same folder, with the same suffix and different for every process.
+        A hidden path in the same folder, with the same suffix and different in every call.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield partial
         with partial.open("r+b") as file:
@@ -50,16 +53,22 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
         A folder within `NAME.partial-*` beside it, which is removed in the end.
 
     Raises:
-        OSError: If there is something in the folder by then.
+        FileExistsError: If another process has filled the folder by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial-", dir=path.parent) as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
         yield folder
-        if path.is_dir():
-            path.rmdir()
-        folder.rename(path)
+        try:
+            if path.is_dir():
+                path.rmdir()  # elsewhere than on POSIX it would be in the way
+            folder.rename(path)
+        except OSError as error:
+            if not path.is_dir():
+                raise
+            msg = f"While the folder `{path}` was written, it was filled by another process. Remove it, or use it."
+            raise FileExistsError(msg) from error
 
 
 def sha256_of_file(path: str | Path) -> str:
