@@ -16,34 +16,23 @@ KINDS_FILE = "sources.csv"
 
 _COLUMNS = {"image_path": "image", "mask_path": "mask", "label_index": "label"}  # names in Anomalib's own tables
 _KIND_COLUMNS = ("kind", "defect_type", "class")  # the first that is there counts
-_NORMAL_WORDS = frozenset({"normal", "good", "ok", "0", "0.0", "false"})
-_DEFECTIVE_WORDS = frozenset(
-    {"defective", "defect", "bad", "abnormal", "anomalous", "anomaly", "nok", "1", "1.0", "true"}
-)
-_NUMBERS = frozenset({"0", "0.0", "false", "1", "1.0", "true"})
+_NORMAL_WORDS = {"normal", "good", "ok", "0", "0.0", "false"}
+_DEFECTIVE_WORDS = {"defective", "defect", "bad", "abnormal", "anomalous", "anomaly", "nok", "1", "1.0", "true"}
+_NUMBERS = {"0", "0.0", "false", "1", "1.0", "true"}
 _WORDS_WITHOUT_KIND = (_NORMAL_WORDS | _DEFECTIVE_WORDS) - _NUMBERS
 _WORDS_WITHOUT_KIND |= {"", "defects", "anomalies", "ng", "unknown", "none", "nan", "image", "images", "img", "imgs"}
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image, and what is said of it.
-
-    Attributes:
-        image: The image.
-        mask: Its mask, if any.
-        label: 0 normal, 1 defective; None if the mask decides.
-        split: ``train`` or ``test``; None if it is not said.
-        named_by: Argument or line that names the image, for messages.
-        word: What is said about the kind of the defect, see :func:`kinds_of`.
-    """
+    """An image with its mask, if any, and what is said of it."""
 
     image: Path
     mask: Path | None
-    label: int | None
-    split: Split | None
-    named_by: str
-    word: str = ""
+    label: int | None  # None: the mask decides
+    split: Split | None  # None: not said
+    named_by: str  # argument or line, for messages
+    word: str = ""  # about the kind of the defect, see `kinds_of`
 
 
 def read_image_table(path: Path, roots: list[Path]) -> list[AnnotatedImage]:
@@ -58,36 +47,27 @@ def read_image_table(path: Path, roots: list[Path]) -> list[AnnotatedImage]:
 
     Raises:
         FileNotFoundError: If the file, an image or a mask does not exist.
-        ValueError: If a column, a label or a split is not understood, or an image is listed twice.
+        ValueError: If a column, a label or a split is not understood.
     """
     if not path.is_file():
         msg = f"Argument `csv` names `{path}`, but there is no such file."
         raise FileNotFoundError(msg)
-    images = {line: _annotated(path, line, row, roots) for line, row in _rows(path, _check_columns)}
+    images = [_annotated(where, row, roots) for where, row in _rows(path, _check_columns)]
     if not images:
         msg = f"The file `{path}` lists no image: it holds nothing but a header line."
         raise ValueError(msg)
-    unassigned = [line for line, each in images.items() if each.split is None]
+    unassigned = [each.named_by for each in images if each.split is None]
     if unassigned and len(unassigned) < len(images):
         msg = (
-            f"Line {unassigned[0]} of `{path}` has no split ({len(unassigned)} of {len(images)} lines), others have "
-            "one. Write `train` or `test` into every line, or leave out the column to hold out a share for testing."
+            f"{unassigned[0]} has no split ({len(unassigned)} of {len(images)} lines), others have one. Write `train` "
+            "or `test` into every line, or leave out the column to hold out a share for testing."
         )
         raise ValueError(msg)
-    first_lines: dict[Path, int] = {}
-    for line, each in images.items():
-        first = first_lines.setdefault(each.image.resolve(), line)
-        if first != line:
-            msg = f"Lines {first} and {line} of `{path}` both list the image `{each.image}`. Remove one."
-            raise ValueError(msg)
-    return list(images.values())
+    return images
 
 
 def read_kind_table(path: Path) -> dict[tuple[str, str], str]:
-    """Read a CSV file that names the kinds of defects of images that are listed elsewhere.
-
-    Args:
-        path: File with the columns ``split``, ``id`` and ``kind`` (or ``class``), one line per image.
+    """Read a CSV file with the columns ``split``, ``id`` and ``kind`` (or ``class``).
 
     Returns:
         For split and id of an image what the file says, see :func:`kinds_of`.
@@ -96,11 +76,11 @@ def read_kind_table(path: Path) -> dict[tuple[str, str], str]:
         ValueError: If a column is missing, a line is not understood, or two lines contradict each other.
     """
     words: dict[tuple[str, str], str] = {}
-    for line, row in _rows(path, _check_kind_columns):
+    for where, row in _rows(path, _check_kind_columns):
         image, word = (row["split"].lower(), row["id"]), _kind(row)
         if words.setdefault(image, word) != word:
             msg = (
-                f"Line {line} of `{path}` calls the image `{row['id']}` of `{row['split']}` `{word}`, but an earlier "
+                f"{where} calls the image `{row['id']}` of `{row['split']}` `{word}`, but an earlier "
                 f"line calls it `{words[image]}`. Remove one of them."
             )
             raise ValueError(msg)
@@ -108,14 +88,10 @@ def read_kind_table(path: Path) -> dict[tuple[str, str], str]:
 
 
 def kinds_of(words: Sequence[str]) -> list[str]:
-    """Find the kinds of defects among what tables or folders call the defective images of a data set.
+    """Find the kinds of defects among what tables or folders call the images of a data set.
 
-    Args:
-        words: A word for each image; empty where there is none.
-
-    Returns:
-        The kind of each image; empty where the word says no more than normal or defective. Labels such as 1 or true
-        are kinds only among others, such as the classes 1 to 4.
+    A word that says no more than normal or defective gives an empty kind. Labels such as 1 or true are kinds only among
+    others, such as the classes 1 to 4.
 
     Example:
         >>> kinds_of(["scratch", "bad", ""]), kinds_of(["1", "1"]), kinds_of(["1", "2"])
@@ -134,12 +110,11 @@ def words_of_folders(images: Sequence[Path], paths: PathSpec | None, root: Path)
 
     Args:
         images: Images that ``paths`` names.
-        paths: A folder, a file, a glob pattern, or a list of these.
+        paths: Value of an argument.
         root: Folder that relative paths start from.
 
     Returns:
-        A word for each image, for :func:`kinds_of`; empty for an image that lies in no named folder, or directly in a
-        single one.
+        A word for each image; empty for one that lies in no named folder, or directly in a single one.
     """
     entries = paths if isinstance(paths, list) else [paths]
     named = [root / Path(entry).expanduser() for entry in entries if entry is not None]
@@ -161,8 +136,8 @@ def _names_kind(word: str) -> bool:
     return word.strip().lower() not in _WORDS_WITHOUT_KIND
 
 
-def _rows(path: Path, check: Callable[[Path, list[str], list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield line number, counted from 1 with the header, and cells by column, after a check of header and columns."""
+def _rows(path: Path, check: Callable[[Path, list[str], list[str]], None]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield number of the line, in words, and its cells by column, after a check of header and columns."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header_line = file.readline()
@@ -174,11 +149,11 @@ def _rows(path: Path, check: Callable[[Path, list[str], list[str]], None]) -> It
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
-                line = reader.line_num + 1
+                where = f"Line {reader.line_num + 1} of `{path}`"  # the header is line 1
                 if len(cells) != len(columns):
-                    msg = f"Line {line} of `{path}` has {len(cells)} cells, but the header has {len(columns)}."
+                    msg = f"{where} has {len(cells)} cells, but the header has {len(columns)}."
                     raise ValueError(msg)
-                yield line, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                yield where, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
     except UnicodeDecodeError as error:
         msg = f"The file `{path}` is not in UTF-8 ({error}). Save it as `CSV UTF-8`."
         raise ValueError(msg) from error
@@ -215,47 +190,43 @@ def _kind(row: dict[str, str]) -> str:
     return next((row[name] for name in _KIND_COLUMNS if name in row), "")
 
 
-def _annotated(path: Path, line: int, row: dict[str, str], roots: list[Path]) -> AnnotatedImage:
+def _annotated(where: str, row: dict[str, str], roots: list[Path]) -> AnnotatedImage:
     if not row["image"]:
-        msg = f"Line {line} of `{path}` names no image."
+        msg = f"{where} names no image."
         raise ValueError(msg)
     split = row.get("split", "").lower()
     if split not in {"", Split.TRAIN.value, Split.TEST.value}:
         msg = (
-            f"Line {line} of `{path}` has the split `{split}`, but it has to be `train` or `test`. Validation images, "
-            "if you want any, are drawn from the training images (`val_split_ratio`)."
+            f"{where} has the split `{split}`, but it has to be `train` or `test`. Validation images, if you want any, "
+            "are drawn from the training images (`val_split_ratio`)."
         )
         raise ValueError(msg)
     mask = row.get("mask", "")
     return AnnotatedImage(
-        image=_find(path, line, "image", row["image"], roots),
-        mask=_find(path, line, "mask", mask, roots) if mask else None,
-        label=_label(path, line, row.get("label", ""), has_mask=bool(mask)),
+        image=_find(where, "image", row["image"], roots),
+        mask=_find(where, "mask", mask, roots) if mask else None,
+        label=_label(where, row.get("label", ""), has_mask=bool(mask)),
         split=Split(split) if split else None,
-        named_by=f"line {line}",
+        named_by=where,
         word=_kind(row),
     )
 
 
-def _label(path: Path, line: int, word: str, *, has_mask: bool) -> int | None:
-    if word.lower() in _NORMAL_WORDS:
+def _label(where: str, word: str, *, has_mask: bool) -> int | None:
+    if not word and has_mask:
+        return None
+    if not word or word.lower() in _NORMAL_WORDS:
         return int(LabelName.NORMAL)
     if word.lower() in _DEFECTIVE_WORDS:
         return int(LabelName.ABNORMAL)
-    if word:
-        msg = (
-            f"Line {line} of `{path}` has the label `{word}`, but it has to be `normal` or `defective` (or `good` or "
-            "`bad`, or 0 or 1)."
-        )
-        raise ValueError(msg)
-    return None if has_mask else int(LabelName.NORMAL)
+    msg = f"{where} has the label `{word}`, but it has to be `normal` or `defective` (or `good` or `bad`, or 0 or 1)."
+    raise ValueError(msg)
 
 
-def _find(path: Path, line: int, kind: str, name: str, roots: list[Path]) -> Path:
+def _find(where: str, kind: str, name: str, roots: list[Path]) -> Path:
     candidates = [root / Path(spelling) for root in roots for spelling in (name, name.replace("\\", "/"))]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    tried = ", ".join(f"`{candidate}`" for candidate in dict.fromkeys(candidates))
-    msg = f"Line {line} of `{path}` names the {kind} `{name}`, but there is no such file; looked at {tried}."
+    if found := next((path for path in candidates if path.is_file()), None):
+        return found
+    tried = ", ".join(f"`{path}`" for path in dict.fromkeys(candidates))
+    msg = f"{where} names the {kind} `{name}`, but there is no such file; looked at {tried}."
     raise FileNotFoundError(msg)

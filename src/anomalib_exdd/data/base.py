@@ -148,12 +148,12 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
     def move_images(
         self, samples: DataFrame, counts: tuple[int, int], purpose: str, split: Split
     ) -> tuple[DataFrame, DataFrame]:
-        """Draw images and move them to another split.
+        """Draw some normal and some defective images and move them to another split.
 
         Args:
             samples: Table to draw from; its index names every row once.
             counts: How many normal and how many defective images to draw.
-            purpose: What the draw is for.
+            purpose: What the draw is for, see :func:`.draw`.
             split: Split of the drawn images.
 
         Returns:
@@ -248,10 +248,7 @@ def count_labels(samples: DataFrame) -> tuple[int, int]:
 
 
 def without_repeats(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Split a loader's images between the processes such that none is loaded twice.
-
-    Lightning would repeat some to give every process equally many, and they would count twice in the metrics.
-    """
+    """Split a loader's images between processes; Lightning repeats some, which then count twice in the metrics."""
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return loader
     return DataLoader(

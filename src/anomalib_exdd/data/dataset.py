@@ -23,23 +23,16 @@ from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 
 
 class DefectItem(ImageItem):  # type: ignore[misc]
-    """An image with label and mask, and where it comes from.
-
-    Attributes:
-        origins: Paths of the images that a synthetic image was made from, at least one; empty for a real image.
-        kind: Kind of the defect, such as "scratch"; empty if it is unknown, and for a normal image.
-    """
+    """An image with label, mask, kind of its defect and origins, see :func:`with_optional_columns`."""
 
     origins: Sequence[str] = ()
     kind: str = ""
 
 
 class DefectBatch(ImageBatch):  # type: ignore[misc]
-    """A batch of images with labels and masks, and where they come from.
+    """A batch of images with labels, masks, and origins and kind of each item.
 
-    Attributes:
-        origins: Those of each item; an empty list if all images are real.
-        kinds: Kind of each item; an empty list if none is known.
+    Either list is empty if nothing is known of any item.
     """
 
     item_class = DefectItem
@@ -119,11 +112,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         return TaskType(self.samples.attrs.get("task", task_of(self.samples)))
 
     def __getitem__(self, index: int) -> DefectItem:
-        """Read one image with its mask, and apply the augmentations to both together.
-
-        Returns:
-            Item with the image ``[3, H, W]`` (float32, 0..1), the mask ``[H, W]`` (bool; only for segmentation), the
-            label, the kind of its defect and, if it is synthetic, what it was made from.
+        """Read an image ``[3, H, W]`` (float32, 0..1) with its mask ``[H, W]`` (bool; only for segmentation).
 
         Raises:
             ValueError: If the image or the mask cannot be decoded, or if they differ in size.
@@ -149,15 +138,14 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
 
     @property
     def collate_fn(self) -> Callable[[list[DefectItem]], DefectBatch]:
-        """Collate items to a batch, see :func:`collate`."""
+        """See :func:`collate`."""
         return collate
 
 
 def collate(items: list[DefectItem]) -> DefectBatch:
-    """Collate items to a batch with images ``[B, 3, H, W]``, without losing a defect where sizes differ.
+    """Collate items to a batch with images ``[B, 3, H, W]``, of the size of the item with the longest edge.
 
-    Anomalib resizes items of different sizes to that with the longest edge, and masks by the nearest pixel. Usually the
-    model's own resize has made all sizes equal before; here it is done for those who use the data alone.
+    Anomalib does the same, but resizes masks by the nearest pixel, which may lose a defect.
     """
     sizes = [tuple(torch.as_tensor(item.image).shape[-2:]) for item in items]
     if len(set(sizes)) > 1:

@@ -20,7 +20,7 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 from anomalib.data.utils import DownloadInfo
-from anomalib.data.utils.download import DownloadProgressBar
+from tqdm import tqdm
 
 from anomalib_exdd.utils.files import sha256_of_file, write_folder_atomically
 
@@ -35,15 +35,9 @@ _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionE
 
 @dataclass
 class Archive(DownloadInfo):  # type: ignore[misc]
-    """A published zip archive; ``hashsum`` is its SHA-256.
+    """A published zip archive; ``hashsum`` is its SHA-256."""
 
-    Args:
-        md5: MD5 of the archive, for those who check it by hand.
-        num_bytes: Size of the archive.
-        licence: Terms under which its images may be used.
-    """
-
-    md5: str = ""
+    md5: str = ""  # for those who check it by hand
     num_bytes: int = 0
     licence: str = ""
 
@@ -53,11 +47,7 @@ class Archive(DownloadInfo):  # type: ignore[misc]
         return str(self.filename or self.url.rsplit("/", maxsplit=1)[-1])
 
     def by_hand(self, root: Path) -> str:
-        """Tell how to get the archive without this program, for messages.
-
-        Args:
-            root: Folder of the data set.
-        """
+        """Tell how to get the archive for the folder ``root`` without this program, for messages."""
         return (
             f"To do it by hand, download {self.url} on any machine and put it, as it is, at "
             f"`{root.parent / self.file_name}` (SHA-256 {self.hashsum}, MD5 {self.md5}, {self.num_bytes} bytes)."
@@ -107,14 +97,7 @@ def fetch_folder(archive: Archive, root: Path, check: Callable[[Path], None]) ->
 
 
 def download(archive: Archive, root: Path) -> Path:
-    """Download an archive beside the root of its data set, resuming what an earlier attempt left.
-
-    Args:
-        archive: What to download.
-        root: Folder of the data set.
-
-    Returns:
-        Path of the verified archive.
+    """Download an archive beside the folder ``root``, resuming what an earlier attempt left; return its path.
 
     Raises:
         ConnectionError: If the server cannot be reached, or breaks off too often.
@@ -164,14 +147,7 @@ def transfer(archive: Archive, part: Path) -> None:
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             start = 0  # the server sends the whole file
-        bar = DownloadProgressBar(
-            desc=archive.name,
-            total=archive.num_bytes,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            miniters=1,
-        )
+        bar = tqdm(desc=archive.name, total=archive.num_bytes, initial=start, unit="B", unit_scale=True, miniters=1)
         with bar, part.open("ab" if start else "wb") as file:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
@@ -181,11 +157,7 @@ def transfer(archive: Archive, part: Path) -> None:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Unpack a verified zip archive into an existing folder.
-
-    Raises:
-        ValueError: If the archive is broken.
-    """
+    """Unpack a verified zip archive into an existing folder."""
     try:
         with ZipFile(path) as archive:
             archive.extractall(folder)
@@ -214,7 +186,7 @@ def _size(path: Path) -> int:
 
 
 def _announce(archive: Archive, root: Path, found: list[Path]) -> None:
-    """Log what is about to happen, under which licence, and before a download how to stop it."""
+    """Log what happens now, under which licence, and before a download how to stop it."""
     if found:
         logger.info("%s (%s) is unpacked from `%s` to `%s`.", archive.name, archive.licence, found[0], root)
         return

@@ -118,6 +118,7 @@ class DefectFolder(DefectDataModule):
             ValueError: If names are ambiguous, a mask contradicts the label or the image, or a file cannot be read.
         """
         images = self._read_csv(self.csv) if self.csv else self._read_folders()
+        _check_listed_once(images)
         found = inspect_masks([(each.image, each.mask) for each in images])
         images = [
             replace(each, label=_label_of(each, has_defect=info.has_defect))
@@ -169,14 +170,13 @@ class DefectFolder(DefectDataModule):
                 self._check_all_matched(defective, masks, matches)
             empty_masks = match_masks(normal, normal_masks, self.mask_suffixes)
             images += [
-                AnnotatedImage(image, empty_masks.get(image), _NORMAL, split, f"normal{ending}") for image in normal
+                AnnotatedImage(image, empty_masks.get(image), _NORMAL, split, f"`normal{ending}`") for image in normal
             ]
             words = words_of_folders(defective, self.paths[f"defective{ending}"], self.root)
             images += [
-                AnnotatedImage(image, matches.get(image), _DEFECTIVE, split, f"defective{ending}", word)
+                AnnotatedImage(image, matches.get(image), _DEFECTIVE, split, f"`defective{ending}`", word)
                 for image, word in zip(defective, words, strict=True)
             ]
-        _check_listed_once(images)
         return images
 
     def _list(self, argument: str) -> list[Path]:
@@ -204,8 +204,8 @@ class DefectFolder(DefectDataModule):
         without = [each for each in train if each.mask is None]
         if without and (len(without) < len(train) or any(each.label is None for each in images)):
             msg = (
-                f"The defective training image `{without[0].image}` ({without[0].named_by} of `{path}`) has no mask, "
-                "while others have one. Give every defective training image a mask, or none."
+                f"The defective training image `{without[0].image}` ({without[0].named_by}) has no mask, while others "
+                "have one. Give every defective training image a mask, or none."
             )
             raise FileNotFoundError(msg)
         return images
@@ -225,9 +225,9 @@ def _check_listed_once(images: Sequence[AnnotatedImage]) -> None:
         other = seen.setdefault(each.image.resolve(), each)
         if other is not each:
             msg = (
-                f"The image `{each.image}` is named by `{other.named_by}` and by `{each.named_by}`. Every image has "
-                "one label, and is for training or for testing: name folders that do not contain each other, or glob "
-                "patterns."
+                f"The image `{each.image}` is named by {other.named_by} and by {each.named_by}. Every image has one "
+                "label, and is for training or for testing: name folders that do not contain each other, or glob "
+                "patterns, or remove a line."
             )
             raise ValueError(msg)
 
@@ -238,13 +238,13 @@ def _label_of(image: AnnotatedImage, *, has_defect: bool | None) -> int:
         return int(image.label or _NORMAL)
     if image.label == _DEFECTIVE and not has_defect:
         msg = (
-            f"The image `{image.image}` is named as defective (`{image.named_by}`), but its mask `{image.mask}` is all "
+            f"The image `{image.image}` is named as defective ({image.named_by}), but its mask `{image.mask}` is all "
             "black or transparent. Draw the defect into the mask in white, or name the image as normal."
         )
         raise ValueError(msg)
     if image.label == _NORMAL and has_defect:
         msg = (
-            f"The image `{image.image}` is named as normal (`{image.named_by}`), but its mask `{image.mask}` shows a "
+            f"The image `{image.image}` is named as normal ({image.named_by}), but its mask `{image.mask}` shows a "
             "defect. Name the image as defective, or remove the mask."
         )
         raise ValueError(msg)

@@ -63,16 +63,6 @@ _IMAGE_NAME = re.compile(r"^\d{5}\.png$")  # "10301 (copy).png" in the archive i
 _MASK_NAME = re.compile(r"^\d{5}_GT\.png$")
 _MAX_ID = 99_999
 _MAX_SPLIT_BYTES = 16_000_000  # the published files hold some 3,300 pairs
-_UNPICKLING_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-)
 
 
 class KSDD2(DefectDataModule):
@@ -117,12 +107,7 @@ class KSDD2(DefectDataModule):
             fetch_folder(KSDD2_ARCHIVE, self.root, check=_check_official_counts)
 
     def read_samples(self) -> DataFrame:
-        """Read the folder, find each image's label in its mask, and check that nothing is missing.
-
-        Raises:
-            FileNotFoundError: If the root, an image or a mask is missing.
-            ValueError: If a file cannot be read, a mask does not fit its image, or images are missing.
-        """
+        """Read the folder, find each image's label in its mask, and check that nothing is missing."""
         images = _read_images(self.root)
         _check_complete(self.root, images)
         path = self.root / KINDS_FILE
@@ -150,13 +135,7 @@ class KSDD2(DefectDataModule):
 
 
 class OfficialSplit(NamedTuple):
-    """A published choice of the defective training images that have masks.
-
-    Attributes:
-        train_ids: Ids of all training images.
-        released_ids: Ids of the training images whose masks may be used.
-        test_ids: Ids of all test images.
-    """
+    """Ids of all training images, of those whose masks may be used, and of all test images."""
 
     train_ids: frozenset[str]
     released_ids: frozenset[str]
@@ -170,9 +149,6 @@ def read_official_split(path: Path) -> OfficialSplit:
     run any code when it is read, and these come from a download: only lists, tuples, numbers, strings and booleans are
     built here, and everything else is refused.
 
-    Args:
-        path: A ``split_weakly_N.pyb`` file.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file holds anything but two lists of pairs of an id and a truth value.
@@ -185,7 +161,7 @@ def read_official_split(path: Path) -> OfficialSplit:
         raise FileNotFoundError(msg)
     try:
         train, test = _unpickle_split(path)
-    except _UNPICKLING_ERRORS as error:
+    except Exception as error:  # a broken pickle may raise nearly any
         msg = (
             f"The file `{path}` is no KSDD2 split: {str(error) or type(error).__name__}. Extract it again from the "
             "archive of the data set."
@@ -196,7 +172,7 @@ def read_official_split(path: Path) -> OfficialSplit:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain containers, strings, numbers and booleans; every other object would have to be looked up here."""
+    """Builds plain containers, strings and numbers; every other object would have to be looked up here."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         msg = f"it asks for `{module_name}.{global_name}`, and only lists, numbers and strings are allowed"
@@ -204,7 +180,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _unpickle_split(path: Path) -> list[dict[str, bool]]:
-    """Return whether the mask may be used for each id, of training and of test images."""
+    """Return by id whether the mask may be used, of training and of test images."""
     if path.stat().st_size > _MAX_SPLIT_BYTES:
         msg = f"it has {path.stat().st_size} bytes, more than {_MAX_SPLIT_BYTES}"
         raise ValueError(msg)

@@ -19,16 +19,9 @@ MIN_VALIDATION_NORMALS = 1
 
 
 def draw(keys: Sequence[str], count: int, *, seed: int, purpose: str) -> list[int]:
-    """Draw some of the keys.
+    """Draw some of the keys, which are distinct, and return their positions in ascending order.
 
-    Args:
-        keys: Distinct names.
-        count: How many to draw.
-        seed: Seed; another one gives another draw.
-        purpose: What the draw is for; draws of different purposes are independent of each other.
-
-    Returns:
-        Positions of the drawn keys, ascending. The order of the keys does not matter for which are drawn.
+    Which keys are drawn does not depend on their order. Draws of different purposes are independent of each other.
 
     Raises:
         ValueError: If there are fewer keys than are to be drawn.
@@ -66,7 +59,7 @@ def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, i
         ratio: Share that is wanted for validation, from 0 (none) to less than 1.
 
     Raises:
-        ValueError: If there are too few normal images for training, and for validation if it is wanted.
+        ValueError: If there are too few normal images.
 
     Example:
         >>> validation_counts(600, 100, 0.2), validation_counts(600, 10, 0.2), validation_counts(600, 100, 0)
@@ -93,9 +86,7 @@ def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, i
 def held_out_counts(
     normal: int, defective: int, ratio: float, labels: Collection[int], val_ratio: float
 ) -> tuple[int, int]:
-    """Decide how many normal and defective images are held out for testing.
-
-    At least one image of each label, if enough are left to train with.
+    """Decide how many normal and defective images are held out for testing: at least one of each, if possible.
 
     Args:
         normal: Number of normal images.
@@ -105,7 +96,7 @@ def held_out_counts(
         val_ratio: Share of the rest that is wanted for validation, from 0 (none) to less than 1.
 
     Raises:
-        ValueError: If there are too few normal images for training, testing and, if it is wanted, validation.
+        ValueError: If there are too few normal images.
     """
     needed = _needed_normals(val_ratio)
     normal_count = defect_count = 0

@@ -127,11 +127,7 @@ class SyntheticDefects(DefectDataModule):
         return self.base.read_samples()
 
     def split_samples(self) -> dict[Split, DataFrame]:
-        """Split the real images as the base does, and add the synthetic ones to the training images.
-
-        Returns:
-            The base's tables; the training table has rows with ``origins`` besides, see
-            :func:`.with_optional_columns`.
+        """Split the real images as the base does, and add rows of synthetic ones to the training table.
 
         Raises:
             FileNotFoundError: If the synthetic folder or one of its files is missing.
@@ -153,9 +149,9 @@ class SyntheticDefects(DefectDataModule):
 
     def _usable(self, base_images: _BaseImages) -> DataFrame:
         """Return samples of the accepted synthetic images that were made from training images."""
-        accepted = DataFrame(
-            [_sample(image, base_images) for image in read_synthetic(self.synthetic_root)], columns=_COLUMNS
-        )
+        accepted = DataFrame([_sample(image, base_images) for image in read_synthetic(self.synthetic_root)])
+        if accepted.empty:
+            raise ValueError(self._too_few(0))
         if copies := [path for path in accepted["image_path"] if base_images.find(path, moved=False)]:
             msg = (
                 f"The image `{copies[0]}` in argument `synthetic_root` is already an image of {self.name} (and "
@@ -171,7 +167,7 @@ class SyntheticDefects(DefectDataModule):
                 self.synthetic_root,
                 self.name,
             )
-        usable = accepted[~accepted["is_leak"].astype(bool)]
+        usable = accepted[~accepted["is_leak"]]
         if len(usable) < len(accepted):
             msg = (
                 f"{len(accepted) - len(usable)} of {len(accepted)} synthetic images in `{self.synthetic_root}` were "
@@ -187,7 +183,7 @@ class SyntheticDefects(DefectDataModule):
     def _choose(self, usable: DataFrame) -> DataFrame:
         """Draw as many as are wanted, and check their masks."""
         count = len(usable) if self.count is None else self.count
-        if count > len(usable) or usable.empty:
+        if count > len(usable):
             raise ValueError(self._too_few(len(usable)))
         keys = [key_of(path, self.synthetic_root) for path in usable["image_path"]]
         chosen = usable.iloc[draw(keys, count, seed=int(self.seed or 0), purpose="synthetic")]
@@ -222,7 +218,7 @@ class _BaseImage(NamedTuple):
 
 
 class _BaseImages:
-    """The images of the base, found by the paths that the manifest of a synthetic folder gives."""
+    """The images of the base, found by the paths in the manifest of a synthetic folder."""
 
     def __init__(self, tables: dict[Split, DataFrame]) -> None:
         self._by_path: dict[Path, _BaseImage] = {}
@@ -235,20 +231,11 @@ class _BaseImages:
                     self._real_by_name[_name(image.path)].append(image)
 
     def find(self, path: str, *, moved: bool = True) -> _BaseImage | None:
-        """Return the image of a path; None if it is none of the base.
-
-        Args:
-            path: Path of the image.
-            moved: Look also for an image whose name and folder have the same names: data are moved, or synthesized
-                from on another machine.
-        """
+        """Return the image of a path, or the only one whose file and folder have the same names if it may be moved."""
         if (found := self._by_path.get(Path(path).resolve())) or not moved:
             return found
         namesakes = self._real_by_name[_name(path)]
         return namesakes[0] if len(namesakes) == 1 else None
-
-
-_COLUMNS = ["image_path", "mask_path", "label_index", "split", "origins", "kind", "is_leak", "is_untraced"]
 
 
 def _sample(image: SyntheticImage, base_images: _BaseImages) -> dict[str, Any]:

@@ -16,19 +16,9 @@ logger = logging.getLogger(__name__)
 PathSpec = str | Path | list[str | Path]
 """A folder (with all folders in it), a file, a glob pattern, or a list of these."""
 
-COMMON_MASK_SUFFIXES: tuple[str, ...] = (
-    "_mask",
-    "_masks",
-    "_gt",
-    "_ground_truth",
-    "_label",
-    "_labels",
-    "_seg",
-    "_segmentation",
-    "-mask",
-    "-gt",
-    "-label",
-    "-seg",
+COMMON_MASK_SUFFIXES = (
+    *("_mask", "_masks", "_gt", "_ground_truth", "_label", "_labels", "_seg", "_segmentation"),
+    *("-mask", "-gt", "-label", "-seg"),
 )
 
 _SHOWN_NAMES = 5
@@ -50,7 +40,7 @@ def list_images(argument: str, paths: PathSpec, root: Path) -> list[Path]:
         root: Folder that relative paths start from.
 
     Returns:
-        Sorted paths, each once, without hidden files.
+        Sorted paths, without hidden files.
 
     Raises:
         FileNotFoundError: If an entry names nothing, or no image.
@@ -88,7 +78,7 @@ def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
             f"found. Images end in {', '.join(IMAGE_EXTENSIONS)}."
         )
         raise FileNotFoundError(msg)
-    if others := by_ending(set(visible) - set(images)):
+    if others := _by_ending(set(visible) - set(images)):
         logger.info("Left out of argument `%s`: %s.", argument, count_endings(others))
     return images
 
@@ -96,12 +86,12 @@ def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
 def other_files(folder: Path, files: Collection[Path]) -> dict[str, FilesOfEnding]:
     """Count what is in a folder, and in all folders in it, besides the given files and hidden ones."""
     folder, known = folder.resolve(), {path.resolve() for path in files}
-    return by_ending(
+    return _by_ending(
         path for path in folder.rglob("*") if _is_visible_file(path, folder) and path.resolve() not in known
     )
 
 
-def by_ending(files: Iterable[Path]) -> dict[str, FilesOfEnding]:
+def _by_ending(files: Iterable[Path]) -> dict[str, FilesOfEnding]:
     """Count files by what their names end in, lower case, the most frequent first; empty for names without ending."""
     names: dict[str, list[str]] = defaultdict(list)
     for path in files:
@@ -125,9 +115,9 @@ def separate_masks(
 
     Args:
         argument: Name of the argument that named the images, for messages.
-        images: What that argument names.
+        images: What it names.
         masks: What the argument for masks names.
-        suffixes: Suffixes of masks.
+        suffixes: What may follow an image's name in the name of its mask, lower case.
 
     Returns:
         The images, and the masks that were among them.
@@ -175,18 +165,10 @@ def named_like_masks(files: Iterable[Path], suffixes: Sequence[str]) -> dict[Pat
 
 
 def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, Path]:
-    """Find each image's mask by its name.
+    """Find the mask of each image that has one, by its name.
 
     A mask fits if its stem is the image's, or the image's plus a suffix. Among several that fit, the one whose folder
     has the image's folder name is meant (``test/scratch/000.png`` and ``masks/scratch/000_mask.png``).
-
-    Args:
-        images: Images to find masks for.
-        masks: Masks to choose from.
-        suffixes: Suffixes of masks, lower case; an empty one stands for the image's own stem.
-
-    Returns:
-        Mask of each image that has one.
 
     Raises:
         ValueError: If two masks fit an image, or one mask fits two images.

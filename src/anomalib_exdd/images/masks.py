@@ -46,26 +46,14 @@ class DefectMask(Mask):
 
 
 class MaskInfo(NamedTuple):
-    """What is known of an image and its mask before training.
-
-    Attributes:
-        has_defect: Whether any pixel of the mask is defect, at the mask's own resolution; None without a mask.
-        size: Height and width of the image.
-    """
+    """Whether a mask shows a defect at its own resolution (None without a mask), and height and width of its image."""
 
     has_defect: bool | None
     size: tuple[int, int]
 
 
 def read_mask(path: str | Path) -> DefectMask:
-    """Read a mask, see :func:`read_defect_pixels`.
-
-    Returns:
-        Mask ``[H, W]``, uint8, 0 or 1.
-
-    Raises:
-        ValueError: If the file cannot be decoded.
-    """
+    """Read a mask ``[H, W]``, uint8, 0 or 1, as :func:`read_defect_pixels` does."""
     return DefectMask(torch.from_numpy(read_defect_pixels(path).astype(np.uint8)))
 
 
@@ -93,8 +81,6 @@ def read_defect_pixels(path: str | Path) -> NDArray[np.bool_]:
 
 def inspect_masks(pairs: Sequence[tuple[str | Path, str | Path | None]]) -> list[MaskInfo]:
     """Check masks against their images, and warn of those that look inverted.
-
-    Masks are decoded; of images only the headers are read.
 
     Args:
         pairs: Each image with its mask, if it has one.
@@ -131,11 +117,7 @@ def warn_of_inverted_masks(paths: Sequence[str | Path]) -> None:
 def check_same_size(
     image_path: str | Path, image_size: Sequence[int], mask_path: str | Path, mask_size: Sequence[int]
 ) -> None:
-    """Refuse a mask whose height and width are not its image's.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
+    """Raise a ValueError if height and width of a mask are not its image's."""
     if tuple(image_size) == tuple(mask_size):
         return
     msg = (
@@ -190,13 +172,7 @@ def resize_defect_mask(
 
 @transforms.register_kernel(transforms.resized_crop, DefectMask)  # type: ignore[untyped-decorator]
 def resized_crop_defect_mask(
-    mask: DefectMask,
-    top: int,
-    left: int,
-    height: int,
-    width: int,
-    size: list[int],
-    **_kwargs: Any,
+    mask: DefectMask, top: int, left: int, height: int, width: int, size: list[int], **_kwargs: Any
 ) -> DefectMask:
     """Crop a mask, then resize it, as ``RandomResizedCrop`` does with the image."""
     resized: DefectMask = transforms.resize(transforms.crop(mask, top, left, height, width), size)
@@ -204,14 +180,11 @@ def resized_crop_defect_mask(
 
 
 def resized_size(image_size: Sequence[int], size: int | Sequence[int] | None, max_size: int | None) -> tuple[int, int]:
-    """Return height and width that torchvision's ``Resize(size, max_size=max_size)`` gives to an image.
-
-    Its rule for one-number sizes and ``max_size`` is private: an expanded single element is resized instead, which
-    costs next to nothing.
-    """
+    """Return height and width that torchvision's ``Resize(size, max_size=max_size)`` gives to an image."""
     height, width = image_size
     if size is not None and not isinstance(size, int) and len(size) == 2 and max_size is None:
         return int(size[0]), int(size[1])
+    # Its rule is private: an expanded single element is resized, which costs next to nothing.
     stand_in = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width)
     resized = transforms.resize(stand_in, size=size, max_size=max_size, antialias=False)
     return int(resized.shape[-2]), int(resized.shape[-1])

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from struct import error as StructError  # noqa: N812
 from typing import TypeVar, cast
@@ -19,7 +18,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import to_dtype, to_image
@@ -40,16 +39,6 @@ WHITE_LEVEL = 65535
 
 _READING_THREADS = 8
 _SAMPLED_IMAGES = 16  # to tell how many bits a camera has
-
-_TRANSPOSE_OF_ORIENTATION = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,10 +62,6 @@ def read_image(path: str | Path, white_level: int = WHITE_LEVEL) -> tv_tensors.I
 
     Grey images are repeated over the three channels, an alpha channel is dropped, and 16-bit grey is divided by the
     white level (Pillow's own conversion would clip everything above 255 to white). An EXIF orientation is applied.
-
-    Args:
-        path: Image file.
-        white_level: The number that is white in images of more than 8 bits.
 
     Returns:
         Image ``[3, H, W]``, float32 in 0..1.
@@ -103,8 +88,9 @@ def open_image(path: str | Path) -> Image.Image:
     # Not by its name: Pillow 13 then garbles uncompressed TIFFs that are turned by a quarter.
     with Path(path).open("rb") as file, Image.open(file) as image:
         image.load()
-        transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(image.getexif))
-        return image if transpose is None else image.transpose(transpose)
+        with suppress(*DECODING_ERRORS, TypeError):  # the EXIF data may be broken, and the image sound
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -120,18 +106,16 @@ def inspect_image(path: str | Path) -> tuple[int, int]:
     """
     with decoding_errors_named("image", path), Image.open(path) as image:
         width, height = image.size
-        # Pillow turns TIFFs itself. The method is that of the base class: that of PNGs decodes the whole image.
-        is_turned = image.format != "TIFF" and _orientation(partial(Image.Image.getexif, image)) >= 5
-        return (width, height) if is_turned else (height, width)
+        with suppress(*DECODING_ERRORS, TypeError):
+            # The method of the base class: that of PNGs decodes the whole image. Pillow turns TIFFs itself.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+            if orientation in {5, 6, 7, 8} and image.format != "TIFF":
+                return width, height
+        return height, width
 
 
 def warn_of_unused_range(paths: Sequence[str | Path], white_level: int) -> None:
-    """Warn if 16-bit images are nearly black, as those of a camera with 12 bits are; only some are read.
-
-    Args:
-        paths: Image files.
-        white_level: The number that is white. There is no warning if it is not the default.
-    """
+    """Warn if 16-bit images are nearly black, as a camera's with 12 bits, unless another white level is chosen."""
     if white_level != WHITE_LEVEL:
         return
     peaks: dict[int, str | Path] = {}
@@ -150,16 +134,7 @@ def warn_of_unused_range(paths: Sequence[str | Path], white_level: int) -> None:
 
 
 def map_files(function: Callable[[Item], Result], items: Sequence[Item], description: str) -> list[Result]:
-    """Apply a function that reads files to many items, in a few threads.
-
-    Args:
-        function: Reads the files of one item.
-        items: What to read.
-        description: Text of the progress bar, which appears after two seconds.
-
-    Returns:
-        The results, in the order of the items.
-    """
+    """Apply a function that reads files to many items, in a few threads; a progress bar appears after two seconds."""
     threads = min(_READING_THREADS, (os.cpu_count() or 1) + 2, max(1, len(items)))
     executor = ThreadPoolExecutor(threads)
     try:
@@ -170,12 +145,7 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item], descrip
 
 @contextmanager
 def decoding_errors_named(kind: str, path: str | Path) -> Iterator[None]:
-    """Turn an error of decoding into a ValueError that names the file and says what to do.
-
-    Args:
-        kind: What the file is, such as "mask".
-        path: The file.
-    """
+    """Turn an error of decoding into a ValueError that names the file, its kind ("mask") and what to do."""
     try:
         yield
     except FileNotFoundError as error:
@@ -192,14 +162,6 @@ def decoding_errors_named(kind: str, path: str | Path) -> Iterator[None]:
         reason = "Pillow knows no such image" if isinstance(error, UnidentifiedImageError) else str(error)
         msg = f"The {kind} `{path}` cannot be decoded ({reason}). Replace the file, or take it out of the data set."
         raise ValueError(msg) from error
-
-
-def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
-    try:
-        orientation = read_exif().get(ExifTags.Base.Orientation)
-    except (*DECODING_ERRORS, TypeError):  # the entry may be broken, and the image sound
-        return 1
-    return orientation if orientation in _TRANSPOSE_OF_ORIENTATION else 1
 
 
 def _peak_of_deep_image(path: str | Path) -> int:
