@@ -88,7 +88,7 @@ def open_image(path: str | Path) -> Image.Image:
     # Not by its name: Pillow 13 then garbles uncompressed TIFFs that are turned by a quarter.
     with Path(path).open("rb") as file, Image.open(file) as image:
         image.load()
-        with suppress(*DECODING_ERRORS, TypeError):  # the EXIF data may be broken, and the image sound
+        with suppress(Exception):  # the EXIF data may be broken, and the image sound
             ImageOps.exif_transpose(image, in_place=True)
         return image
 
