@@ -110,13 +110,7 @@ class DefectFolder(DefectDataModule):
         return self._name
 
     def read_samples(self) -> DataFrame:
-        """List the images, match their masks, check both, and hold out test images where none are named.
-
-        Raises:
-            FileNotFoundError: If a file or folder does not exist, or a defective training image has no mask while
-                others have one.
-            ValueError: If names are ambiguous, a mask contradicts the label or the image, or a file cannot be read.
-        """
+        """List the images, match their masks, check both, and hold out test images where none are named."""
         images = self._read_csv(self.csv) if self.csv else self._read_folders()
         _check_listed_once(images)
         found = inspect_masks([(each.image, each.mask) for each in images])
@@ -162,8 +156,11 @@ class DefectFolder(DefectDataModule):
         images: list[AnnotatedImage] = []
         for split, ending in ((Split.TRAIN, ""), (Split.TEST, "_test")):
             listed_masks = self._list(f"masks{ending}")
-            normal, normal_masks = self._list_apart(f"normal{ending}", listed_masks)
-            defective, _ = self._list_apart(f"defective{ending}", listed_masks)
+            # Masks may lie among the images.
+            (normal, normal_masks), (defective, _) = (
+                separate_masks(argument, self._list(argument), listed_masks, self.mask_suffixes)
+                for argument in (f"normal{ending}", f"defective{ending}")
+            )
             masks = sorted(set(listed_masks) - set(normal_masks) - set(defective))
             matches = match_masks(defective, masks, self.mask_suffixes)
             if masks and split == Split.TRAIN:
@@ -182,10 +179,6 @@ class DefectFolder(DefectDataModule):
     def _list(self, argument: str) -> list[Path]:
         paths = self.paths[argument]
         return list_images(argument, paths, self.root) if paths is not None else []
-
-    def _list_apart(self, argument: str, masks: list[Path]) -> tuple[list[Path], list[Path]]:
-        """List the images that an argument names, and apart from them the masks that lie among them."""
-        return separate_masks(argument, self._list(argument), masks, self.mask_suffixes)
 
     def _check_all_matched(self, images: list[Path], masks: list[Path], matches: dict[Path, Path]) -> None:
         if without := [image for image in images if image not in matches]:

@@ -58,13 +58,10 @@ def read_mask(path: str | Path) -> DefectMask:
 
 
 def read_defect_pixels(path: str | Path) -> NDArray[np.bool_]:
-    """Tell which pixels of a mask are defect: those that are neither black nor transparent.
+    """Read which pixels of a mask are defect, boolean, shape (H, W): those that are neither black nor transparent.
 
     Lossy compression leaves dark grey around every edge: in such a file only what is brighter than half the range
     counts.
-
-    Returns:
-        Boolean, shape (H, W).
 
     Raises:
         ValueError: If the file cannot be decoded.
@@ -130,17 +127,10 @@ def check_same_size(
 
 
 def resize_defects(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a mask so that no defect disappears.
+    """Resize a mask ``[..., H, W]`` of any dtype, non-negative, to a height and a width so that no defect disappears.
 
     An axis that shrinks is max-pooled: a defective pixel marks every target pixel that it overlaps. An axis that grows
     takes the nearest pixel, which repeats every source pixel at least once. The axes are independent of each other.
-
-    Args:
-        mask: Mask ``[..., H, W]`` of any dtype, non-negative.
-        size: Height and width of the result.
-
-    Returns:
-        Mask ``[..., *size]`` of the same dtype, holding only values of the source.
     """
     height, width = mask.shape[-2:]
     if (height, width) == size:

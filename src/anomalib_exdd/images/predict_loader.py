@@ -133,11 +133,9 @@ def is_replaceable(loader: Any) -> bool:
 
 
 def replace_loader(loader: Any, process: tuple[int, int] = (0, 1)) -> Any:
-    """Replace a loader by a :class:`PredictLoader` of the same files but hidden ones, if it :func:`is_replaceable`.
+    """Return a :class:`PredictLoader` of the same files but hidden ones, or the loader itself if it is of another kind.
 
-    Args:
-        loader: What Anomalib predicts from; any other loader is returned as it is.
-        process: Number of this process, and how many there are.
+    ``process`` is the number of this process, and how many there are.
     """
     if not is_replaceable(loader):
         return loader
@@ -151,13 +149,7 @@ def leave_out_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Separate images from the masks that lie beside them, as in KSDD2 (``10000.png``, ``10000_GT.png``).
 
     A defective part must not be skipped because of its name: a file counts as a mask only if it also looks like one. It
-    has no colours, is black and white, and as large as the image whose name it has.
-
-    Args:
-        files: Image files.
-
-    Returns:
-        The images and the masks, in the order of ``files``.
+    has no colours, is black and white, and as large as the image whose name it has. The order of the files is kept.
     """
     pairs = named_like_masks(files, COMMON_MASK_SUFFIXES)
     candidates = list(pairs)
