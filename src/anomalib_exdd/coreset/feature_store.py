@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anomalib_exdd.utils.files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 7 * 24 * 3600.0  # how long an interrupted training can be resumed, where space is not short
@@ -103,9 +105,8 @@ class DiskStore(FeatureStore):
             )
             raise ValueError(msg)
         values = {"features": half_PD, "projected": projected_PS, "positions": position_P2.int()}
-        partial = self._path(name).with_suffix(".partial")
-        save_file({column: value.contiguous() for column, value in values.items()}, partial, {"name": name})
-        partial.replace(self._path(name))
+        with write_atomically(self._path(name)) as partial:
+            save_file({column: value.contiguous() for column, value in values.items()}, partial, {"name": name})
         self.lengths[name] = len(half_PD)
 
     def _read(self, name: str, column: str, rows: Tensor | None = None) -> Tensor:

@@ -269,7 +269,7 @@ def _made_elsewhere(root: Path) -> list[tuple[str, str, Record | None]]:
 def _unfinished(root: Path) -> str:
     start = read_json(root / START_NAME)
     count = start.get("count", "all") if isinstance(start, dict) else "all"
-    done = len(list((root / "records").glob("*.json")))
+    done = len(list((root / "records").glob("[!.]*.json")))
     return (
         f"The folder `{root}` is not finished: {done} of {count} images are there. To finish it, {_how_to_finish(root)}"
         ": it goes on where it was interrupted."

@@ -1,10 +1,12 @@
-"""Data listed in a CSV file, read through the data module that takes it."""
+"""Data listed in a CSV file, read through the data module that takes it, and kinds of defects by words and folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
+from anomalib_exdd.data.annotations import kinds_of, words_of_folders
 from made_up_images import save_image, save_mask
 
 
@@ -84,9 +86,9 @@ def test_csv_kind_goes_before_class(folders: Path) -> None:
         ("image,mask,label", "good/none.png,,good", r"Line 18 .*image `good/none\.png`, but there is no such file"),
         ("image,mask,label", "bad/b0.jpg,masks/none.png,bad", r"Line 18 .*mask `masks/none\.png`, but there is no"),
         ("image,mask,label", ",,good", "Line 18 .*names no image"),
-        ("image,mask,label", "good/g1.png,,good", r"Lines 3 and 18 .*both list the image `.*g1\.png`"),
+        ("image,mask,label", "good/g1.png,,good", r"g1\.png` is named by Line 3 of .* and by Line 18 of `.*list\.csv`"),
         ("image,mask,label", "good/g1.png,good", "Line 18 .*has 2 cells, but the header has 3"),
-        ("image,mask,label", "extra.jpg,,bad", r"extra\.jpg` \(line 18 of .*has no mask, while others have one"),
+        ("image,mask,label", "extra.jpg,,bad", r"extra\.jpg` \(Line 18 of .*has no mask, while others have one"),
         ("path,mask,label", "x,,good", r"has to name the column `image`.*\['path', 'mask', 'label'\]"),
         ("image,a,b", "x,,good", "has to name a column `label` or `mask`"),
         ("image,mask,mask_path", "x,,good", "names the column `mask` twice"),
@@ -130,3 +132,52 @@ def test_real_images_listed_in_a_csv(shared_dir: Path, tmp_path: Path) -> None:
         lines += [f"{split}/{image.name},{split}/{image.stem}_GT.png,{split}" for image in images]
     data = ready_folder(root, csv=write_csv(tmp_path / "tiles.csv", *lines))
     assert split_counts(data) == {"train": (600, 100), "val": (0, 0), "test": (352, 287)}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], []),
+        (["scratch", " Thread Top ", ""], ["scratch", "Thread Top", ""]),
+        (
+            ["Good", "NORMAL", "ok", "bad", "Defect", "defects", "defective", "NOK", "anomaly", "dent"],
+            [""] * 9 + ["dent"],
+        ),
+        (["1", "1", ""], ["", "", ""]),  # a label, not a class
+        (["True", "1.0"], ["", ""]),
+        (["1", "3", "2", "bad"], ["1", "3", "2", ""]),  # classes
+        (["0", "dent"], ["0", "dent"]),
+    ],
+)
+def test_words_that_say_no_more_than_defective_are_no_kinds(words: list[str], expected: list[str]) -> None:
+    assert kinds_of(words) == expected
+
+
+def words(root: Path, source: str | list[str | Path] | None, images: Sequence[str]) -> list[str]:
+    return words_of_folders([save_image(root / image) for image in images], source, root)
+
+
+def test_folders_below_a_single_one_are_kinds(tmp_path: Path) -> None:
+    images = ["bad/scratch/1.png", "bad/dent/monday/1.png", "bad/images/stain/1.png", "bad/1.png", "bad/images/2.png"]
+    expected = ["scratch", "dent", "stain", "", ""]
+    assert words(tmp_path, "bad", images) == expected
+    assert words(tmp_path, ["bad"], images) == expected
+    assert words(tmp_path, [tmp_path / "bad"], images) == expected
+
+
+def test_several_folders_are_kinds_by_their_own_names(tmp_path: Path) -> None:
+    images = ["scratch/1.png", "dent/monday/1.png", "defects/stain/1.png", "defects/2.png"]
+    assert words(tmp_path, ["scratch", "dent", "defects"], images) == ["scratch", "dent", "stain", ""]
+    assert words(tmp_path, ["dent", "./dent"], images[1:2]) == ["monday"]  # one folder, named twice
+
+
+def test_the_innermost_of_nested_folders_counts(tmp_path: Path) -> None:
+    images = ["bad/1.png", "bad/dent/1.png", "bad/dent/deep/1.png"]
+    assert words(tmp_path, ["bad", "bad/dent"], images) == ["", "dent", "dent"]
+
+
+def test_files_and_patterns_tell_no_kind(tmp_path: Path) -> None:
+    images = ["scratch/1.png", "dent/1.png"]
+    assert words(tmp_path, ["scratch/*.png", "dent/1.png"], images) == ["", ""]
+    assert words(tmp_path, ["scratch", "dent/*.png"], images) == ["", ""]
+    assert words(tmp_path, None, []) == []
