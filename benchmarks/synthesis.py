@@ -34,9 +34,10 @@ from torchvision.transforms.v2 import Resize
 from accuracy import spread
 from anomalib_exdd.data.dataset import DefectDataset
 from anomalib_exdd.data.splits import draw
+from anomalib_exdd.images.masks import read_defect_pixels
 from anomalib_exdd.models.exdd.patches import defect_patches
 from anomalib_exdd.synthesis import PasteSynthesizer, PerlinSynthesizer
-from anomalib_exdd.synthesis.command import read_defect_pixels, read_pixels
+from anomalib_exdd.synthesis.command import read_pixels
 from anomalib_exdd.synthesis.manifest import Record
 from anomalib_exdd.synthesis.run import RunSettings, SourceImages, SynthesisRun
 from evidence import METRICS, Images, Study

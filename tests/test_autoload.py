@@ -43,7 +43,7 @@ FILES = {
         class Compare: ...
     """,
     "anomalib_exdd/synthesis/command.py": """
-        from anomalib_exdd.data.defect_folder import DefectFolder
+        from anomalib_exdd.data.folder import DefectFolder
         class Synthesize: ...
     """,
     f"anomalib_exdd/{MODEL_HOME}": """
@@ -60,7 +60,7 @@ FILES = {
         from anomalib.data import AnomalibDataModule
         class KSDD2(AnomalibDataModule): ...
     """,
-    "anomalib_exdd/data/defect_folder.py": """
+    "anomalib_exdd/data/folder.py": """
         from anomalib.data import AnomalibDataModule
         class DefectFolder(AnomalibDataModule): ...
     """,
@@ -74,7 +74,7 @@ FILES = {
     """,
     "anomalib_exdd/data/__init__.py": """
         import anomalib.data
-        from .defect_folder import DefectFolder
+        from .folder import DefectFolder
         from .ksdd2 import KSDD2
         from .surfaces import SurfaceSample
         from .synthetic_defects import SyntheticDefects
@@ -273,7 +273,7 @@ def test_class_of_anomalibs_own_is_kept_and_ours_not_imported(stage: Stage) -> N
         anomalib_exdd.register()
         assert anomalib.data.KSDD2.__module__ == "anomalib.data"
         assert "anomalib_exdd.data.ksdd2" not in sys.modules
-        assert anomalib.data.DefectFolder.__module__ == "anomalib_exdd.data.defect_folder"
+        assert anomalib.data.DefectFolder.__module__ == "anomalib_exdd.data.folder"
     """)
     assert done.stderr.count("UserWarning: anomalib.data has a class KSDD2 of its own") == 1
 

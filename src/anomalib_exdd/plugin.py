@@ -18,7 +18,7 @@ MODELS = {
     "ExDD": "anomalib_exdd.models.exdd.lightning_model",
 }
 DATAMODULES = {
-    "DefectFolder": "anomalib_exdd.data.defect_folder",
+    "DefectFolder": "anomalib_exdd.data.folder",
     "KSDD2": "anomalib_exdd.data.ksdd2",
     "SurfaceSample": "anomalib_exdd.data.surfaces",
     "SyntheticDefects": "anomalib_exdd.data.synthetic_defects",

@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from anomalib.data import Folder, PredictDataset
-from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
@@ -387,6 +386,22 @@ def test_prediction_takes_settings_from_the_checkpoint(
         torch.testing.assert_close(mine.anomaly_map, theirs.anomaly_map)
 
 
+def test_checkpoints_of_approximate_search_are_searched_exactly(
+    trained: tuple[ExDD, Path], small_data: Make, engine: Make, tmp_path: Path
+) -> None:
+    """It was an option of development versions."""
+    checkpoint, old = torch.load(trained[1], weights_only=True), tmp_path / "old.ckpt"
+    checkpoint["hyper_parameters"]["search"] = "approximate"
+    torch.save(checkpoint, old)
+    model = ExDD()
+    engine().predict(model=model, datamodule=small_data(), ckpt_path=old)
+    for restored in (model, ExDD.load_from_checkpoint(old)):
+        assert restored.settings.search == restored.model.negative_bank.search == "auto"
+        assert_same_banks(restored, trained[0])
+    with pytest.raises(ValueError, match="but got 'approximate'"):
+        ExDD.load_from_checkpoint(old, search="approximate")
+
+
 def test_settings_that_contradict_the_checkpoint_are_errors(
     trained: tuple[ExDD, Path], small_data: Make, engine: Make
 ) -> None:
@@ -407,27 +422,6 @@ def test_own_pre_processor_is_used(small_model: Make, small_data: Make, engine: 
     assert model.input_size == (64, 96)
     assert int(model.model.negative_bank.position[:, 0].max()) < 64
     assert int(model.model.negative_bank.position[:, 1].max()) > 64
-
-
-def test_tiler_gives_the_same_grid(small_model: Make, small_data: Make) -> None:
-    from anomalib.callbacks import TilerConfigurationCallback  # noqa: PLC0415
-
-    model = small_model()
-    engine = Engine(
-        callbacks=[TilerConfigurationCallback(enable=True, tile_size=32, stride=32)],
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        default_root_dir=small_data().root.parent / "tiled",
-    )
-    engine.fit(model=model, datamodule=small_data())
-    image = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    assert model.model.embed(image).shape[-2:] == (12, 8)
-    with torch.no_grad():
-        tiles = model.model.feature_extractor(image[:, :, 32:64, :32])
-    torch.testing.assert_close(model.model.embed(image)[:, :, 4:8, :4], tiles, rtol=1e-4, atol=1e-5)
-    assert model.eval().model(image).anomaly_map.shape == (2, 1, 96, 64)
 
 
 def test_images_of_a_folder_can_be_predicted(
@@ -465,6 +459,7 @@ def test_anomalibs_own_data_modules_work(sample_root: Path, small_model: Make, e
         ({"image_size": (8, 8)}, "`image_size` has to be"),
         ({"sigma": -1}, "`sigma` has to be positive"),
         ({"search": "annoy"}, "`search` has to be one of"),
+        ({"search": "approximate"}, r"has to be one of \('auto', 'torch', 'faiss'\), but got 'approximate'"),
         ({"backbone": "resnet_18"}, "`backbone` has to be a timm model, but got 'resnet_18'"),
         ({"layers": ["layer9"]}, "has the layers"),
         ({"layers": []}, "at least one layer"),

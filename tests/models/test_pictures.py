@@ -56,9 +56,7 @@ def first_panel(path: Path, panels: int = 3) -> NDArray[np.int64]:
 
 @pytest.fixture
 def model(trained: tuple[ExDD, Path]) -> ExDD:
-    model = deepcopy(trained[0])
-    model.visualizer.output_dir = None  # where its training has tested it
-    return model
+    return deepcopy(trained[0])
 
 
 @pytest.fixture

@@ -94,20 +94,6 @@ def test_the_checkpoint_has_banks_and_thresholds_and_is_what_is_tested(
     assert all(row["num_regions"] is not None for row in rows)
 
 
-@pytest.mark.parametrize("ratio", [0, 0.2])
-def test_an_engine_trains_again(ratio: float, small_model: Make, small_data: Make, engine: Make) -> None:
-    model, other, first = small_model(), small_model(), engine()
-    first.train(model=model, datamodule=small_data(num_defects=3, val_split_ratio=ratio))
-    assert len(model.model.positive_bank.sources) == 3
-    first.train(model=model, datamodule=small_data(val_split_ratio=ratio))
-    assert len(model.model.positive_bank.sources) == (13 if ratio else 16)
-    expected = engine()
-    expected.fit(model=other, datamodule=small_data(val_split_ratio=ratio))
-    prefixes = ("model.", "post_processor.", "_is_fitted")
-    assert_same_state(model.state_dict(), other.state_dict(), *prefixes)
-    assert_same_state(saved_state(first.best_model_path), saved_state(expected.best_model_path), *prefixes)
-
-
 @pytest.mark.parametrize("limit", [{"max_steps": 2}, {"limit_train_batches": 0}])
 def test_a_trainer_that_would_train_nothing_is_refused_and_leaves_the_banks(
     limit: dict[str, Any], trained: tuple[ExDD, Path], small_data: Make, engine: Make
@@ -210,11 +196,12 @@ def test_a_table_without_thresholds_has_no_labels(small_model: Make, small_data:
         assert row["label"] is row["threshold"] is row["regions"] is None
 
 
-@pytest.mark.parametrize("kind", [Padim, Patchcore])
+# A small coreset: each of Patchcore's steps leaves megabytes behind under glibc (`comparison/allocation.py`).
+@pytest.mark.parametrize(("kind", "settings"), [(Padim, {}), (Patchcore, {"coreset_sampling_ratio": 0.002})])
 def test_other_models_train_and_test_with_a_line_that_tells_of_the_threshold(
-    kind: type[Padim | Patchcore], small_data: Make, engine: Make, caplog: pytest.LogCaptureFixture
+    kind: Any, settings: dict[str, Any], small_data: Make, engine: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = kind(backbone="resnet18", pre_trained=False, visualizer=False)
+    model = kind(backbone="resnet18", pre_trained=False, visualizer=False, **settings)
     with caplog.at_level(logging.INFO), warnings.catch_warnings():
         warnings.filterwarnings("error", ".*(validation|across ranks)")
         (metrics,) = engine().train(model=model, datamodule=small_data(num_defects=0))

@@ -6,9 +6,11 @@ Runs are done in this process, which spares importing Anomalib for each of them;
 import csv
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,28 @@ from anomalib.cli import AnomalibCLI
 from anomalib.cli.pipelines import PIPELINE_REGISTRY
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from tqdm import tqdm
 
 import anomalib_exdd
 from anomalib_exdd.models.defect_classifier.presets import PRESETS
 from anomalib_exdd.pipelines import compare as verb
 from anomalib_exdd.pipelines.compare import Compare, compare, settings_of
 from anomalib_exdd.pipelines.comparison import one_run
+from anomalib_exdd.pipelines.comparison.allocation import conditions
 from anomalib_exdd.pipelines.comparison.data import DataFiles, build_data
 from anomalib_exdd.pipelines.comparison.methods import input_size, prepare
 from anomalib_exdd.pipelines.comparison.models import build_model
+from anomalib_exdd.pipelines.comparison.progress import PROGRESS_NAME, Progress
 from anomalib_exdd.pipelines.comparison.runs import PlannedRun
 from anomalib_exdd.pipelines.comparison.settings import ComparisonSettings, MethodSettings
-from anomalib_exdd.reporting.comparison import METRICS, read_comparison, read_explanations, read_images, read_maps
+from anomalib_exdd.reporting.comparison import (
+    METRICS,
+    read_comparison,
+    read_explanations,
+    read_images,
+    read_maps,
+    write_json,
+)
 from made_up_surfaces import make_surfaces
 
 
@@ -112,6 +124,7 @@ def test_results_are_complete(output: Path, root: Path) -> None:
         ("Normal only", 0),
         ("Normal only", 1),
     ]
+    assert not list(output.rglob(PROGRESS_NAME))
     for run in results.of("ExDD"):
         assert set(run.metrics) == set(METRICS)
         measured = (
@@ -258,6 +271,32 @@ def test_changed_settings_and_data_run_again_with_a_line_that_says_so(
     compare(configuration(data, tmp_path / "out", changed, NORMAL, seeds=[0]))
     assert executed == ["ExDD 0", "Normal only 0"]
     assert "ExDD, seed 0: run again, because of data." in capsys.readouterr().out
+
+
+def test_bar_tells_how_far_the_run_is(
+    root: Path,
+    tmp_path: Path,
+    executed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def waited(process: Any, tick: Callable[[], Any]) -> int:
+        tick()  # before the first batch
+        folder = tmp_path / "out" / "runs" / executed[-1].replace(" ", "/")
+        write_json(asdict(Progress("training", 3, 10, 45, 120, 285, None, 224.0)), folder / PROGRESS_NAME)
+        tick()
+        return 0
+
+    monkeypatch.setattr(verb, "wait", waited)
+    monkeypatch.setattr(verb, "tqdm", lambda **settings: tqdm(**{**settings, "mininterval": 0}))
+    compare(configuration(root, tmp_path / "out", EXDD, seeds=[0, 1]))
+    drawn = [line for line in re.split("[\r\n]+", capsys.readouterr().err) if line.startswith("ExDD, seed")]
+    told = ", epoch 3/10, batch 45/120, 12 min left]"
+    for seed in ("0", "1"):
+        states = [told in line for line in drawn if line.startswith(f"ExDD, seed {seed}:")]
+        assert states[0] is False  # nothing of the run before
+        assert any(states)
+    assert told not in drawn[-1]
 
 
 def test_interrupted_comparison_leaves_results_and_goes_on(
@@ -556,7 +595,10 @@ def test_the_command_with_a_process_for_the_run(
     results = read_comparison(tmp_path / "out")
     assert [(run.seed, run.error) for run in results.runs] == [(4, "")]
     assert results.command == f"anomalib compare --config {path} --seeds '[4]'"
-    assert "Throughput" in (tmp_path / "out" / "runs" / "ExDD" / "4" / "log.txt").read_text()
+    log = (tmp_path / "out" / "runs" / "ExDD" / "4" / "log.txt").read_text()
+    for words in ("Throughput", "epoch 1/1, batch 1/1\n", "validation batch 3/3\n", "test batch 3/3\n"):
+        assert words in log
+    assert results.machine.items() >= conditions().items()
     said = capsys.readouterr().out
     for name in ("results.csv", "results.json", "results.md", "report.html"):
         assert f"{name}: {(tmp_path / 'out' / name).resolve()}" in said

@@ -1,5 +1,6 @@
 """The report in a real browser: what it looks like, what its buttons do, and that it asks nobody for anything."""
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 from browser import Browser, find_browser
-from made_up_comparison import DETECTORS, make_comparison
+from made_up_comparison import DETECTORS, make_comparison, rewrite
 
 from anomalib_exdd.reporting.comparison import Method
 from anomalib_exdd.reporting.comparison_report import write_report
+from anomalib_exdd.reporting.comparison_report.wording import NOTHING
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed: the report is not looked at")
 
@@ -96,6 +98,65 @@ def test_long_names_do_not_widen_the_page(browser: Browser, tmp_path: Path) -> N
       return texts.filter((each) => isOutside(each.getBoundingClientRect())).map((each) => each.textContent);
     })"""
     assert browser.run(outside) == []
+
+
+# What of the tables is out of sight, where a reader has not scrolled sideways.
+CUT = """
+[...document.querySelectorAll("%s")].filter((each) => each.checkVisibility()).flatMap((each) => {
+  const text = document.createRange();
+  text.selectNodeContents(each);
+  const box = each.closest(".scroll").getBoundingClientRect();
+  const lines = [...text.getClientRects()].filter((line) => line.width > 1);
+  const isCut = (line) => line.right > Math.min(box.right, innerWidth) + 1 || line.left < box.left - 1;
+  return lines.filter(isCut).map((line) => [each.textContent, line.left, line.right]);
+})
+"""
+
+
+def test_tables_and_messages_are_in_sight(browser: Browser, tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    for run in results["runs"]:
+        run["error"] = run["error"] and f"RuntimeError: {'not enough memory, ' * 12} {'x' * 150}"
+    rewrite(folder, runs=results["runs"])
+    page = write_report(folder)
+    cells = "#verdict td, #verdict th, #again .stacked td, #again .stacked th"
+    for width, seen in ((390, cells), (700, ".message"), (1280, ".message")):
+        browser.open(page, width=width)
+        browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+        assert browser.run(f"document.querySelectorAll('{seen}').length") > 2
+        assert browser.run(CUT % seen) == []
+    # Nothing is hidden on a phone but what says nothing.
+    browser.open(page, width=390)
+    shown = "[...document.querySelectorAll('#verdict td')].filter((each) => %s each.checkVisibility())"
+    hidden = set(browser.run(f"{shown % '!'}.map((each) => each.textContent)"))
+    assert hidden == {"", NOTHING}
+    heading = "getComputedStyle(document.querySelector('#verdict td[data-column=AUPRO]'), '::before').content"
+    assert browser.run(heading) == '"AUPRO"'
+
+
+# Names of thresholds that the line of another one crosses, as the browser draws them.
+CROSSED = """
+[...document.querySelectorAll("#scores svg")].flatMap((drawing) => {
+  const lines = [...drawing.querySelectorAll(".threshold, .decision")].map((each) => each.getBoundingClientRect());
+  const names = [...drawing.querySelectorAll("text")].filter((each) => /thr|acc|rej/.test(each.textContent));
+  return names.flatMap((name) => {
+    const box = name.getBoundingClientRect();
+    return lines.filter((line) => line.left > box.left && line.left < box.right && line.top < box.bottom - 3);
+  });
+}).length
+"""
+
+
+@pytest.mark.parametrize("places", [(0.95, 0.9), (0.97, 1.0), (1.05, 1.02), (1.0, 1.0)])
+def test_names_of_close_thresholds_are_legible(browser: Browser, tmp_path: Path, places: tuple[float, float]) -> None:
+    folder = make_comparison(tmp_path, DETECTORS[:2], seeds=(0,))
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    runs[0]["reject"], runs[0]["accept"] = (place * runs[0]["threshold"] for place in places)
+    rewrite(folder, runs=runs)
+    browser.open(write_report(folder), width=390)
+    assert browser.run("document.querySelectorAll('#scores .decision').length") == 2
+    assert browser.run(CROSSED) == 0
 
 
 def test_light_and_dark_differ(browser: Browser, page: Path) -> None:

@@ -14,7 +14,7 @@
 import anomalib.data  # noqa: F401
 
 from .dataset import DefectDataset
-from .defect_folder import DefectFolder
+from .folder import DefectFolder
 from .ksdd2 import KSDD2
 from .surfaces import SurfaceSample
 from .synthetic_defects import SyntheticDefects

@@ -7,25 +7,23 @@ A surface is its brightness `[H, W]`, float32, about 0 to 255. What is drawn on 
 brightness, `[H, W]`, float32: -0.1 makes it 10 % darker. Defects are drawn between about -1 and 1, times a strength.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms.v2 import Transform
 from tqdm.auto import tqdm
 
+from anomalib_exdd.images.reading import WHITE_LEVEL
 from anomalib_exdd.synthesis.shapes import log_uniform
+from anomalib_exdd.utils.files import write_folder_atomically
 
-from .kinds import SOURCES_NAME
+from .annotations import KINDS_FILE
 from .ksdd2 import KSDD2
 
 Field = NDArray[np.float32]
@@ -46,64 +44,6 @@ Masks are 255 where a defect visibly changes the surface. Licence: Apache-2.0.
 - seed: {seed}
 - (normal, defective) images: train {train}, test {test}
 """
-
-
-class SurfaceSample(KSDD2):
-    """A small generated data set that needs no download: brushed surfaces with scratches, spots and marks.
-
-    It is generated at ``root`` when it is not there yet (some seconds, about 20 MB): 60 normal and 20 defective
-    training images, 24 normal and 24 defective test images, with masks and the kinds of the defects, in KSDD2's layout
-    and in sizes like its own. It is for trying things out: benchmark on real images.
-
-    Args:
-        root: Folder of the sample. Generated if absent or empty.
-        num_defects: Use this many of the 20 defective training images, drawn with ``seed``; a small draw is contained
-            in a larger one. Default: all. 0 leaves normal images only.
-        val_split_ratio: Share of the training images kept aside as validation images. Default: none, because ExDD finds
-            its thresholds on its training images. Give 0.2 for other models, and for ExDD with another ``scoring`` than
-            "calibrated": they find threshold and normalisation, and DefectClassifier its best epoch, on validation
-            images. If that means fewer than 3 defective images, all of those stay in training.
-        seed: Seed of the draws. The images are always the same.
-        train_batch_size: Images per training batch.
-        eval_batch_size: Images per validation or test batch.
-        num_workers: Processes that read images.
-        train_augmentations: Transforms applied to training images and their masks.
-        val_augmentations: Transforms applied to validation images and their masks.
-        test_augmentations: Transforms applied to test images and their masks.
-        augmentations: Transforms for every stage that has none of its own.
-    """
-
-    def __init__(
-        self,
-        root: str | Path = "./datasets/exdd_sample",
-        num_defects: int | None = None,
-        val_split_ratio: float = 0.0,
-        seed: int = 0,
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 4,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-    ) -> None:
-        super().__init__(
-            root,
-            num_defects=num_defects,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-        )
-
-    def prepare_data(self) -> None:
-        """Generate the sample if the root does not exist or is empty."""
-        generate_sample(self.root)
 
 
 class SurfaceImage(NamedTuple):
@@ -355,8 +295,6 @@ def generate_sample(
 ) -> None:
     """Write the sample in KSDD2's layout, if it is not there yet.
 
-    It is written beside `root` and moved there when complete, so an interruption leaves nothing that looks like it.
-
     Args:
         root: Folder to write to: absent, empty, or this very sample, which is left alone.
         seed: Seed of all images.
@@ -371,25 +309,45 @@ def generate_sample(
         (split, *image) for split, counts in (("train", train), ("test", test)) for image in numbers(split, counts)
     ]
     readme = README.format(seed=seed, train=train, test=test)
+    names = {f"{split}/{number}" for split, number, _ in wanted}
     if root.exists() and any(root.iterdir()):
-        _check_is_sample(root, readme, {f"{split}/{number}" for split, number, _ in wanted})
+        _check_is_sample(root, readme, names)
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
-        folder = Path(temporary) / root.name
-        for split in FIRST_NUMBERS:
-            (folder / split).mkdir(parents=True)
-        table = ["split,id,kind"]
-        for split, number, defective in tqdm(wanted, desc=f"Drawing the sample in {root}", unit="image"):
-            drawn = surface_image(seed, number, defective=defective)
-            Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
-            Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
-            table.append(f"{split},{number},{drawn.kind or 'good'}")
-        (folder / SOURCES_NAME).write_text("\n".join([*table, ""]), encoding="utf-8")
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-        if root.is_dir():
-            root.rmdir()  # empty, as seen above; elsewhere than on POSIX it would be in the way
-        folder.rename(root)
+    try:
+        with write_folder_atomically(root) as folder:
+            for split in FIRST_NUMBERS:
+                (folder / split).mkdir()
+            table = ["split,id,kind"]
+            for split, number, defective in tqdm(wanted, desc=f"Drawing the sample in {root}", unit="image"):
+                drawn = surface_image(seed, number, defective=defective)
+                Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
+                Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
+                table.append(f"{split},{number},{drawn.kind or 'good'}")
+            (folder / KINDS_FILE).write_text("\n".join([*table, ""]), encoding="utf-8")
+            (folder / "README.md").write_text(readme, encoding="utf-8")
+    except FileExistsError:
+        _check_is_sample(root, readme, names)  # another process or thread was faster
+
+
+class SurfaceSample(KSDD2):
+    """A small generated data set that needs no download: brushed surfaces with scratches, spots and marks.
+
+    It is generated at ``root`` when it is not there yet (some seconds, about 20 MB): 60 normal and 20 defective
+    training images, 24 normal and 24 defective test images, with masks and the kinds of the defects, in KSDD2's layout
+    and in sizes like its own. It is for trying things out: benchmark on real images.
+
+    Args:
+        root: Folder of the sample. Generated if absent or empty.
+        **kwargs: Further arguments of :class:`.DefectDataModule`: ``num_defects``, ``val_split_ratio``, ``seed`` (the
+            images are always the same), and those of the loaders.
+    """
+
+    def __init__(self, root: str | Path = "./datasets/exdd_sample", **kwargs: Any) -> None:
+        super().__init__(root, official_split=None, white_level=WHITE_LEVEL, **kwargs)
+
+    def prepare_data(self) -> None:
+        """Generate the sample if the root does not exist or is empty."""
+        generate_sample(self.root)
 
 
 def _check_is_sample(root: Path, readme: str, names: set[str]) -> None:

@@ -3,22 +3,17 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from anomalib_exdd.images.reading import (
-    check_same_size,
-    looks_inverted,
-    read_image,
-    read_mask,
-    warn_of_inverted_masks,
-)
+from anomalib_exdd.images.masks import check_same_size, looks_inverted, read_mask, warn_of_inverted_masks
+from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.surgery import kinds_summary, summary
+from anomalib_exdd.utils.files import write_file
 
 from .verb import Verb
 
@@ -45,7 +40,7 @@ class Info(Verb):
                 "history": model.history,
                 "decisions": None if decisions is None else decisions._asdict(),
             }
-            config.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_file(config.json, json.dumps(content, indent=2) + "\n")
         for bank in ("negative", "positive"):
             print(f"{bank.capitalize()} bank: {summary(info, bank)}")
             ours = [each for each in info if each.bank == bank]
@@ -157,7 +152,7 @@ def _load(ckpt_path: Path) -> ExDD:
     except (KeyError, RuntimeError) as error:
         msg = f"{ckpt_path} is no checkpoint of an ExDD model: {error}"
         raise ValueError(msg) from error
-    return cast("ExDD", model.eval())
+    return model.eval()
 
 
 def _box_mask(box: list[int], size: tuple[int, int]) -> Tensor:

@@ -7,6 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from anomalib_exdd.reporting.comparison import (
 from anomalib_exdd.reporting.comparison_report import write_report
 from anomalib_exdd.reporting.machine import describe
 
+from .comparison.allocation import conditions
 from .comparison.classes import one_line
 from .comparison.data import DataFiles, counts, test_images
 from .comparison.differences import RunScores, all_differences
 from .comparison.histograms import PixelHistograms
 from .comparison.methods import PreparedMethod, prepare
+from .comparison.progress import read_progress
 from .comparison.runs import PlannedRun, stop, wait
 from .comparison.settings import ComparisonSettings, Methods, MethodSettings, folder_name
 from .comparison.tables import differences_table, failures, line, summary, write_csv, write_markdown
@@ -40,7 +43,7 @@ from .verb import Verb
 MARKER_NAME = "comparison.json"
 """File that says whose results a folder holds."""
 _PACKAGES = ("anomalib-exdd", "anomalib", "torch", "torchvision", "timm", "lightning", "numpy")
-_ENVIRONMENT = (*_PACKAGES, "processor", "accelerator")  # that results depend on
+_ENVIRONMENT = (*_PACKAGES, "processor", "accelerator", "memory allocation")  # that results depend on
 _HOW = {"root", "base", "seed", "num_workers", "num_defects", "count"}
 _HOW_ENDS = ("batch_size", "augmentations", "split_mode", "split_ratio")
 """Arguments of data modules that say how data are used, not which they are; folders are compared on their own."""
@@ -194,7 +197,7 @@ def run_comparison(settings: ComparisonSettings, command: str = "") -> Compariso
     files.read_all(run["data"] for runs in by_seed.values() for run in runs)
     _check_test_images(by_seed, files)
     _claim(settings)
-    machine = describe()
+    machine = describe() | conditions()
     environment = {name: machine[name] for name in _ENVIRONMENT if name in machine}
     planned = [_plan(run, files, environment, settings.output) for seed in settings.seeds for run in by_seed[seed]]
     manifest = files.write({s: [run["data"] for run in runs] for s, runs in by_seed.items()}, settings.output)
@@ -217,7 +220,14 @@ def _run_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
     if finished:
         print(f"{len(finished)} of {len(planned)} runs are there already and are kept.")
     pause = 1 if sys.stderr.isatty() else 60  # seconds between two states of the bar: a file keeps them all
-    bar = tqdm(total=len(planned), initial=len(finished), unit="run", smoothing=0, mininterval=pause, miniters=0)
+    bar = tqdm(
+        total=len(planned),
+        initial=len(finished),
+        smoothing=0,
+        mininterval=pause,
+        miniters=0,
+        bar_format="{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",  # what of a run is left, not of all runs
+    )
     with bar:
         for run in todo:
             if changes := run.changes():
@@ -225,15 +235,23 @@ def _run_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
             bar.set_description(f"{run.method}, seed {run.seed}")
             process = run.execute()
             try:
-                code = wait(process, lambda: bar.update(0))
+                code = wait(process, partial(_show, bar, run.folder))
             except BaseException:
                 stop(process)
                 run.clean()
                 raise
+            bar.set_postfix_str("", refresh=False)
             result = run.result(code)
             finished.append(result)
             bar.write(line(result))
             bar.update()
+
+
+def _show(bar: Any, folder: Path) -> None:
+    """Let the bar tell how far the run of a folder is, when it is next drawn."""
+    progress = read_progress(folder)
+    bar.set_postfix_str("" if progress is None else str(progress), refresh=False)
+    bar.update(0)
 
 
 def _plan(run: dict[str, Any], files: DataFiles, environment: dict[str, str], output: Path) -> PlannedRun:

@@ -14,6 +14,7 @@ for every run:
 | `runs/<method>/<seed>/histograms.npz` | pixels of every test image by score, which the intervals are drawn from |
 | `runs/<method>/<seed>/settings.json` | everything that the run depends on; an equal one is not run again |
 | `runs/<method>/<seed>/log.txt` | what its process said |
+| `runs/<method>/<seed>/progress.json` | how far it is, only while it runs |
 | `data.csv` | every image and mask of the data with its split, label and SHA-256 |
 """
 
@@ -26,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anomalib_exdd.utils.files import write_atomically, write_file
 
 SCHEMA = 1
 """Version of the files; a change of meaning or a removed field raises it."""
@@ -174,7 +177,7 @@ class Comparison:
         command: Command that reproduces it.
         created: Date, ISO 8601.
         configuration: Every setting, resolved.
-        machine: Processor, accelerator and versions.
+        machine: Processor, accelerator and versions, and how runs were given memory.
         data: Name and root of the data, `sha256` of `data.csv`, and its counts (`train_normal`, `train_defective`,
             `validation_normal`, …, `test_defective`).
         methods: Methods, in the order of the table.
@@ -241,12 +244,10 @@ def read_comparison(folder: Path) -> Comparison:
 def write_images(images: Iterable[ImageResult], folder: Path) -> Path:
     """Write a run's `images.csv`."""
     path = folder / "images.csv"
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [each.name for each in fields(ImageResult)])
         writer.writeheader()
         writer.writerows(asdict(image) for image in images)
-    partial.replace(path)
     return path
 
 
@@ -280,7 +281,5 @@ def read_explanations(folder: Path) -> dict[str, NearestPatches]:
 
 def write_json(content: Any, path: Path) -> Path:
     """Write a JSON file; an old one stays until the new one is complete."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_file(path, json.dumps(content, indent=1) + "\n")
     return path

@@ -104,7 +104,7 @@ def _check(original: Pixels, generated: Pixels, mask: Mask) -> None:
         msg = f"Images and mask have to be of one size, but are {original.shape}, {generated.shape} and {mask.shape}."
         raise ValueError(msg)
     if not mask.any():
-        msg = "The mask is empty: nothing was to be changed."
+        msg = "The mask is empty: nothing was to be changed. Give one with a defect."
         raise ValueError(msg)
 
 

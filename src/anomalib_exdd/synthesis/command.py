@@ -17,12 +17,13 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-from anomalib_exdd.data.defect_datamodule import DefectDataModule
-from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, read_mask
+from anomalib_exdd.data.base import DefectDataModule
+from anomalib_exdd.images.masks import read_defect_pixels
+from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 from anomalib_exdd.pipelines.verb import Verb
 
 from . import DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer
-from .base import Mask, Pixels, Synthesizer
+from .base import Pixels, Synthesizer
 from .manifest import read_synthetic
 from .output_folder import PAGE_NAME, SHEET_NAME
 from .review_page import write_reports
@@ -142,11 +143,6 @@ def read_pixels(path: str, white_level: int = WHITE_LEVEL) -> Pixels:
     return np.ascontiguousarray((read_image(path, white_level) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def read_defect_pixels(path: str) -> Mask:
-    """Read a mask as training reads it, `[H, W]`, bool."""
-    return np.asarray(read_mask(path).numpy() > 0)
-
-
 def _finish(run: SynthesisRun, train_command: str) -> str:
     """Write manifest, contact sheet and page; return what was made, and the command that trains with it."""
     run.folder.finish()
@@ -176,7 +172,7 @@ def _finish(run: SynthesisRun, train_command: str) -> str:
 def _train_command(datamodule: DefectDataModule, config: Namespace) -> str:
     words = ["anomalib", "train", "--model", "ExDD", "--data", "SyntheticDefects"]
     words += ["--data.base", type(datamodule).__name__]
-    defaults = inspect.signature(type(datamodule)).parameters
+    defaults = dict(inspect.signature(DefectDataModule).parameters) | inspect.signature(type(datamodule)).parameters
     for name, value in config.data.as_dict().get("init_args", {}).items():
         if value != defaults[name].default:
             text = str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)

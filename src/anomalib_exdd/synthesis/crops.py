@@ -54,7 +54,7 @@ def check_working_size(setting: int | Size | None) -> None:
     """Refuse a working size whose sides are no positive multiples of 8."""
     sides = setting if isinstance(setting, tuple) else () if setting is None else (setting,)
     if any(side < LATENT_CELL or side % LATENT_CELL for side in sides) or len(sides) > 2:
-        nearest = [max(LATENT_CELL, round(side / LATENT_CELL) * LATENT_CELL) for side in sides]
+        nearest = [max(LATENT_CELL, round(side / LATENT_CELL) * LATENT_CELL) for side in sides[:2]]
         msg = f"Argument `working_size` has to be a multiple of 8, or two of them, but got {setting}. Use {nearest}."
         raise ValueError(msg)
 

@@ -147,7 +147,8 @@ def read_pipeline(source: ModelSource, dtype: torch.dtype = torch.float32) -> An
     else:
         msg = (
             f"The pipeline `{source.model}` (revision {source.revision}) cannot be loaded: {reason} Only weights in "
-            "safetensors are read. Check that the files are complete, or save them anew with `save_pretrained`."
+            "safetensors are read. Check that the files are complete; pickles you trust can be saved anew with "
+            "`save_pretrained`."
         )
     raise ValueError(msg) from reason
 

@@ -202,7 +202,10 @@ class DiagSynthesizer(Synthesizer):
             arguments["negative_prompt"] = [self.negative_prompt] * len(tasks)
         drawn = self.pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
         if not np.isfinite(drawn).all():
-            msg = f"The pipeline's image is not finite: it overflows in {self._loaded['dtype']}. Try full precision."
+            msg = (
+                f"An image of the pipeline `{self.model}` is not finite: it overflows in {self._loaded['dtype']}. Set "
+                "`half_precision` to false, or choose another model."
+            )
             raise RuntimeError(msg)
         return list((np.asarray(drawn) * 255).round().astype(np.uint8))
 

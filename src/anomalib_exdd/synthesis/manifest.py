@@ -115,7 +115,7 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
     if (root / MANIFEST_NAME).is_file():
         found = [(record.image, record.mask, record) for record in read_manifest(root)]
     elif (root / START_NAME).is_file():
-        done, count = len(list((root / RECORDS).glob("*.json"))), read_json(root / START_NAME)["count"]
+        done, count = len(list((root / RECORDS).glob("[!.]*.json"))), read_json(root / START_NAME)["count"]
         fix = _how_to_resume(root)
         msg = f"The folder `{root}` is not finished: {done} of {count} images are there. To go on, {fix}."
         raise ValueError(msg)

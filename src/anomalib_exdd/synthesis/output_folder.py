@@ -6,7 +6,6 @@ finished and is made again. Processes share nothing but this folder, and each to
 
 import io
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from anomalib_exdd.utils.files import PARTIAL_FILES, write_file
 
 from .base import Mask, Pixels
 from .manifest import (
@@ -115,7 +116,6 @@ class OutputFolder:
         files += [f"{folder}/{index:05d}{end}.png" for folder in (ACCEPTED, REJECTED) for end in ("", "_GT")]
         for path in (self.root / file for file in files):
             path.unlink(missing_ok=True)
-            _partial(path).unlink(missing_ok=True)
 
     def store(self, record: Record, image: Pixels, mask: Mask, preview: bytes) -> None:
         """Write an image with its mask, its preview (a JPEG) and, last of all, its record."""
@@ -137,6 +137,8 @@ class OutputFolder:
             raise ValueError(msg)
         records = [Record.from_dict(load_json(path), path) for path in paths]
         self._warn_of_revisions(records)
+        for path in self.root.rglob(PARTIAL_FILES):  # left by processes that were killed
+            path.unlink()
         write_file(self.root / TABLE_NAME, manifest_csv(records))
         if not (self.root / REVIEW_NAME).exists():
             write_file(self.root / REVIEW_NAME, empty_review(record.image for record in records))
@@ -162,9 +164,9 @@ class OutputFolder:
             raise ValueError(msg)
         if not self.root.is_dir() or (self.root / START_NAME).is_file():
             return
-        expected = {*FOLDERS, _partial(self.root / START_NAME).name}  # an interruption may have left these, empty
-        for path in sorted(self.root.iterdir()):
-            if path.name not in expected or (path.is_dir() and any(path.iterdir())):
+        # An interruption may have left empty folders, and a file that was being written.
+        for path in sorted(path for path in self.root.iterdir() if not path.match(PARTIAL_FILES)):
+            if path.name not in FOLDERS or (path.is_dir() and any(path.iterdir())):
                 msg = (
                     f"The output folder `{self.root}` holds something else than synthetic images, such as "
                     f"`{path.name}`. Name a folder that is empty or does not exist."
@@ -187,20 +189,6 @@ class OutputFolder:
                 f"{start['count']} now. SyntheticDefects can train with fewer (its own `count`). {fix}"
             )
             raise ValueError(msg)
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place and rename it: it is there as a whole or not at all."""
-    partial = _partial(path)
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
 
 
 def encode_png(pixels: Pixels) -> bytes:

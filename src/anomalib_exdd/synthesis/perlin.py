@@ -99,7 +99,10 @@ class PerlinSynthesizer(Synthesizer):
         if self._files is None:
             self._files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
             if not self._files:
-                msg = f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))})."
+                msg = (
+                    f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))}). Name a "
+                    "folder with images, or leave `textures` out."
+                )
                 raise ValueError(msg)
         return self._files
 

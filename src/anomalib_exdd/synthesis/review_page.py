@@ -12,9 +12,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
+from anomalib_exdd.utils.files import write_file
+
 from .base import Mask, Pixels
 from .manifest import PREVIEWS, Record, SyntheticImage
-from .output_folder import PAGE_NAME, SHEET_NAME, write_file
+from .output_folder import PAGE_NAME, SHEET_NAME
 
 PANELS = ("original", "mask", "result", "difference x 4")
 GAIN = 4  # differences of a few grey levels have to be seen

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from anomalib.post_processing import PostProcessor
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
@@ -29,6 +30,25 @@ def check_strategy(trainer: Any, model: str) -> None:
         "`--trainer.devices 1`, or `--trainer.strategy ddp` for several devices or machines."
     )
     raise ValueError(msg)
+
+
+def check_post_processor(trainer: Any, own: Any) -> None:
+    """Refuse a trainer that has worked for a model of another kind: its post-processor would change the scores.
+
+    Args:
+        trainer: Trainer that begins.
+        own: The model's post-processor, if it has one.
+
+    Raises:
+        ValueError: If the trainer has another one as well.
+    """
+    others = [each for each in trainer.callbacks if isinstance(each, PostProcessor) and each is not own]
+    if own is not None and others:
+        msg = (
+            f"The trainer has the {type(others[0]).__name__} of another model, which would change this model's scores. "
+            "Use a new Engine for each kind of model."
+        )
+        raise ValueError(msg)
 
 
 def join_processes(trainer: Any) -> None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from anomalib import LearningType
@@ -10,11 +11,12 @@ from anomalib.metrics import Evaluator
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from torchmetrics import Metric
 
 from anomalib_exdd.images.reading import WHITE_LEVEL
 
 from .cropping import Cropping
-from .distributed import check_strategy, join_processes, warn_of_repeats
+from .distributed import check_post_processor, check_strategy, join_processes, warn_of_repeats
 from .fingerprint import fingerprint
 from .metrics import default_evaluator
 from .pictures import LABEL_SIZE, SeenImageVisualizer, panel_size
@@ -54,7 +56,9 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
     white_level = WHITE_LEVEL
     validates = True
     _own_visualizer = False
+    _fitting_from: str | None = None
     _fitted_from: str | None = None
+    _taken: Mapping[str, tuple[Any, Any]] = MappingProxyType({})  # own and present value of what a checkpoint changed
 
     @property
     @abstractmethod
@@ -66,8 +70,12 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         """Build the torch model, and what depends on the settings."""
 
     @abstractmethod
-    def _adopted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
         """Tell which arguments change to those that a checkpoint was trained with.
+
+        Args:
+            given: The arguments, without what another checkpoint has changed.
+            saved: The checkpoint's.
 
         Raises:
             ValueError: If a given argument contradicts the checkpoint.
@@ -111,21 +119,23 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         """Prepare for several processes.
 
         Raises:
-            ValueError: If the strategy would give a process parts of the model only.
+            ValueError: If the strategy would give a process parts of the model only, or if the trainer would change
+                this model's scores by another model's thresholds.
         """
         check_strategy(self.trainer, self.name)
+        check_post_processor(self.trainer, self.post_processor)
         super().setup(stage)
         join_processes(self.trainer)
         if stage == TrainerFn.FITTING:
-            self._fitted_from = None
-            self.white_level = _white_level_of(self.trainer)
+            self._fitting_from = self._fitted_from = None
             # There is nothing to check before training: Lightning's own trainer, unlike the engine, would try.
             cast("Any", self.trainer).num_sanity_val_steps = 0
 
     def on_train_start(self) -> None:
-        """Find out whether there are validation images."""
+        """Find out how images are read, and whether there are validation images."""
         super().on_train_start()
         trainer: Any = self.trainer
+        self.white_level = _white_level_of(trainer)
         self.validates = _has_validation_images(trainer)
         if not self.validates:
             trainer.check_val_every_n_epoch = 1  # else Lightning saves checkpoints after validations only
@@ -134,6 +144,21 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         """Warn where images count twice."""
         super().on_test_start()
         warn_of_repeats(self.trainer)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew, also after an exception."""
+        super().on_validation_epoch_start()
+        self._reset_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting anew, also after an exception."""
+        super().on_test_epoch_start()
+        self._reset_metrics()
+
+    def _reset_metrics(self) -> None:
+        for part in self.modules():
+            if isinstance(part, Metric):
+                part.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save how images are read."""
@@ -151,15 +176,15 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
         if self._trainer is None:  # load_from_checkpoint has built this model from the checkpoint's arguments
             self.white_level = white_level
             return
-        if changes := self._adopted(checkpoint.get("hyper_parameters", {})):
-            self._rebuild(changes)
+        self._adopt(checkpoint.get("hyper_parameters", {}))
         trainer: Any = self.trainer
         if trainer.datamodule is not None:
             trainer.datamodule.setup(trainer.state.fn)  # its resize follows the pre-processor, which has just changed
         if trainer.state.fn == TrainerFn.FITTING:
             self._fit_from(checkpoint)
-            self._fitted_from = fingerprint(checkpoint["state_dict"].values())
-        elif trainer.state.fn == TrainerFn.TESTING and self._was_fitted_from(checkpoint):
+            self._fitting_from = fingerprint(checkpoint["state_dict"].values())
+            return
+        if trainer.state.fn == TrainerFn.TESTING and self._was_fitted_from(checkpoint):
             # Anomalib's engine tests the checkpoint that a fit started from; what was asked for is a test of the model
             # that has just been trained.
             checkpoint["state_dict"] = self.state_dict()
@@ -202,10 +227,21 @@ class Inspection(_Module):  # type: ignore[misc]  # Anomalib's to_onnx differs f
     def teardown(self, stage: str) -> None:
         """Say where the results are."""
         super().teardown(stage)
+        if stage == TrainerFn.FITTING:
+            self._fitted_from = self._fitting_from  # not before: a fit that fails has fitted nothing
         report_results(self.trainer, self.visualizer, stage)
 
     def _was_fitted_from(self, checkpoint: Mapping[str, Any]) -> bool:
         return self._fitted_from is not None and self._fitted_from == fingerprint(checkpoint["state_dict"].values())
+
+    def _adopt(self, saved: Mapping[str, Any]) -> None:
+        """Take over the arguments of a checkpoint that were left at their defaults, whatever checkpoint came before."""
+        present = dict(self.hparams)
+        given = present | {name: own for name, (own, value) in self._taken.items() if present[name] == value}
+        changes = self._adopted(given, saved)
+        self._taken = {name: (given[name], value) for name, value in changes.items()}
+        if changed := {name: value for name, value in (given | changes).items() if present[name] != value}:
+            self._rebuild(changed)
 
     def _rebuild(self, changes: Mapping[str, Any]) -> None:
         """Build the torch model anew, with other arguments and for weights that are restored next."""

@@ -37,6 +37,8 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
     Anomalib opens the file again and stretches maps over the whole image, whatever part of it they belong to.
     """
 
+    _chosen: Path | None = None
+
     def on_test_batch_end(
         self,
         trainer: Any,
@@ -48,8 +50,8 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
     ) -> None:
         """Save a picture of every image of the batch, where Anomalib saves its own."""
         del outputs
-        if self.output_dir is None:
-            self.output_dir = Path(trainer.default_root_dir) / "images"
+        if self.output_dir in {None, self._chosen}:  # the user's stays, the trainer's is the present trainer's
+            self.output_dir = self._chosen = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
         transform = getattr(pl_module.pre_processor, "transform", None)
         names = image_names(batch, trainer, batch_idx, dataloader_idx)

@@ -1,5 +1,8 @@
 """Networks of timm and where their weights come from: timm's own, or a local file that runs no code."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,17 @@ class WithoutInitialValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_SEEDING = threading.Lock()  # all threads draw from one generator
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let a seed decide what is drawn, also where networks are built in several threads, and go on as before."""
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would reach all devices
+        yield
+
+
 def check_is_known(backbone: str) -> None:
     """Refuse a backbone that timm does not have, before anything is built or downloaded.
 
@@ -68,8 +82,7 @@ def initial_network(backbone: str, seed: int = INITIAL_SEED, **options: Any) -> 
         seed: Seed of the weights.
         options: Further arguments of ``timm.create_model``.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return timm.create_model(backbone, pretrained=False, **options)
 
 
@@ -114,8 +127,7 @@ def file_weights(
     """
     overlay = {"state_dict": read_state_dict(path)}
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         initial = initial_network(backbone, seed, **options).state_dict()
     except (RuntimeError, ValueError, KeyError) as error:

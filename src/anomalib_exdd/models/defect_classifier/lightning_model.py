@@ -200,8 +200,19 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
             keep_best(checkpoint_keeper(self.trainer))
 
     def on_fit_start(self) -> None:
-        """Set the number of epochs, and load the backbone's weights where no checkpoint has brought them."""
+        """Set the number of epochs, and load the backbone's weights where no checkpoint has brought them.
+
+        Raises:
+            ValueError: If the trainer has trained before, and goes on from no checkpoint.
+        """
         loop = self.trainer.fit_loop
+        if self.trainer.current_epoch and self._fitting_from is None:
+            msg = (
+                "The trainer has trained before: it would compare this training's epochs with those of that one, and "
+                "train fewer of them or none. The model stays as it was. Train with a new Engine, or go on from a "
+                "checkpoint (`ckpt_path`)."
+            )
+            raise ValueError(msg)
         if loop.max_epochs == NO_LIMIT:
             loop.max_epochs = self.settings.max_epochs
         self.model.load_weights()
@@ -319,8 +330,8 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         super().on_load_checkpoint(checkpoint)
         self.trained_with = dict(checkpoint.get(TRAINED_WITH, {}))
 
-    def _adopted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        return checkpoint_settings(self.hparams, default_arguments(DefectClassifier), saved, _FIXED)
+    def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        return checkpoint_settings(given, default_arguments(DefectClassifier), saved, _FIXED)
 
     def _fit_from(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the next epoch, and know the best one so far."""

@@ -22,6 +22,7 @@ from anomalib_exdd.models.components.weights import (
     fresh_layers,
     initial_network,
     not_in_file,
+    seeded,
     timm_weights,
 )
 
@@ -72,8 +73,7 @@ class DefectClassifierModel(nn.Module):
         channels = _num_channels(backbone)
         with nullcontext() if self.weights_ready else WithoutInitialValues():
             self.backbone = initial_network(backbone, seed, **_UNPOOLED)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.head = nn.Linear(channels, 1)
 
     def load_weights(self) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.models.components.pre_processor import resize_weights
-from anomalib_exdd.precision import Float32Buffers
+from anomalib_exdd.utils.precision import Float32Buffers
 
+_SIGNALS = 128  # blurred at a time
 _PIL_PASSES = 3
 _ONE = 1 << 24  # Pillow's fixed point
 _DIGIT = 1 << 12
@@ -48,7 +49,9 @@ class SmoothMap(Float32Buffers):
         upsampling = resize_weights(size, target, self.kernel)
         reach = len(self.kernel) // 2
         padded = F.pad(upsampling.T.unsqueeze(1), (reach, reach), mode="reflect")
-        return F.conv1d(padded, self.kernel[None, None]).squeeze(1).T
+        # Few at a time: a convolution on a CPU holds its single channel sixteenfold.
+        parts = (padded,) if torch.compiler.is_compiling() else padded.split(_SIGNALS)
+        return torch.cat([F.conv1d(part, self.kernel[None, None]) for part in parts]).squeeze(1).T
 
 
 class PublishedMap(Float32Buffers):

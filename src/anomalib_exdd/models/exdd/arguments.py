@@ -11,7 +11,7 @@ from anomalib_exdd.models.components.settings import (
     check_ratio,
     checkpoint_settings,
 )
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .memory_bank import BankPrecision
 from .scoring import ScoringName
@@ -29,7 +29,17 @@ DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
 """What scores images by default, for each way to score the map."""
 
 FIXED_BY_BANKS = frozenset(
-    {"backbone", "layers", "image_size", "top_fraction", "defect_rate", "unknown_rate", "synthetic_weight"}
+    {
+        "backbone",
+        "layers",
+        "image_size",
+        "tile_size",
+        "tile_overlap",
+        "top_fraction",
+        "defect_rate",
+        "unknown_rate",
+        "synthetic_weight",
+    }
 )
 """Arguments that the memory banks or the calibration depend on."""
 
@@ -82,6 +92,7 @@ def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mappin
     Raises:
         ValueError: If a given argument contradicts what the checkpoint's banks were built with.
     """
+    saved = {**saved, "search": "auto"} if saved.get("search") == "approximate" else saved  # a search of the past
     changes = checkpoint_settings(given, defaults, saved, FIXED_BY_BANKS)
     scoring, trained = changes.get("scoring", given.get("scoring")), saved.get("scoring", given.get("scoring"))
     if scoring != trained and "published" in {scoring, trained}:

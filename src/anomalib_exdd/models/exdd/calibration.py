@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
-from anomalib_exdd.precision import Float32Buffers
+from anomalib_exdd.utils.precision import Float32Buffers
 
 from .decisions import Decisions, Floats, Thresholds, best_f1_threshold, decision_thresholds
 from .scoring import EVIDENCE, Coefficients, bounded_log_odds, top_count
@@ -117,16 +117,18 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     def __init__(self, top_fraction: float = 0.01) -> None:
         super().__init__()
         self.top_fraction = top_fraction
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was learnt."""
+        device = self.slope.device if "slope" in self._buffers else None
         self.pieces: list[Piece] = []
-        self.register_buffer("known_weights", torch.zeros(len(EVIDENCE)))
-        self.register_buffer("known_bias", torch.tensor(_NOTHING))
-        self.register_buffer("unknown_slope", torch.tensor(1.0))
-        self.register_buffer("unknown_offset", torch.tensor(0.0))
-        self.register_buffer("slope", torch.tensor(1.0))
-        self.register_buffer("offset", torch.tensor(0.0))
-        self.register_buffer("resemblance", torch.tensor(0.0))
-        self.register_buffer("training_probability", torch.empty(0))
-        self.register_buffer("training_defective", torch.empty(0, dtype=torch.bool))
+        self.register_buffer("known_weights", torch.zeros(len(EVIDENCE), device=device))
+        numbers = {"known_bias": _NOTHING, "unknown_slope": 1.0, "slope": 1.0}
+        for name in ("known_bias", "unknown_slope", "unknown_offset", "slope", "offset", "resemblance"):
+            self.register_buffer(name, torch.tensor(numbers.get(name, 0.0), device=device))
+        self.register_buffer("training_probability", torch.empty(0, device=device))
+        self.register_buffer("training_defective", torch.empty(0, dtype=torch.bool, device=device))
 
     @property
     def is_fitted(self) -> bool:

@@ -115,7 +115,7 @@ def explain_image(
         grid, score_P = scored.grid, scored.scores.patches[0]
         chosen = _highest_apart(score_P.reshape(grid), count)
         rows = torch.tensor([row * grid[1] + column for row, column in chosen], device=score_P.device)
-        patches_ND = scored.features[0, rows]
+        patches_ND = model.embed(image_CHW[None])[0].flatten(1).T[rows]
         normal = _nearest(model.negative_bank, patches_ND)
         defect = _nearest(model.positive_bank, patches_ND) if len(model.positive_bank) else None
     explained = [

@@ -24,6 +24,7 @@ from anomalib_exdd.models.components.weights import (
     check_is_known,
     file_weights,
     not_in_file,
+    seeded,
     timm_weights,
 )
 
@@ -52,6 +53,10 @@ class PatchFeatureExtractor(nn.Module):
         padded: Average over 3 x 3 neighbourhoods with padding, as PatchCore does; False averages without padding and
             pools back to the grid adaptively, as the published code of ExDD does.
 
+    Attributes:
+        fine_layer: The layer before the first one, if its grid is twice as fine.
+        reductions: Pixels to a cell of each layer; none for a backbone that relates patches to the whole image.
+
     Raises:
         ValueError: If timm does not know the backbone or the backbone has no such layer.
     """
@@ -73,6 +78,7 @@ class PatchFeatureExtractor(nn.Module):
         self.padded = padded
         self.weights_ready = backbone == FILTER_BANK or (weights is None and not pre_trained)
         self.fine_layer: str | None = None
+        self.reductions: tuple[int, ...] = ()
         self.backbone: nn.Module
         self._folded: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule with a state of its own
         if backbone == FILTER_BANK:
@@ -80,10 +86,10 @@ class PatchFeatureExtractor(nn.Module):
             return
         self.fine_layer = _check_backbone(backbone, self.layers)
         layers = self.layers if self.fine_layer is None else (self.fine_layer, *self.layers)
-        with torch.random.fork_rng(devices=[]), nullcontext() if self.weights_ready else WithoutInitialValues():
-            torch.manual_seed(INITIAL_SEED)
+        with seeded(INITIAL_SEED), nullcontext() if self.weights_ready else WithoutInitialValues():
             self.backbone = TimmFeatureExtractor(backbone, layers, pre_trained=False)
         self.backbone.requires_grad_(requires_grad=False).eval()
+        self.reductions = tuple(getattr(self.backbone, "reductions", ()))[-len(self.layers) :]
 
     def load_weights(self) -> None:
         """Load the backbone's weights if they have not been loaded or restored yet.

@@ -23,7 +23,7 @@ from anomalib_exdd.models.components.inspection import Inspection
 from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
 from anomalib_exdd.models.components.results import pictures_folder
 from anomalib_exdd.models.components.settings import default_arguments
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
 from .bank_builder import BankBuilder
@@ -56,6 +56,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         pre_trained: Take timm's ImageNet weights (downloaded once, then cached). False: a fixed random network.
         weights: Local file with the backbone's weights instead: .safetensors, or .pth read without running code.
         image_size: Height and width that images are resized to. A ``pre_processor`` of your own replaces it.
+        tile_size: For large images: height and width of the tiles in which the backbone sees them; null: as a whole.
+        tile_overlap: Pixels that neighbouring tiles share. With enough of them the features are those of whole images.
         negative_ratio: Share of the normal patches that the negative bank keeps.
         positive_ratio: Share of the defect patches that the positive bank keeps.
         negative_minimum: Entries that the negative bank keeps at least, if there are as many patches.
@@ -91,7 +93,6 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
-            "approximate": in banks of 50,000 entries and more, nearly always the nearest entry, and faster.
         bank_precision: How the banks are stored, "float32" or "float16": half the checkpoint, and scores that differ by
             rounding.
         feature_store: Where the features of the training images wait until the banks are selected: "memory"; "disk", in
@@ -118,6 +119,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         pre_trained: bool = True,
         weights: str | Path | None = None,
         image_size: tuple[int, int] = (632, 224),
+        tile_size: int | None = None,
+        tile_overlap: int = 256,
         negative_ratio: float = 0.02,
         positive_ratio: float = 0.1,
         negative_minimum: int = 1000,
@@ -182,7 +185,19 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             search=settings.search,
             bank_precision=settings.bank_precision,
             top_fraction=settings.top_fraction,
+            tile_size=settings.tile_size,
+            tile_overlap=settings.tile_overlap,
         )
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "ExDD":  # type: ignore[override]
+        """Load a model as Anomalib does; "approximate" search, which old checkpoints may ask for, becomes "auto"."""
+        try:
+            return cast("ExDD", super().load_from_checkpoint(*args, **kwargs))
+        except ValueError as error:
+            if "search" in kwargs or "'approximate'" not in str(error):
+                raise
+            return cast("ExDD", super().load_from_checkpoint(*args, search="auto", **kwargs))
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
@@ -212,15 +227,26 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         """One pass over the training images, and no validation before it."""
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
 
-    def on_fit_start(self) -> None:
-        """Start from empty banks, also where the model was fitted before, and from a backbone with weights.
+    def setup(self, stage: str) -> None:
+        """Plan the pass over the training images, before a checkpoint or the fit changes anything.
 
         Raises:
             ValueError: If the trainer would not train.
         """
-        if self._trainer is not None:
+        super().setup(stage)
+        if stage == TrainerFn.FITTING:
             self._plan_one_pass(self.trainer.fit_loop)
+
+    def on_fit_start(self) -> None:
+        """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
         self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
+        self.clear()
+        place = self.settings.feature_store_dir
+        stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
+        self.builder = BankBuilder(self.model, self.settings, stores)
+
+    def clear(self) -> None:
+        """Empty the banks, and forget what was learnt from them and what has been collected for them."""
         self._is_fitted = torch.tensor([False], device=self.device)
         for part in (
             self.model.negative_bank,
@@ -228,14 +254,17 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             self.model.boundary,
             self.model.refinement,
             self.model.calibration_set,
+            self.model.calibration,
         ):
             part.clear()
         for buffer in self._thresholds().values():
             buffer.fill_(math.nan)
         self.history = []
-        place = self.settings.feature_store_dir
-        stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
-        self.builder = BankBuilder(self.model, self.settings, stores)
+        self.builder = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what a fit collects: it belongs to its trainer, as the files do in which it may wait."""
+        return {**super().__getstate__(), "builder": None}
 
     @staticmethod
     def _plan_one_pass(loop: Any) -> None:
@@ -275,8 +304,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             msg = "There are no patches to build banks from: `fit` is called by the trainer after the training images."
             raise RuntimeError(msg)
         self.builder.build()
-        self.builder = None
         self.calibrate(learn_boundary=False)  # the builder has learnt it
+        self.builder = None
         thresholds = self._thresholds()
         if not self.validates and any(thresholds[name].isnan() for name in thresholds):
             logger.warning(
@@ -306,6 +335,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         thresholds = self.model.calibrate(rate, self.settings.unknown_rate, weight)
         if thresholds is None:
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
+            self._give_thresholds(Thresholds(*[math.nan] * len(Thresholds._fields)))
             return
         self._give_thresholds(thresholds)
         if self.decisions is not None:
@@ -361,13 +391,22 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         super().on_load_checkpoint(checkpoint)
         self.history = list(checkpoint.get(HISTORY, []))
 
-    def _adopted(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        return adopted(self.hparams, default_arguments(ExDD), saved)
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
+        """Export to ONNX, which OpenVINO is made from too.
 
-    def _rebuild(self, changes: Mapping[str, Any]) -> None:
-        tiler = self.model.tiler
-        super()._rebuild(changes)
-        self.model.tiler = tiler
+        Raises:
+            ValueError: If the model works on tiles.
+        """
+        if self.settings.tile_size is not None:
+            msg = (
+                f"The model works on tiles (`tile_size` {self.settings.tile_size}), which ONNX and OpenVINO cannot "
+                "express. Export it with `--export_type torch`, which keeps the tiles, or train without `tile_size`."
+            )
+            raise ValueError(msg)
+        return super().to_onnx(*args, **kwargs)
+
+    def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        return adopted(given, default_arguments(ExDD), saved)
 
     def _fit_from(self, checkpoint: dict[str, Any]) -> None:
         """Build the banks anew: what the checkpoint says of finished epochs is dropped."""

@@ -9,10 +9,9 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_exdd.neighbors import Neighbors, SearchBackend, create_index, dense_search
-from anomalib_exdd.neighbors.exact import direct_distances
-from anomalib_exdd.neighbors.index import NeighborIndex
-from anomalib_exdd.precision import Float32Buffers
+from anomalib_exdd.search import NeighborIndex, Neighbors, SearchBackend, create_index, dense_search
+from anomalib_exdd.search.exact import direct_distances
+from anomalib_exdd.utils.precision import Float32Buffers
 
 from .kinship import Origins
 from .scoring import PatchDistances
@@ -46,7 +45,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
 
     Args:
         num_neighbors: Size K of the neighbourhood that the weights of the scores look at, m* included.
-        search: Backend of the search; see :func:`anomalib_exdd.neighbors.create_index`.
+        search: Backend of the search; see :func:`anomalib_exdd.search.create_index`.
         precision: How features are stored; distances are computed in float32 from either.
 
     Attributes:
@@ -89,8 +88,8 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """The features in float32, shape (M, D)."""
         return self.features.float()
 
-    def look_around(self, num_neighbors: int) -> None:
-        """Change the size of the neighbourhoods, which training finds as the scoring needs them."""
+    def set_num_neighbors(self, num_neighbors: int) -> None:
+        """Change the size of the neighbourhoods, and find them anew."""
         self.num_neighbors = num_neighbors
         if len(self):
             self.neighborhood = self._neighborhoods()
@@ -176,24 +175,25 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """Measure how far patches are from the bank.
 
         Args:
-            patches_BPD: Patch features of B images, float32, shape (B, P, D).
+            patches_BPD: Patch features of B images, float32, shape (B, P, D) or (B, h, w, D).
             neighborhood: Whether the distances to the neighbourhood of each nearest entry are wanted.
             num_ranked: How many of the nearest entries are wanted.
 
         Returns:
-            The distances; a bank with fewer than ``num_neighbors`` entries has smaller neighbourhoods.
+            The distances, on the places of the patches; a bank with fewer than ``num_neighbors`` entries has smaller
+            neighbourhoods.
         """
-        batch, patches, dimension = patches_BPD.shape
+        *places, dimension = patches_BPD.shape
         query_QD = patches_BPD.reshape(-1, dimension)
         nearest = self.nearest(query_QD, min(num_ranked, max(1, len(self))))
         around = None
         if neighborhood:
             index_QK = self.neighborhood[nearest.indices[:, 0]]
-            around = direct_distances(query_QD, self.features, index_QK).reshape(batch, patches, -1)
-        ranked = nearest.distances.reshape(batch, patches, -1)
+            around = direct_distances(query_QD, self.features, index_QK).reshape(*places, -1)
+        ranked = nearest.distances.reshape(*places, -1)
         if ranked.shape[-1] < num_ranked:
-            ranked = torch.cat([ranked, ranked[..., -1:].expand(-1, -1, num_ranked - ranked.shape[-1])], dim=-1)
-        entry = nearest.indices[:, 0].reshape(batch, patches)
+            ranked = torch.cat([ranked, *[ranked[..., -1:]] * (num_ranked - ranked.shape[-1])], dim=-1)
+        entry = nearest.indices[:, 0].reshape(places)
         return PatchDistances(ranked[..., 0], around, dimension, ranked, entry)
 
     def _neighborhoods(self) -> Tensor:

@@ -4,9 +4,9 @@ Shape suffixes: B images, C channels, H x W pixels, h x w patches, P = h w patch
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from anomalib.data import InferenceBatch
@@ -14,7 +14,7 @@ from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .anomaly_map import PublishedMap, SmoothMap
 from .boundary import Folds, LearntBoundary, boundary_data
@@ -24,8 +24,12 @@ from .decisions import Thresholds
 from .features import PatchFeatureExtractor
 from .memory_bank import BankPrecision, MemoryBank
 from .scoring import PatchDistances, ScoringRule, get_scoring
+from .tiling import Tiling, mapped
 
 logger = logging.getLogger(__name__)
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 PAPER_SIGMA = 2.0
 """The paper's blur (after equation 23), for its own scoring."""
@@ -56,6 +60,20 @@ class PatchScores(NamedTuple):
     positive: PatchDistances | None
 
 
+class Measured(NamedTuple):
+    """What patches are scored by.
+
+    Attributes:
+        negative: Distances to the negative bank.
+        positive: Distances to the positive bank; None where no rule needs them.
+        boundary: Log-odds of the learnt boundary, float32, shape (B, P); None where there is none or no rule needs it.
+    """
+
+    negative: PatchDistances
+    positive: PatchDistances | None
+    boundary: Tensor | None
+
+
 class ScoredImages(NamedTuple):
     """What the model finds out about images.
 
@@ -63,13 +81,11 @@ class ScoredImages(NamedTuple):
         scores: Scores of the images and of their patches, P = h w.
         anomaly_map: Float32, shape (B, 1, H, W): the higher, the more defective.
         grid: Rows h and columns w of the patches.
-        features: Patch features, float32, shape (B, P, D).
     """
 
     scores: PatchScores
     anomaly_map: Tensor
     grid: tuple[int, int]
-    features: Tensor
 
 
 class ExDDModel(nn.Module):
@@ -93,14 +109,16 @@ class ExDDModel(nn.Module):
         search: SearchBackend = "auto",
         bank_precision: BankPrecision = "float32",
         top_fraction: float = 0.01,
+        tile_size: int | None = None,
+        tile_overlap: int = 256,
     ) -> None:
         super().__init__()
-        self.tiler: Tiler | None = None
         self.scoring = scoring
         self.image_scoring = image_scoring
         self.feature_extractor = PatchFeatureExtractor(
             backbone, layers, pre_trained=pre_trained, weights=weights, padded=scoring != "published"
         )
+        self.tiling = None if tile_size is None else Tiling(self.feature_extractor, tile_size, tile_overlap)
         if {scoring, image_scoring} == {"calibrated"}:
             num_neighbors = 1  # it does not look at neighbourhoods, which take long to find in large banks
         self.negative_bank = MemoryBank(num_neighbors, search, bank_precision)
@@ -116,24 +134,44 @@ class ExDDModel(nn.Module):
             self.anomaly_map = SmoothMap(sigma or (PAPER_SIGMA if scoring == "paper" else DEFAULT_SIGMA))
         self.refined_map = SmoothMap(sigma or REFINED_SIGMA)
 
+    @property
+    def tiler(self) -> None:
+        """What Anomalib's ``TilerConfigurationCallback`` sets, whose tiles would not be in the checkpoint."""
+        return
+
+    @tiler.setter
+    def tiler(self, tiler: Tiler) -> None:
+        overlap = tiler.tile_size_h - tiler.stride_h
+        msg = (
+            "ExDD does not work with Anomalib's `TilerConfigurationCallback`, whose tiles are not in the checkpoint. "
+            "Remove the callback, and give the model its tiles: "
+            f"`--model.tile_size {tiler.tile_size_h} --model.tile_overlap {overlap}`, or more overlap."
+        )
+        raise ValueError(msg)
+
     def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Extract patch features, tile by tile if a tiler is set; see :meth:`extract`."""
+        """Extract patch features; see :meth:`extract`."""
         return self.extract(images_BCHW)[0]
 
     def extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extract patch features, tile by tile if a tiler is set, and the fine ones that refine the map.
+        """Extract patch features, and the fine ones that refine the map.
 
         Args:
             images_BCHW: Normalised images, floating point, shape (B, C, H, W).
 
         Returns:
             Patch features, float32, shape (B, D, h, w); fine features, float32, shape (B, F, 2 h, 2 w), or None with a
-            tiler or a backbone that has none.
+            backbone that has none.
         """
-        if self.tiler is not None:
-            return self.tiler.untile(self.feature_extractor(self.tiler.tile(images_BCHW))).float(), None
-        features, fine = self.feature_extractor.extract(images_BCHW)
-        return features.float(), None if fine is None else fine.float()
+        features_BhwD, fine_BhwF = self._by_tiles(
+            images_BCHW, lambda features, fine: (_rows(features), None if fine is None else _rows(fine))
+        )
+        return features_BhwD.permute(0, 3, 1, 2), None if fine_BhwF is None else fine_BhwF.permute(0, 3, 1, 2)
+
+    def _by_tiles(self, images_BCHW: Tensor, work: Callable[[Tensor, Tensor | None], tuple[A, B]]) -> tuple[A, B]:
+        """Do some work on the features of images, tile by tile if there are tiles; see :meth:`.Tiling.apply`."""
+        extract = self.feature_extractor.extract
+        return work(*extract(images_BCHW)) if self.tiling is None else self.tiling.apply(extract, images_BCHW, work)
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
         """Score images.
@@ -160,14 +198,18 @@ class ExDDModel(nn.Module):
         Raises:
             ValueError: If the negative bank is empty, because the model was neither trained nor loaded.
         """
-        features_BDhw, fine = self.extract(images_BCHW)
-        batch, _, height, width = features_BDhw.shape
-        patches_BPD = features_BDhw.flatten(2).transpose(1, 2).contiguous()
+        measured, inside = self._by_tiles(images_BCHW, self._measure_maps)
+        batch, height, width = measured.negative.nearest.shape
         with torch.autocast(device_type=images_BCHW.device.type, enabled=False):
-            scores = self.score(patches_BPD)
+            scores = self._scores(mapped(lambda values: values.flatten(1, 2), measured))
             scores_Bhw = scores.patches.reshape(batch, height, width)
-            anomaly_map = self.draw_map(scores_Bhw, images_BCHW.shape[-2:], fine)
-        return ScoredImages(scores, anomaly_map, (height, width), patches_BPD)
+            anomaly_map = self.draw_map(scores_Bhw, images_BCHW.shape[-2:], inside)
+        return ScoredImages(scores, anomaly_map, (height, width))
+
+    def _measure_maps(self, features_BDhw: Tensor, fine_BFhw: Tensor | None) -> tuple[Measured, Tensor | None]:
+        """Measure patches, shapes (B, h, w, ...), and tell which fine cells lie inside a defect; see :meth:`inside`."""
+        with torch.autocast(device_type=features_BDhw.device.type, enabled=False):
+            return self._measure(_rows(features_BDhw).contiguous()), self.inside(fine_BFhw)
 
     def score(self, patches_BPD: Tensor) -> PatchScores:
         """Score patches and images by the chosen rules; see :meth:`rules` for those of a model without defects.
@@ -175,27 +217,46 @@ class ExDDModel(nn.Module):
         Args:
             patches_BPD: Patch features, float32, shape (B, P, D).
         """
-        negative, positive = self.distances(patches_BPD)
+        return self._scores(self._measure(patches_BPD))
+
+    def _measure(self, patches_BPD: Tensor) -> Measured:
         uses_boundary = self.boundary.is_fitted and "calibrated" in {self.scoring, self.image_scoring}
-        patch_rule, image_rule = self.rules(self.boundary(patches_BPD) if uses_boundary else None)
+        return Measured(*self.distances(patches_BPD), self.boundary(patches_BPD) if uses_boundary else None)
+
+    def _scores(self, measured_BP: Measured) -> PatchScores:
+        negative, positive, boundary_BP = measured_BP
+        patch_rule, image_rule = self.rules(boundary_BP)
         patches = patch_rule.patch(negative, positive)
         deciding = patches if self.scoring == self.image_scoring else image_rule.patch(negative, positive)
         return PatchScores(patches, image_rule.image(negative, positive), deciding, negative, positive)
 
-    def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int], fine_BFhw: Tensor | None = None) -> Tensor:
+    def inside(self, fine_BFhw: Tensor | None) -> Tensor | None:
+        """Return the probability that a cell of the fine grid lies inside a defect, not beside it, (B, 2 h, 2 w).
+
+        Args:
+            fine_BFhw: Fine features, shape (B, F, 2 h, 2 w), if the backbone has any.
+
+        Returns:
+            None if the map does not follow the outline of defects: where that was not learnt, or with another scoring.
+        """
+        if fine_BFhw is None or self.scoring != "calibrated" or not self.refinement.is_fitted:
+            return None
+        return torch.sigmoid(self.refinement(_rows(fine_BFhw)))
+
+    def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int], inside_Bhw: Tensor | None = None) -> Tensor:
         """Turn patch scores into maps of the images' size, float32, shape (B, 1, H, W).
 
         Args:
             scores_Bhw: Patch scores.
             image_size: Height and width of the images.
-            fine_BFhw: Fine features, with which the calibrated map follows the outline of defects, if that was learnt.
+            inside_Bhw: What :meth:`inside` returns, with which the calibrated map follows the outline of defects.
         """
         rule = self.rules()[0]
         values_B1hw = rule.map_values(scores_Bhw).unsqueeze(1)
-        if fine_BFhw is None or self.scoring != "calibrated" or not self.refinement.is_fitted:
+        if inside_Bhw is None:
             return rule.smoothed_values(self.anomaly_map(values_B1hw, image_size))
-        inside_B1hw = torch.sigmoid(self.refinement(fine_BFhw.permute(0, 2, 3, 1))).unsqueeze(1)
-        values_B1hw = F.interpolate(values_B1hw, size=fine_BFhw.shape[-2:], mode="bilinear")
+        inside_B1hw = inside_Bhw.unsqueeze(1)
+        values_B1hw = F.interpolate(values_B1hw, size=inside_B1hw.shape[-2:], mode="bilinear")
         values_B1hw = values_B1hw * (REFINED_FLOOR + (1 - REFINED_FLOOR) * inside_B1hw)
         return rule.smoothed_values(self.refined_map(values_B1hw, image_size))
 
@@ -269,5 +330,11 @@ class ExDDModel(nn.Module):
         folds = self.folds(synthetic_weight)
         patches = self.calibration_set.measure(self.negative_bank, self.positive_bank, self.boundary, folds)
         if patches is None:
+            self.calibration.clear()
             return None
         return self.calibration.fit(patches, defect_rate, unknown_rate, synthetic_weight)
+
+
+def _rows(features_BDhw: Tensor) -> Tensor:
+    """View a feature map as rows of features, float32, shape (B, h, w, D)."""
+    return features_BDhw.float().permute(0, 2, 3, 1)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback
 
+from anomalib_exdd.coreset import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
 from anomalib_exdd.models.components.fingerprint import fingerprint
-from anomalib_exdd.processes import rank, world_size
-from anomalib_exdd.sampling import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
+from anomalib_exdd.utils.distributed import rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class TrainingStores:
             self._decide(patches, dimension, projected_dimension)
         if self._folder is None:
             return MemoryStore()
-        store = DiskStore(self._folder.path / kind, dimension, projected_dimension)
+        store = DiskStore(self._folder.path / kind)
         if store.lengths:
             logger.info("Going on with the %s patches of %d images in %s", kind, len(store.lengths), self._folder.path)
         return store
@@ -97,11 +97,12 @@ class ReleaseStores(Callback):
     """Lets an interrupted training's stores go, so that the same process can train again and go on from them."""
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the lock back, and leave what is on disk."""
+        """Give the lock back, leave what is on disk, and leave no banks that were built from half of the images."""
         del trainer, exception
         builder = getattr(pl_module, "builder", None)
         if builder is not None and builder.stores is not None:
             builder.stores.release()
+            pl_module.clear()
 
 
 def features_identity(module: Any) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def features_identity(module: Any) -> dict[str, Any]:
     Args:
         module: The :class:`anomalib_exdd.models.exdd.ExDD` that is being trained.
     """
-    names = ("layers", "positive_patches", "min_coverage", "projected_dimension", "seed")
+    names = ("layers", "tile_size", "tile_overlap", "positive_patches", "min_coverage", "projected_dimension", "seed")
     identity = {name: getattr(module.settings, name) for name in names}
     extractor = module.model.feature_extractor
     dataset = module.trainer.train_dataloader.dataset
@@ -126,7 +127,6 @@ def features_identity(module: Any) -> dict[str, Any]:
         "files": files.hexdigest(),
         "pre_processor": repr(module.pre_processor),
         "augmentations": repr(getattr(dataset, "augmentations", None)),
-        "tiler": repr(vars(module.model.tiler)) if module.model.tiler else None,
         "precision": str(module.trainer.precision),
         "white_level": module.white_level,
         "version": metadata.version("anomalib-exdd"),

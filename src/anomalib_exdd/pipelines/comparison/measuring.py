@@ -15,6 +15,8 @@ from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.explanation import TrainingPatch, explain_image
 from anomalib_exdd.reporting.comparison import NearestPatches
 
+from .allocation import usual_threshold
+
 SPEED_IMAGES = 128
 """Test images that throughput is measured with."""
 LATENCY_IMAGES = 30
@@ -161,7 +163,7 @@ def measure_speed(model: AnomalibModule, datamodule: AnomalibDataModule, device:
         if sum(len(images) for images in batches) >= SPEED_IMAGES:
             break
     model = model.to(device).eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), usual_threshold():
         model(batches[0].to(device))
         seconds = [_seconds(model, images, device) for images in batches]
         singles = [image[None] for images in batches for image in images][: LATENCY_IMAGES + _WARM_UP]

@@ -27,6 +27,7 @@ from anomalib_exdd.images.reading import inspect_image
 from anomalib_exdd.models.components.transforms import whole_maps
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.reporting.comparison import ImageResult, Run, write_images, write_json
+from anomalib_exdd.utils.files import write_atomically
 
 from .classes import built_arguments, one_line
 from .data import build_data, without_defective_training_images
@@ -34,6 +35,7 @@ from .histograms import pixel_histograms
 from .measuring import Predictions, explain_worst, measure_speed, peak_gpu_memory_mb, peak_memory_mb
 from .metrics import best_f1_threshold, image_metrics, pixel_metrics, small_maps
 from .models import build_model
+from .progress import PROGRESS_NAME, ProgressWriter
 
 SETTINGS_NAME = "settings.json"
 RUN_NAME = "run.json"
@@ -52,6 +54,7 @@ def main(folder: Path) -> None:
         traceback.print_exc()
         kind = "A download failed" if isinstance(error, URLError) else type(error).__name__
         result = Run(run["method"], run["seed"], place, error=f"{kind}: {one_line(error)}")
+    (folder / PROGRESS_NAME).unlink(missing_ok=True)
     write_json(asdict(result), folder / RUN_NAME)
 
 
@@ -70,7 +73,7 @@ def measure(run: Mapping[str, Any], folder: Path, place: str) -> Run:
         without_defective_training_images(datamodule)
     with tempfile.TemporaryDirectory(dir=folder, prefix="training-") as scratch:
         trainer_arguments = trainer_settings(model, run)
-        engine = _engine(scratch, run["accelerator"], **trainer_arguments)
+        engine = _engine(scratch, run["accelerator"], ProgressWriter(folder), **trainer_arguments)
         start = time.perf_counter()
         engine.fit(model=model, datamodule=datamodule)
         fit_seconds = time.perf_counter() - start
@@ -82,9 +85,9 @@ def measure(run: Mapping[str, Any], folder: Path, place: str) -> Run:
         datamodule.setup("test")
         speed = measure_speed(model, datamodule, device)
         memory, gpu_memory = peak_memory_mb(), peak_gpu_memory_mb(device)  # before maps of all images are collected
-        threshold = _threshold(model, datamodule, run["accelerator"], scratch)
+        threshold = _threshold(model, datamodule, run["accelerator"], scratch, ProgressWriter(folder, "validation"))
         found = Predictions(with_maps=True)
-        _test(model, datamodule.test_dataloader(), found, run["accelerator"], scratch)
+        _test(model, datamodule.test_dataloader(), run["accelerator"], scratch, found, ProgressWriter(folder))
     found.check()
     metrics = _write(found, getattr(model.pre_processor, "transform", None), folder)
     if isinstance(model, ExDD):
@@ -143,18 +146,22 @@ def _engine(folder: str, accelerator: str, *callbacks: Callback, **arguments: An
     )
 
 
-def _test(model: AnomalibModule, loader: "DataLoader[Any]", found: Predictions, accelerator: str, folder: str) -> None:
-    _engine(folder, accelerator, found).test(model=model, dataloaders=loader, verbose=False)
+def _test(
+    model: AnomalibModule, loader: "DataLoader[Any]", accelerator: str, folder: str, *callbacks: Callback
+) -> None:
+    _engine(folder, accelerator, *callbacks).test(model=model, dataloaders=loader, verbose=False)
 
 
-def _threshold(model: AnomalibModule, datamodule: AnomalibDataModule, accelerator: str, folder: str) -> float | None:
+def _threshold(
+    model: AnomalibModule, datamodule: AnomalibDataModule, accelerator: str, folder: str, progress: Callback
+) -> float | None:
     """Find Anomalib's threshold on validation images; without any, the one that the model found itself, or None."""
     if len(getattr(datamodule, "val_data", ())) == 0:
         post_processor: Any = model.post_processor
         own = float(post_processor.image_threshold)
         return own if math.isfinite(own) else None
     found = Predictions()
-    _test(model, datamodule.val_dataloader(), found, accelerator, folder)
+    _test(model, datamodule.val_dataloader(), accelerator, folder, found, progress)
     found.check()
     return best_f1_threshold(found.scores, found.labels)
 
@@ -170,10 +177,9 @@ def _write(found: Predictions, transform: Transform | None, folder: Path) -> dic
     metrics = image_metrics(found.scores, found.labels)
     maps, masks = found.maps, found.masks
     if maps is not None:
-        partial = folder / "maps.partial.npz"
         whole = whole_maps(maps, transform, inspect_image(found.paths[0]))
-        np.savez_compressed(partial, maps=small_maps(whole).numpy())
-        partial.replace(folder / "maps.npz")
+        with write_atomically(folder / "maps.npz") as partial:
+            np.savez_compressed(partial, maps=small_maps(whole).numpy())
     if maps is not None and masks is not None:
         of_pixels = pixel_metrics(maps, masks)
         if of_pixels:

@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from anomalib_exdd.reporting.comparison import Run, write_json
 
+from .allocation import run_environment
 from .one_run import RUN_NAME, SETTINGS_NAME
+from .progress import PROGRESS_NAME
 
 LOG_NAME = "log.txt"
 PROGRAM = """
@@ -72,7 +73,7 @@ class PlannedRun:
             return []
         return sorted(_changed(before, self.settings))
 
-    def execute(self, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    def execute(self) -> "subprocess.Popen[bytes]":
         """Start the process of the run in an emptied folder; its output goes to `log.txt`."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
@@ -85,7 +86,7 @@ class PlannedRun:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
+                env={**os.environ, "PYTHONPATH": paths, **run_environment()},
             )
 
     def result(self, returncode: int) -> Run:
@@ -100,6 +101,7 @@ class PlannedRun:
 
     def clean(self) -> None:
         """Remove what a process that was ended left of its training."""
+        (self.folder / PROGRESS_NAME).unlink(missing_ok=True)
         for left in self.folder.glob("training-*"):
             shutil.rmtree(left, ignore_errors=True)
 

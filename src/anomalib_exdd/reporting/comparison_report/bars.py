@@ -2,13 +2,13 @@
 
 from anomalib_exdd.reporting.markup import escape
 
-from .charts import Scale, figure, fitting, line, panels, svg, text, ticks, x_axis
+from .charts import Scale, figure, line, panels, rows_of_names, svg, text, ticks, x_axis
 from .results import MethodResults, Results
 from .tables import best_mean
 from .wording import COSTS, amount, count
 
 _WIDTH, _LEFT, _RIGHT = 420, 116, 336
-_ROW, _TOP = 26, 6
+_ROW, _BAR, _TOP = 26, 16, 6
 
 
 def bars_section(results: Results) -> str:
@@ -28,10 +28,10 @@ def _panel(results: Results, quantity: str) -> str:
     best = best_mean(results.methods, quantity)
     high = max(max(method.values(quantity)) for method in measured)
     scale = Scale(0, high or 1.0, _LEFT, _RIGHT)
-    bottom = _TOP + _ROW * len(measured)
+    rows, bottom = rows_of_names([method.name for method in measured], _LEFT - 8, _TOP, _ROW)
     body = x_axis(scale, ticks(0, scale.high, 3), _TOP, bottom, _tick)
-    for number, method in enumerate(measured):
-        body += _row(method, quantity, scale, _TOP + _ROW * number, is_best=method.mean(quantity) == best)
+    for method, row in zip(measured, rows, strict=True):
+        body += _row(method, quantity, scale, row, is_best=method.mean(quantity) == best)
     name, unit, more = COSTS[quantity]
     better = "higher is better" if more else "lower is better"
     return figure(
@@ -40,16 +40,15 @@ def _panel(results: Results, quantity: str) -> str:
     )
 
 
-def _row(method: MethodResults, quantity: str, scale: Scale, top: float, *, is_best: bool) -> str:
+def _row(method: MethodResults, quantity: str, scale: Scale, row: tuple[str, float], *, is_best: bool) -> str:
     values, mean = method.values(quantity), method.mean(quantity) or 0.0
-    y = top + _ROW / 2
-    drawn = f'<rect x="{_LEFT}" width="{scale(mean) - _LEFT:.1f}" y="{top + 5}" height="{_ROW - 10}" class="bar"/>'
+    name, y = row
+    drawn = f'<rect x="{_LEFT}" width="{scale(mean) - _LEFT:.1f}" y="{y - _BAR / 2}" height="{_BAR}" class="bar"/>'
     if len(values) > 1:
         drawn += line(scale(min(values)), y, scale(max(values)), y, "interval")
         drawn += "".join(line(scale(end), y - 4, scale(end), y + 4, "interval") for end in (min(values), max(values)))
     star = "★ " if is_best else ""
     label = text(scale(max(values)) + 8, y + 4, f"{star}{amount(mean)}", classes="bold" if is_best else "")
-    name = text(_LEFT - 8, y + 4, fitting(method.name, _LEFT - 8), "end")
     spoken = (
         f"{method.name}: {amount(mean)} ({amount(min(values))} to {amount(max(values))}, {count(len(values), 'seed')})"
     )

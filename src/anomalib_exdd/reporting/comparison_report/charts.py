@@ -5,6 +5,7 @@ chart is drawn about 400 units wide, which is a phone's width: its texts stay re
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ COLOURS = 8
 DASHES = 4
 _STEPS = (1, 2, 2.5, 5, 10)
 _NARROW, _WIDE = frozenset("iljtfrI.,;:'|()[] "), frozenset("mwMWO@%…")
-_LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of 13 units, in wide fonts
+_FONT, _LINE = 13, 15  # size of letters, and distance of lines
+_LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of that size, in wide fonts
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,47 @@ def text(x: float, y: float, content: object, anchor: str = "start", classes: st
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(content)}</text>'
 
 
-def fitting(name: str, width: float) -> str:
-    """Cut a name so that it takes no more than a width, in whatever font a browser takes."""
-    if _width(name) <= width:
-        return name
-    while name and _width(f"{name}…") > width:
-        name = name[:-1]
-    return f"{name}…"
+def wrapped(name: str, width: float) -> list[str]:
+    """Divide a name into lines that take no more than a width, after spaces and the like where there are some."""
+    lines: list[str] = []
+    current = ""
+    for part in re.findall(r"[^\s_/,-]*[\s_/,-]*", name):
+        if text_width((current + part).rstrip()) > width:
+            lines, current = [*lines, current], ""
+        for letter in part:
+            if text_width(current + letter) > width:
+                lines, current = [*lines, current], ""
+            current += letter
+    return [each.strip() for each in (*lines, current) if each.strip()]
 
 
-def _width(name: str) -> float:
+def rows_of_names(
+    names: Sequence[str], right: float, top: float, least: float
+) -> tuple[list[tuple[str, float]], float]:
+    """Write names below each other, over several lines where they are long, each in a row that is as high as it needs.
+
+    Args:
+        names: The names.
+        right: Where they end.
+        top: Where the first row begins.
+        least: Height of a row with a name of one line.
+
+    Returns:
+        Each name as drawn with the middle of its row, and where the last row ends.
+    """
+    rows = []
+    for name in names:
+        lines = wrapped(name, right)
+        height = least + _LINE * (len(lines) - 1)
+        first = top + (least + _FONT) / 2 - 2.5  # baseline of the first line
+        drawn = "".join(text(right, first + _LINE * number, each, "end") for number, each in enumerate(lines))
+        rows.append((drawn, top + height / 2))
+        top += height
+    return rows, top
+
+
+def text_width(name: str) -> float:
+    """Return a width that a text does not exceed in whatever font a browser takes."""
     narrow, usual, wide = _LETTER_WIDTHS
     return sum(narrow if letter in _NARROW else wide if letter in _WIDE else usual for letter in name)
 

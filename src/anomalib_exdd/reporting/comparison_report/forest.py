@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from anomalib_exdd.reporting.comparison import METRICS, Difference
 from anomalib_exdd.reporting.markup import escape
 
-from .charts import Scale, figure, fitting, line, panels, svg, text, ticks, x_axis
+from .charts import Scale, figure, line, panels, rows_of_names, svg, text, ticks, x_axis
 from .results import Results
 from .verdict import finite_differences, includes_zero
 from .wording import count, points
@@ -41,11 +41,10 @@ def _panel(metric: str, differences: Sequence[Difference]) -> str:
     high = max(0.0, *(each.high for each in differences))
     margin = 0.05 * (high - low) or 0.01
     scale = Scale(low - margin, high + margin, _LEFT, _RIGHT)
-    bottom = _TOP + _ROW * len(differences)
+    rows, bottom = rows_of_names([each.method for each in differences], _LEFT - 8, _TOP, _ROW)
     body = x_axis(scale, ticks(scale.low, scale.high, 3), _TOP, bottom, points)
     body += line(scale(0), _TOP, scale(0), bottom, "zero")
-    for number, difference in enumerate(differences):
-        body += _row(difference, scale, _TOP + _ROW * (number + 0.5))
+    body += "".join(_row(each, scale, *row) for each, row in zip(differences, rows, strict=True))
     name = METRICS.get(metric, metric)
     drawing = svg(_WIDTH, bottom + 20, f"Differences in {name} to the baseline", body)
     seeds = sorted({each.seeds for each in differences})
@@ -53,7 +52,7 @@ def _panel(metric: str, differences: Sequence[Difference]) -> str:
     return figure(drawing, f"<h3>{escape(name)}</h3> over {over} {'seed' if seeds[-1] == 1 else 'seeds'}")
 
 
-def _row(difference: Difference, scale: Scale, y: float) -> str:
+def _row(difference: Difference, scale: Scale, name: str, y: float) -> str:
     kind = "hollow" if includes_zero(difference) else "filled"
     interval = f"{points(difference.low)} to {points(difference.high)}"
     spoken = f"{difference.method}: {points(difference.mean)}, 95 % interval {interval}"
@@ -61,6 +60,5 @@ def _row(difference: Difference, scale: Scale, y: float) -> str:
     for end in (difference.low, difference.high):
         drawn += line(scale(end), y - 4, scale(end), y + 4, "interval")
     drawn += f'<circle cx="{scale(difference.mean):.1f}" cy="{y:.1f}" r="5" class="{kind}"/>'
-    name = text(_LEFT - 8, y + 4, fitting(difference.method, _LEFT - 8), "end")
     numbers = text(_RIGHT + 8, y + 4, f"{points(difference.mean)} ({interval})")
     return f"<g><title>{escape(spoken)}, {count(difference.seeds, 'seed')}</title>{name}{drawn}{numbers}</g>"

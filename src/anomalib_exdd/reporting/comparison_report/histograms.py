@@ -3,6 +3,7 @@
 Every method has an axis of its own, because scores of different methods have nothing in common.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from anomalib_exdd.reporting.comparison import Run
 from anomalib_exdd.reporting.markup import escape
 
-from .charts import Scale, figure, line, panels, svg, text, ticks, x_axis
+from .charts import Scale, figure, line, panels, svg, text, text_width, ticks, x_axis
 from .results import MethodResults, Results, RunResults
 from .wording import count, number
 
@@ -22,7 +23,8 @@ _HATCH = (  # for all panels; a browser finds it by its name
     '<line x1="0" y1="0" x2="0" y2="6" class="hatch-line"/></pattern></defs></svg>'
 )
 _WIDTH, _LEFT, _RIGHT = 420, 12, 408
-_TOP, _MIDDLE, _BOTTOM = 48, 120, 192  # of the bars; above them stand the names of the thresholds
+_TOP, _MIDDLE, _BOTTOM = 48, 120, 192  # of the bars
+_LABELS, _GAP = (12, 26, 40), 4  # above them, heights of the thresholds' names, and their distance from their lines
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,19 @@ class Threshold:
         name: What the line is called.
         score: Where it stands.
         classes: Its look.
-        label_y: Where its name stands: each has a line of its own, so that no two collide.
     """
 
     name: str
     score: float
     classes: str
-    label_y: float
 
 
 def thresholds_of(run: Run) -> list[Threshold]:
     """Collect the thresholds that a run has, those that are not finite left out."""
     known = (
-        Threshold("threshold", _score(run.threshold), "threshold", 26),
-        Threshold("accept below", _score(run.accept), "decision", 12),
-        Threshold("reject from", _score(run.reject), "decision", 40),
+        Threshold("threshold", _score(run.threshold), "threshold"),
+        Threshold("accept below", _score(run.accept), "decision"),
+        Threshold("reject from", _score(run.reject), "decision"),
     )
     return [each for each in known if np.isfinite(each.score)]
 
@@ -161,9 +161,33 @@ def _review_band(run: Run, scale: Scale) -> str:
 
 def _lines(thresholds: list[Threshold], scale: Scale) -> str:
     drawn = ""
-    for each in thresholds:
+    for y, (each, is_left) in zip(_LABELS, place_labels(thresholds, scale), strict=False):
         x = scale(each.score)
-        leans_left = x > (_LEFT + _RIGHT) / 2  # so that no name leaves the drawing
-        drawn += line(x, each.label_y - 9, x, _BOTTOM, each.classes)
-        drawn += text(x - 4 if leans_left else x + 4, each.label_y, each.name, "end" if leans_left else "start")
+        drawn += line(x, y - 9, x, _BOTTOM, each.classes)
+        drawn += text(x - _GAP if is_left else x + _GAP, y, each.name, "end" if is_left else "start")
     return drawn
+
+
+def place_labels(thresholds: Sequence[Threshold], scale: Scale) -> list[tuple[Threshold, bool]]:
+    """Order thresholds so that the name of none lies on the line of another, however close they are.
+
+    Each name has a height of its own, and a line begins at its name. So a name is crossed by the lines of higher names
+    only: names to the right of their lines descend to the right, names to the left of them descend to the left.
+
+    Args:
+        thresholds: At most three.
+        scale: Where they stand in the drawing.
+
+    Returns:
+        The thresholds, the highest name first, each with whether its name stands to the left of its line.
+    """
+    places = [scale(each.score) for each in thresholds]
+    widths = [_GAP + text_width(each.name) for each in thresholds]
+    if all(place + width <= _WIDTH for place, width in zip(places, widths, strict=True)):
+        left = set()
+    elif all(place >= width for place, width in zip(places, widths, strict=True)):
+        left = set(thresholds)
+    else:  # some are close to either edge: those of one half are far from the names of the other
+        left = {each for each, place in zip(thresholds, places, strict=True) if place > _WIDTH / 2}
+    ordered = sorted(thresholds, key=lambda each: -each.score if each in left else each.score)
+    return [(each, each in left) for each in ordered]

@@ -46,7 +46,7 @@ def summary_table(results: Results) -> str:
         rows.append(_row(method, quantities, best, notes))
         if method.method.published:
             rows.append(_published_row(method, len(costs), notes))
-    table = f"<table><thead>{_head(costs)}</thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f'<table class="stacked"><thead>{_head(costs)}</thead><tbody>{"".join(rows)}</tbody></table>'
     seeds = {len(method.runs) for method in results.methods if method.runs}
     spread = "mean ± standard deviation over seeds" if max(seeds, default=0) > 1 else "one seed, hence no spread"
     caption = f"Metrics in %, higher is better; {spread}. ★ and bold: best of the column."
@@ -77,10 +77,15 @@ def _row(method: MethodResults, quantities: Sequence[str], best: dict[str, float
     head = f'<th scope="row">{escape(method.name)}{marks}</th>'
     if not method.runs:
         reasons = "; ".join(dict.fromkeys(run.error for run in method.failed))
-        text = f"failed: {escape(reasons)}" if reasons else "has not run yet"
-        return f'<tr class="failed">{head}<td colspan="{len(quantities) + 1}">{text}</td></tr>'
+        text = f"failed: {reasons}" if reasons else "has not run yet"
+        return f'<tr class="failed">{head}{_message(text, len(quantities) + 1)}</tr>'
     cells = "".join(_cell(method, quantity, best[quantity]) for quantity in quantities)
-    return f"<tr>{head}<td>{len(method.runs)}</td>{cells}</tr>"
+    return f"<tr>{head}<td{_column('seeds')}>{len(method.runs)}</td>{cells}</tr>"
+
+
+def _message(text: str, columns: int) -> str:
+    """Return a cell over many columns, whose text stays in sight where the table is scrolled."""
+    return f'<td colspan="{columns}"><span class="message">{escape(text)}</span></td>'
 
 
 def _cell(method: MethodResults, quantity: str, best: float | None) -> str:
@@ -89,14 +94,24 @@ def _cell(method: MethodResults, quantity: str, best: float | None) -> str:
     text = write(mean)
     if spread is not None and quantity in METRICS:
         text += f' <span class="spread">± {write(spread)}</span>'
+    column = METRICS.get(quantity) or ", ".join(COSTS[quantity][:2])
     if mean is not None and mean == best:
-        return f'<td class="best">{_BEST}{text}</td>'
-    return f"<td>{text}</td>"
+        return f'<td class="best"{_column(column)}>{_BEST}{text}</td>'
+    return f"<td{_column(column)}>{text}</td>"
+
+
+def _column(name: str) -> str:
+    """Return the attribute that names a cell's column: on a phone the cells stand below each other, without a head."""
+    return f' data-column="{escape(name)}"'
 
 
 def _published_row(method: MethodResults, costs: int, notes: Footnotes) -> str:
     source = method.method.published_source or "no source is given"
-    cells = "".join(f"<td>{percent(method.method.published.get(metric))}</td>" for metric in METRICS)
+    known = method.method.published
+    cells = "".join(
+        f"<td{_column(title) if metric in known else ''}>{percent(known.get(metric))}</td>"
+        for metric, title in METRICS.items()
+    )
     cells += f"<td>{NOTHING}</td>" * costs
     mark = notes.mark(f"Published figures of {method.name}: {source}")
     return f'<tr class="published"><th scope="row">{escape(method.name)}, published{mark}</th><td></td>{cells}</tr>'
@@ -111,20 +126,22 @@ def run_table(results: Results) -> str:
     names = [*METRICS.values(), *(f"{name}, {unit}" for name, unit, _ in COSTS.values()), *fields.values()]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("method", "seed", *names, "folder"))
     ended = [run for method in results.methods for run in (*(each.run for each in method.runs), *method.failed)]
-    rows = "".join(_run_row(run, list(fields), len(names)) for run in ended)
-    return scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", "Every run")
+    rows = "".join(_run_row(run, list(fields), names) for run in ended)
+    table = f'<table class="stacked"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return scrolling(table, "Every run")
 
 
-def _run_row(run: Run, fields: Sequence[str], columns: int) -> str:
-    head = f'<th scope="row">{escape(run.method)}</th><td>{run.seed}</td>'
+def _run_row(run: Run, fields: Sequence[str], names: Sequence[str]) -> str:
+    head = f'<th scope="row">{escape(run.method)}</th><td{_column("seed")}>{run.seed}</td>'
+    kind = ""
     if run.error:
-        cells = f'<td colspan="{columns}">failed: {escape(run.error)}</td>'
+        kind, cells = ' class="failed"', _message(f"failed: {run.error}", len(names))
     else:
         texts = [percent(run.metrics.get(metric), 2) for metric in METRICS]
         texts += [amount(getattr(run, cost)) for cost in COSTS]
         texts += [_plain(getattr(run, field)) for field in fields]
-        cells = "".join(f"<td>{text}</td>" for text in texts)
-    return f"<tr>{head}{cells}<td><code>{escape(run.folder)}</code></td></tr>"
+        cells = "".join(f"<td{_column(name)}>{text}</td>" for name, text in zip(names, texts, strict=True))
+    return f"<tr{kind}>{head}{cells}<td{_column('folder')}><code>{escape(run.folder)}</code></td></tr>"
 
 
 def _plain(value: float | None) -> str:

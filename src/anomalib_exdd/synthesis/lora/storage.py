@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from anomalib_exdd.synthesis.diffusion_pipeline import import_library
-from anomalib_exdd.synthesis.output_folder import differences, write_file
+from anomalib_exdd.synthesis.output_folder import differences
+from anomalib_exdd.utils.files import PARTIAL_FILES, write_atomically, write_file
 
 from .trainer import is_xl
 
@@ -75,9 +76,8 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
 def save_checkpoint(folder: Path, record: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write the state of a training, in place of an earlier checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{CHECKPOINT}.partial"
-    torch.save({"record": dict(record), **state}, partial)
-    partial.replace(folder / CHECKPOINT)
+    with write_atomically(folder / CHECKPOINT) as partial:
+        torch.save({"record": dict(record), **state}, partial)
 
 
 def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -91,15 +91,8 @@ def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] |
 
 
 def save_lora(pipeline: Any, folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the LoRA of a pipeline's U-Net with its card and its record, and remove its checkpoint."""
+    """Write the LoRA of a pipeline's U-Net with its card and its record, and remove what only training needs."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = f"partial.{WEIGHTS}"
-    pipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=import_library("peft").get_peft_model_state_dict(pipeline.unet),
-        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
-        weight_name=partial,
-    )
     settings, base = record["settings"], record["base_model"]
     card = CARD_TEMPLATE.format(
         base_line="" if record["base_revision"].startswith("local-") else f"base_model: {base}\n",
@@ -110,10 +103,17 @@ def save_lora(pipeline: Any, folder: Path, record: Mapping[str, Any]) -> None:
         settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
         weights=WEIGHTS,
     )
-    write_file(folder / CARD, card)
-    write_file(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    (folder / partial).replace(folder / WEIGHTS)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    with write_atomically(folder / WEIGHTS) as partial:
+        pipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=import_library("peft").get_peft_model_state_dict(pipeline.unet),
+            unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
+            weight_name=partial.name,
+        )
+        write_file(folder / CARD, card)
+        write_file(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    for path in (folder / CHECKPOINT, *folder.glob(PARTIAL_FILES)):  # a killed training may have left partial files
+        path.unlink(missing_ok=True)
 
 
 def digest_of_weights(folder: Path) -> str:

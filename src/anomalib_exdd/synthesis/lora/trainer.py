@@ -193,7 +193,8 @@ def drop_text_layers(pipeline: Any, clip_skip: int) -> None:
         return
     encoder = getattr(pipeline.text_encoder, "text_model", pipeline.text_encoder).encoder  # flat since transformers 5
     if clip_skip > len(encoder.layers):
-        msg = f"Argument `clip_skip` is {clip_skip}, but the text encoder has only {len(encoder.layers)} layers."
+        most = len(encoder.layers)
+        msg = f"Argument `clip_skip` is {clip_skip}, but the text encoder has only {most} layers. Use at most {most}."
         raise ValueError(msg)
     encoder.layers = encoder.layers[: len(encoder.layers) - (clip_skip - 1)]
 

@@ -1,0 +1,163 @@
+"""Large images in bounded memory: the backbone sees one tile at a time, and everything else works on the whole image.
+
+Tiles overlap. Every patch is taken from the tile in which it lies farthest from the edge, so that the padding at the
+edges, which a whole image does not have there, is out of its sight: with enough overlap the features are those of the
+whole image, without seams. Tiles start where a cell of the coarsest layer does, so that all grids stay in step.
+
+Shape suffixes: B images, C channels, H x W pixels, D features, h x w patches.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any, NamedTuple, TypeVar, cast
+
+from torch import Tensor
+
+from .features import PatchFeatureExtractor
+
+Coarse = TypeVar("Coarse")
+Fine = TypeVar("Fine")
+Tree = TypeVar("Tree")
+
+
+class Span(NamedTuple):
+    """A tile along one axis, in pixels.
+
+    Attributes:
+        start: Where the tile starts.
+        stop: Where it ends.
+        first: From where on patches are taken from it.
+        last: Up to where.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    def cells(self, stride: int, origin: int = 0) -> slice:
+        """Return the cells of a grid, which starts at ``origin``, that are taken from the tile."""
+        return slice((self.first - origin) // stride, -((origin - self.last) // stride))
+
+
+def spans(length: int, size: int, overlap: int, step: int) -> list[Span]:
+    """Cover one axis with as few tiles as the overlap allows, evenly spaced.
+
+    Args:
+        length: Pixels of the image along the axis.
+        size: Pixels of a tile; the last one has up to ``step - 1`` more.
+        overlap: Pixels that neighbouring tiles share at least, below ``size``.
+        step: Tiles start at multiples of it; divides ``size`` and ``overlap``.
+    """
+    if length <= size:
+        return [Span(0, length, 0, length)]
+    room = (length - size) // step  # of the last tile's start, in steps
+    gaps = -(-room // ((size - overlap) // step)) or 1
+    starts = sorted({step * (room * number // gaps) for number in range(gaps + 1)})
+    stops = [start + size for start in starts[:-1]] + [length]
+    middles = [(start + stop) // (2 * step) * step for start, stop in zip(starts[1:], stops, strict=False)]
+    return [Span(*each) for each in zip(starts, stops, [0, *middles], [*middles, length], strict=True)]
+
+
+class Tiling:
+    """Cuts images into tiles, and puts together what is made of them.
+
+    Args:
+        extractor: Extracts the features of a tile.
+        size: Height and width of a tile in pixels.
+        overlap: Pixels that neighbouring tiles share.
+
+    Raises:
+        ValueError: If the backbone cannot work on tiles, or not on these.
+    """
+
+    def __init__(self, extractor: PatchFeatureExtractor, size: int, overlap: int) -> None:
+        if not extractor.reductions:
+            msg = (
+                f"Argument `tile_size` is {size}, but the backbone {extractor.backbone_name!r} relates every patch to "
+                "the whole image and cannot work on tiles. Leave `tile_size` out, or take a convolutional network such "
+                "as resnet18."
+            )
+            raise ValueError(msg)
+        if not extractor.padded:
+            msg = (
+                f"Argument `tile_size` is {size}, but scoring 'published' pools features over the whole image. Leave "
+                "`tile_size` out, or take another `scoring`."
+            )
+            raise ValueError(msg)
+        self.size, self.overlap = size, overlap
+        self.stride, self.step = extractor.reductions[0], max(extractor.reductions)
+        if not 0 <= overlap < size or size % self.step or overlap % self.step:
+            fitting = [max(0, -(-value // self.step) * self.step) for value in (size, overlap)]
+            fitting[0] = max(fitting[0], fitting[1] + self.step)
+            msg = (
+                "Arguments `tile_size` and `tile_overlap` have to be multiples of the coarsest layer's reduction "
+                f"{self.step}, the overlap smaller than the tile, but got {size} and {overlap}. Give {fitting[0]} and "
+                f"{fitting[1]}."
+            )
+            raise ValueError(msg)
+
+    def apply(
+        self,
+        extract: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+        images_BCHW: Tensor,
+        work: Callable[[Tensor, Tensor | None], tuple[Coarse, Fine]],
+    ) -> tuple[Coarse, Fine]:
+        """Extract features tile by tile, and put together what is made of them.
+
+        Args:
+            extract: Returns the features of tiles, shape (B, D, h, w), and the fine ones on a grid twice as fine, or
+                None.
+            images_BCHW: Normalised images.
+            work: Takes the features of a part of the images and returns tensors on the same two grids, shapes
+                (B, h, w, ...) and (B, 2 h, 2 w, ...): a tensor, None, or a named tuple of them.
+
+        Returns:
+            The same for whole images.
+        """
+        height, width = images_BCHW.shape[-2:]
+        axes = [spans(length, self.size, self.overlap, self.step) for length in (height, width)]
+        strides = (self.stride, self.stride // 2)
+        whole: list[Any] = []  # on the two grids
+        for row, column in product(*axes):
+            maps = extract(images_BCHW[..., row.start : row.stop, column.start : column.stop])
+            grid = (-((row.start - row.stop) // self.stride), -((column.start - column.stop) // self.stride))
+            if maps[0].shape[-2:] != grid:
+                msg = (
+                    f"Argument `tile_size` is {self.size}, but the backbone's patches do not tile its images: it gives "
+                    f"{tuple(maps[0].shape[-2:])} of them where {grid} of {self.stride} pixels are. Leave `tile_size` "
+                    "out, or take another backbone, such as resnet18."
+                )
+                raise ValueError(msg)
+            own: list[Any] = [
+                None if each is None else each[..., row.cells(stride, row.start), column.cells(stride, column.start)]
+                for each, stride in zip(maps, strides, strict=True)
+            ]
+            found = work(*own)
+            if not whole:
+                grids = [(-(-height // stride), -(-width // stride)) for stride in strides]
+                whole = [mapped(_empty_on(grid), part) for grid, part in zip(grids, found, strict=True)]
+            for each, part, stride in zip(whole, found, strides, strict=True):
+                mapped(_pasted_at(row.cells(stride), column.cells(stride)), each, part)
+        return whole[0], whole[1]
+
+
+def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
+    """Apply a function to the tensors of a nested named tuple, together with those of others like it.
+
+    Returns:
+        The results in a named tuple like the first one; what is no tensor is taken over from that.
+    """
+    if isinstance(tree, Tensor):
+        return cast("Tree", function(tree, *others))
+    if isinstance(tree, tuple):
+        return type(tree)(*(mapped(function, *parts) for parts in zip(tree, *others, strict=True)))
+    return tree
+
+
+def _empty_on(grid: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    return lambda part: part.new_empty(len(part), *grid, *part.shape[3:])
+
+
+def _pasted_at(rows: slice, columns: slice) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda whole, part: whole[:, rows, columns].copy_(part)
