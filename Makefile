@@ -1,6 +1,6 @@
 # The verbs of this repository; `make` alone lists them. Everything runs through uv in `.venv`.
 .DEFAULT_GOAL := help
-.PHONY: help install test lint types format quickstart constraints build clean ci
+.PHONY: help install test lint types format quickstart docs constraints build clean ci
 
 RUN := uv run --no-sync
 
@@ -28,12 +28,16 @@ format:  ## Rewrite the files in the project's style
 quickstart:  ## Train and test on the small sample that comes with the package
 	$(RUN) anomalib train --config configs/quickstart.yaml
 
+docs:  ## Build the documentation as a site into site/
+	uv pip install -c constraints.txt --group docs
+	$(RUN) mkdocs build --strict
+
 constraints:  ## Pin the newest versions that resolve on every supported Python
 	{ \
-	  echo '# Tested versions of everything this package and its extras cpu, openvino and synthesis need,'; \
+	  echo '# Tested versions of everything this package and its extras cpu, openvino and synthesis, the tests and the documentation need,'; \
 	  echo '# for every supported Python and platform. Regenerate with `make constraints`, then run the tests.'; \
 	  uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade --quiet --no-header --no-annotate \
-	    --extra cpu --extra openvino --extra synthesis --group dev; \
+	    --extra cpu --extra openvino --extra synthesis --group dev --group docs; \
 	} > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
