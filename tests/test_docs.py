@@ -39,7 +39,7 @@ def test_every_page_is_in_the_navigation_and_reached_from_the_readme() -> None:
 
 def test_every_configuration_is_named_and_exists() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in TEXTS)
-    named = set(re.findall(r"configs/(?:in_and_out/)?(\w+\.yaml)", text)) | set(re.findall(r"`(\w+\.yaml)`", text))
+    named = set(re.findall(r"configs/(?:in_and_out/)?(\w+\.yaml)", text)) | set(re.findall(r"`(\w+_\w+\.yaml)`", text))
     assert named == {path.name for path in (ROOT / "configs").rglob("*.yaml")}
 
 
