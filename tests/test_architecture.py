@@ -25,12 +25,15 @@ MAY_IMPORT = {
     "synthesis": {"precision"},
     "data": {"precision", *FOUNDATIONS},
     "models": {"precision", "processes", *FOUNDATIONS},
+    "utils": set(),
     "reporting": {"images"},  # decoding files: what a mask is, is decided once
-    "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
-    "plugin": {"data", "models", "pipelines"},
+    "commands": {"precision", *FOUNDATIONS, *BUILT_ON_THEM},
+    "comparison": {"utils", "precision", *FOUNDATIONS, *BUILT_ON_THEM, "commands", "reporting"},
+    "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting", "commands"},
+    "plugin": {"data", "models", "pipelines", "commands", "comparison"},
     "_autoload": {"plugin"},
     "cli": {"plugin"},
-    "__init__": {"data", "models", "pipelines", "plugin"},
+    "__init__": {"data", "models", "comparison", "plugin"},
 }
 
 # Library -> the only place (file or folder) that imports it.

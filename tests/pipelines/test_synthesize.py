@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from anomalib.cli import AnomalibCLI
 from anomalib.cli.pipelines import PIPELINE_REGISTRY
-from made_up_surfaces import make_surfaces
 from PIL import Image
 
 from anomalib_exdd.data import KSDD2
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
 from anomalib_exdd.pipelines.synthesize import Synthesize, material_of, read_pixels
 from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
+from made_up_surfaces import make_surfaces
 
 # What the installed command does, whether or not this package is registered already.
 SCRIPT = """

@@ -18,6 +18,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from tqdm import tqdm
 
+from anomalib_exdd.commands.subcommand import Subcommand
 from anomalib_exdd.data.defect_datamodule import DefectDataModule
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, read_mask
 from anomalib_exdd.reporting.contact_sheet import preview
@@ -35,7 +36,6 @@ from anomalib_exdd.synthesis.run_settings import RunSettings
 from anomalib_exdd.synthesis.synthesizer import Mask, Pixels, Synthesizer
 
 from .synthesis_report import answer, write_reports
-from .verb import Verb
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ SYNTHESIZERS = (DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, Pas
 _NO_TIMEOUT = timedelta(days=100)  # processes wait for the slowest one, which may take long
 
 
-class Synthesize(Verb):
+class Synthesize(Subcommand):
     """Draw synthetic defects into normal training images, to be reviewed and trained with."""
 
     @staticmethod
