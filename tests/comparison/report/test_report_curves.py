@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from page_tree import Element
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from anomalib_exdd.comparison.report.charts import Scale, corners, ticks
+from anomalib_exdd.comparison.report.charts import Scale, round_values
 from anomalib_exdd.comparison.report.curves import (
+    corners,
     mean_curve,
     precision_recall_points,
     rank_scores,
@@ -75,7 +76,7 @@ def test_corners_keep_the_line() -> None:
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 8))
 def test_ticks_are_round_and_within(low: float, span: float, about: int) -> None:
     high = low + span
-    found = ticks(low, high, about)
+    found = round_values(low, high, about)
     assert len(found) <= about + 1
     assert all(low - 1e-6 * span <= tick <= high + 1e-6 * span for tick in found)
     if len(found) > 1:

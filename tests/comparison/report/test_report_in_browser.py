@@ -120,7 +120,7 @@ def test_tables_and_messages_are_in_sight(browser: Browser, tmp_path: Path) -> N
         run["error"] = run["error"] and f"RuntimeError: {'not enough memory, ' * 12} {'x' * 150}"
     rewrite(folder, runs=results["runs"])
     page = write_report(folder)
-    cells = "#verdict td, #verdict th, #again .stacked td, #again .stacked th"
+    cells = "#summary td, #summary th, #reproducibility .stacked td, #reproducibility .stacked th"
     for width, seen in ((390, cells), (700, ".message"), (1280, ".message")):
         browser.open(page, width=width)
         browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
@@ -128,10 +128,10 @@ def test_tables_and_messages_are_in_sight(browser: Browser, tmp_path: Path) -> N
         assert browser.run(CUT % seen) == []
     # Nothing is hidden on a phone but what says nothing.
     browser.open(page, width=390)
-    shown = "[...document.querySelectorAll('#verdict td')].filter((each) => %s each.checkVisibility())"
+    shown = "[...document.querySelectorAll('#summary td')].filter((each) => %s each.checkVisibility())"
     hidden = set(browser.run(f"{shown % '!'}.map((each) => each.textContent)"))
     assert hidden == {"", NOTHING}
-    heading = "getComputedStyle(document.querySelector('#verdict td[data-column=AUPRO]'), '::before').content"
+    heading = "getComputedStyle(document.querySelector('#summary td[data-column=AUPRO]'), '::before').content"
     assert browser.run(heading) == '"AUPRO"'
 
 

@@ -9,8 +9,7 @@ from made_up_comparison import DETECTORS, make_comparison
 from page_tree import Element, read_page
 
 from anomalib_exdd.comparison.report import write_report
-from anomalib_exdd.comparison.report.charts import Scale, rows_of_names, text_width, wrapped
-from anomalib_exdd.comparison.report.histograms import _lines, thresholds_of
+from anomalib_exdd.comparison.report.charts import Scale, place_labels, row_labels, text_width, thresholds_of, wrapped
 from anomalib_exdd.comparison.results import Method, Run
 
 LONG = (
@@ -40,13 +39,12 @@ def test_names_break_between_words() -> None:
 
 
 def test_rows_are_as_high_as_their_names() -> None:
-    rows, bottom = rows_of_names(["short", LONG[0], "short"], 108, 8, 26)
+    rows, bottom = row_labels(["short", LONG[0], "short"], 108, 8, 26)
     lines = len(wrapped(LONG[0], 108))
     assert lines > 2
-    assert [middle for _, middle in rows] == [8 + 13, 8 + 26 + (26 + 15 * (lines - 1)) / 2, bottom - 13]
+    assert [row.y for row in rows] == [8 + 13, 8 + 26 + (26 + 15 * (lines - 1)) / 2, bottom - 13]
     assert bottom == 8 + 3 * 26 + 15 * (lines - 1)
-    page = read_page("".join(drawn for drawn, _ in rows))
-    baselines = [float(each.attributes["y"]) for each in page.all("text")]
+    baselines = [baseline for row in rows for baseline, _ in row.lines]
     assert np.diff(baselines).min() >= 15  # no line lies on another
 
 
@@ -82,20 +80,18 @@ def test_no_threshold_crosses_the_name_of_another() -> None:
     cases = [*product(NEAR, NEAR, NEAR), *product(NEAR, (None,), (None,)), *product((None,), NEAR, NEAR)]
     for threshold, accept, reject in cases:
         run = Run("x", 0, "", threshold=threshold, accept=accept, reject=reject)
-        page = read_page(_lines(thresholds_of(run), scale))
-        names, lines = page.all("text"), page.all("line")
-        assert len(names) == len(lines) == sum(each is not None for each in (threshold, accept, reject))
+        labels = place_labels(thresholds_of(run), scale)
+        assert len(labels) == sum(each is not None for each in (threshold, accept, reject))
         boxes = []
-        for name in names:
-            x, width = float(name.attributes["x"]), text_width(name.text)
-            left = x - width if name.attributes["text-anchor"] == "end" else x
-            y = float(name.attributes["y"])
-            boxes.append((left, left + width, y - 9, y + 3))  # letters of 13 units, such as b and j
+        for label in labels:
+            width = text_width(label.threshold.name)
+            left = label.name_x - width if label.anchor == "end" else label.name_x
+            boxes.append((left, left + width, label.y - 9, label.y + 3))  # letters of 13 units, such as b and j
         for left, right, _, bottom in boxes:
             assert 0 <= left < right <= 420
-            for line in lines:
-                crosses = left - 2 < float(line.attributes["x1"]) < right + 2
-                assert not (crosses and float(line.attributes["y1"]) < bottom), (threshold, accept, reject)
+            for label in labels:  # whose line begins 9 above the baseline of its name
+                crosses = left - 2 < label.x < right + 2
+                assert not (crosses and label.y - 9 < bottom), (threshold, accept, reject)
         heights = sorted(top for _, _, top, _ in boxes)
         assert all(np.diff(heights) >= 13)
 
@@ -104,7 +100,7 @@ def test_failures_wrap_and_cells_name_their_columns(report: Element) -> None:
     """What the style sheet needs to stack a table on a phone: every cell says what it holds."""
     style = report.one("style").text
     assert "overflow-wrap: anywhere" in re.search(r"\.message {(.*?)}", style, re.DOTALL)[1]
-    for section, tables in (("verdict", 1), ("again", 1)):
+    for section, tables in (("summary", 1), ("reproducibility", 1)):
         stacked = report.one(id=section).all("table", class_="stacked")
         assert len(stacked) == tables
         titles = [re.sub(", (higher|lower) is better", "", each.text) for each in stacked[0].one("thead").all("th")][1:]

@@ -12,7 +12,7 @@ from made_up_comparison import DETECTORS, Detector, make_comparison, rewrite
 from page_tree import Element, read_page
 
 from anomalib_exdd.comparison.report import write_report
-from anomalib_exdd.comparison.report.gallery import ErrorCard, within_budget
+from anomalib_exdd.comparison.report.gallery import ErrorCard, within_size
 from anomalib_exdd.comparison.results import METRICS, Method, read_comparison
 
 NASTY = '<script>alert(1)</script><b onclick="x">&amp; "@TITLE@" \'</title></style>'
@@ -32,7 +32,7 @@ def texts(row: Element) -> list[str]:
 
 def summary_rows(page: Element) -> dict[str, Element]:
     """Rows of the table at the top by their method, without the marks of footnotes."""
-    rows = page.one(id="verdict").one("tbody").all("tr")
+    rows = page.one(id="summary").one("tbody").all("tr")
     return {re.sub(r"\d+$", "", row.one("th").text): row for row in rows}
 
 
@@ -158,7 +158,7 @@ def test_explained_images_stand_beside_training_patches(report: Element) -> None
 
 
 def test_all_that_reproduces_it_is_there(report: Element, comparison_folder: Path) -> None:
-    again = report.one(id="again")
+    again = report.one(id="reproducibility")
     assert again.all("pre")[0].text == read_comparison(comparison_folder).command
     assert hashlib.sha256((comparison_folder / "data.csv").read_bytes()).hexdigest() in again.text
     assert "has changed since" not in again.text
@@ -227,8 +227,8 @@ def test_relative_paths_start_at_the_data_or_where_the_comparison_ran(tmp_path: 
 def test_one_seed_without_maps_and_explanations(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path, DETECTORS[1:3], seeds=(0,), maps=False)
     page = written(folder)
-    assert "±" not in page.one(id="verdict").one("tbody").text
-    assert "one seed" in page.one(id="verdict").text
+    assert "±" not in page.one(id="summary").one("tbody").text
+    assert "one seed" in page.one(id="summary").text
     assert not page.one(id="curves").all("polyline", class_="seed")
     assert "No method left heat maps" in page.one(id="errors").text
     assert {blank.text for blank in page.one(id="cards").all("div", class_="blank")} >= {"no heat map"}
@@ -237,7 +237,7 @@ def test_one_seed_without_maps_and_explanations(tmp_path: Path) -> None:
 
 def test_without_defects_nothing_is_ranked(tmp_path: Path) -> None:
     page = written(make_comparison(tmp_path, seeds=(0,), defective=0))
-    assert "no method can be called the best" in page.one("p", class_="verdict").text
+    assert "no method can be called the best" in page.one("p", class_="summary").text
     assert "There are no curves" in page.one(id="curves").text
     assert "no paired differences" in page.one(id="differences").text
     assert {card.attributes["data-kind"] for card in page.one(id="cards").all("article")} == {"false-alarm"}
@@ -245,7 +245,7 @@ def test_without_defects_nothing_is_ranked(tmp_path: Path) -> None:
 
 def test_all_failed_or_a_run_without_its_files(tmp_path: Path) -> None:
     failed = written(make_comparison(tmp_path / "failed", DETECTORS[3:], seeds=(0, 1)))
-    assert "No method has finished" in failed.one("p", class_="verdict").text
+    assert "No method has finished" in failed.one("p", class_="summary").text
     folder = make_comparison(tmp_path / "torn", DETECTORS[:2], seeds=(0,))
     shutil.rmtree(folder / "runs" / "Patchcore")
     page = written(folder)
@@ -257,9 +257,9 @@ def test_changed_manifest_is_told(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path, DETECTORS[:2], seeds=(0,))
     with (folder / "data.csv").open("a") as file:
         file.write("other.png,test,0,0\n")
-    assert "data.csv has changed since" in written(folder).one(id="again").text
+    assert "data.csv has changed since" in written(folder).one(id="reproducibility").text
     (folder / "data.csv").unlink()
-    assert "data.csv is gone" in written(folder).one(id="again").text
+    assert "data.csv is gone" in written(folder).one(id="reproducibility").text
 
 
 def test_an_old_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
@@ -285,6 +285,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_pictures_end_where_the_file_would_grow_too_large() -> None:
-    cards = [ErrorCard(None, image=b"x" * 400, heat={0: b"y" * 100}) for _ in range(5)]  # type: ignore[arg-type]
-    assert within_budget(cards, 1600) == cards[:3]
-    assert within_budget(cards, 2500) == cards
+    cards = [ErrorCard(None, picture=b"x" * 400, heat={0: b"y" * 100}) for _ in range(5)]  # type: ignore[arg-type]
+    assert within_size(cards, 1600) == cards[:3]
+    assert within_size(cards, 2500) == cards

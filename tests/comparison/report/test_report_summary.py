@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_exdd.comparison.report.forest import forest_section
 from anomalib_exdd.comparison.report.formatting import amount, count, listed, number, percent, points
+from anomalib_exdd.comparison.report.page import report_page
 from anomalib_exdd.comparison.report.reader import MethodResults, Results, RunResults
-from anomalib_exdd.comparison.report.summary import includes_zero, rank_methods, verdict
+from anomalib_exdd.comparison.report.summary import includes_zero, rank_methods, summarize
 from anomalib_exdd.comparison.results import Comparison, Difference, Method, Run
 
 
@@ -37,19 +37,19 @@ def words(html: str) -> str:
 def test_best_method_against_the_baseline() -> None:
     averages = {"Patchcore": [0.94, 0.96], "ExDD": [0.97, 0.98], "Draem": []}
     clear = results_of(averages, difference("ExDD", 0.025, 0.004, 0.05), latencies={"Patchcore": 36.1, "ExDD": 32.64})
-    assert words(verdict(clear)) == (
+    assert words(summarize(clear)) == (
         "ExDD has the highest image AP of 2 methods: 97.5 % (mean of 2 seeds, ± 0.7). "
         "ExDD minus the baseline Patchcore: +2.5 points (95 % interval +0.4 to +5.0). The interval leaves out 0. "
         "Next comes Patchcore with 95.0 %. On a single image ExDD is the fastest of them: 32.6 ms. "
         "Measured on 1,000 normal test images and 1 defective one. Draem failed; the table says why."
     )
-    unclear = words(verdict(results_of(averages, difference("ExDD", 0.025, -0.004, 0.05))))
+    unclear = words(summarize(results_of(averages, difference("ExDD", 0.025, -0.004, 0.05))))
     assert "The interval includes 0: these data do not show that the one is better than the other." in unclear
 
 
 def test_differences_of_other_metrics_prove_nothing_here() -> None:
     averages = {"Patchcore": [0.9], "ExDD": [0.95]}
-    text = words(verdict(results_of(averages, difference("ExDD", 0.2, 0.1, 0.3, metric="pixel_AP"))))
+    text = words(summarize(results_of(averages, difference("ExDD", 0.2, 0.1, 0.3, metric="pixel_AP"))))
     assert "(one seed)" in text
     assert "no paired difference of it to another method, so nothing says whether that is chance" in text
 
@@ -57,23 +57,23 @@ def test_differences_of_other_metrics_prove_nothing_here() -> None:
 def test_best_method_is_the_baseline() -> None:
     averages = {"Patchcore": [0.99], "ExDD": [0.98], "Padim": [0.5]}
     close, far = difference("ExDD", -0.01, -0.03, 0.01), difference("Padim", -0.49, -0.6, -0.4)
-    text = words(verdict(results_of(averages, close, far)))
+    text = words(summarize(results_of(averages, close, far)))
     assert "It is the baseline. The 95 % intervals of the differences of ExDD to it include 0" in text
-    text = words(verdict(results_of({"Patchcore": [0.99], "Padim": [0.5]}, far)))
+    text = words(summarize(results_of({"Patchcore": [0.99], "Padim": [0.5]}, far)))
     assert "every difference to it leaves out 0. Padim minus the baseline Patchcore: −49.0 points" in text  # noqa: RUF001
 
 
 def test_level_alone_and_none() -> None:
-    assert words(verdict(results_of({"A": [0.9], "B": [0.9], "C": [0.8]}))).startswith(
+    assert words(summarize(results_of({"A": [0.9], "B": [0.9], "C": [0.8]}))).startswith(
         "A and B share the highest image AP: 90.0 % (one seed), of 3 methods."
     )
-    assert "no other method has one to compare it with" in words(verdict(results_of({"A": [0.9], "B": []})))
-    assert words(verdict(results_of({"A": []}))).startswith("No method has finished")
+    assert "no other method has one to compare it with" in words(summarize(results_of({"A": [0.9], "B": []})))
+    assert words(summarize(results_of({"A": []}))).startswith("No method has finished")
     assert [each.name for each in rank_methods(results_of({"A": [0.2, 0.8], "B": [0.6], "C": []}))] == ["B", "A"]
 
 
 def test_a_slower_best_method_is_told() -> None:
-    text = words(verdict(results_of({"A": [0.9], "B": [0.8]}, latencies={"A": 200.0, "B": 9.5})))
+    text = words(summarize(results_of({"A": [0.9], "B": [0.8]}, latencies={"A": 200.0, "B": 9.5})))
     assert "On a single image B is the fastest of them: 9.50 ms, against 200 ms." in text
 
 
@@ -86,7 +86,7 @@ def test_zero_at_the_end_of_an_interval_is_within(low: float, high: float, expec
 
 
 def test_forest_marks_are_where_the_numbers_are() -> None:
-    shown = forest_section(
+    shown = report_page(
         results_of(
             {},
             difference("A", 0.02, 0.01, 0.03),

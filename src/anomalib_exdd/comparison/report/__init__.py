@@ -1,4 +1,4 @@
-"""The report of a comparison as a page, made from the comparison's files alone; a module for every section."""
+"""The report of a comparison as one HTML page, made from the comparison's files alone."""
 
 from .page import REPORT_NAME, write_report
 

@@ -1,39 +1,40 @@
-"""Small charts, written as SVG by hand: scales, axes, lines, and the legend that all of them share.
+"""Layout of the report's charts: scales, ticks, labels and positions, which `templates/charts.html` draws as SVG.
 
-Colours and line styles are classes of the style sheet (`m0` to `m7`, `d0` to `d3`), so that they follow the theme. A
-chart is drawn about 400 units wide, which is a phone's width: its texts stay readable wherever it stands.
+A chart is 420 units wide, about a phone's width in CSS pixels, so that its texts are readable at every size. Colours
+and line styles are classes of the style sheet (`m0` to `m7`, `d0` to `d3`), so that they follow the light and dark
+theme.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_exdd.reporting.markup import escape
+from anomalib_exdd.comparison.results import METRICS, Difference, Run
 
-from .reader import MethodResults
+from .curves import Curve, corners, mean_curve, precision_recall_points, roc_points
+from .formatting import COSTS, count, number, points
+from .reader import MethodResults, Results, RunResults
+from .summary import finite_differences
 
+WIDTH = 420
 COLOURS = 8
 DASHES = 4
+BINS = 30
 _STEPS = (1, 2, 2.5, 5, 10)
 _NARROW, _WIDE = frozenset("iljtfrI.,;:'|()[] "), frozenset("mwMWO@%…")
+_LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of size 13, in wide fonts
 _FONT, _LINE = 13, 15  # size of letters, and distance of lines
-_LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of that size, in wide fonts
+_NAMES, _PLOT, _TOP, _ROW = 108, 116, 8, 26  # row charts: end of the names, start of the plot, top, height of a row
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear scale from values to positions in a drawing.
-
-    Attributes:
-        low: Value at `start`.
-        high: Value at `end`.
-        start: Position of `low`.
-        end: Position of `high`; may lie before `start`, as it does for heights.
-    """
+    """A linear scale from values (`low` to `high`) to positions in a drawing (`start` to `end`, ascending or not)."""
 
     low: float
     high: float
@@ -45,15 +46,13 @@ class Scale:
         span = self.high - self.low
         return self.start + (value - self.low) / span * (self.end - self.start) if span else self.start
 
+    def ticks(self, about: int, write: Callable[[float], str]) -> list[tuple[float, str]]:
+        """Return position and label of about so many round values."""
+        return [(self(value), write(value)) for value in round_values(self.low, self.high, about)]
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Choose round values within a range, about as many as asked for.
 
-    Args:
-        low: Lower end; finite.
-        high: Upper end, not below it.
-        about: How many.
-    """
+def round_values(low: float, high: float, about: int) -> list[float]:
+    """Choose about so many round values within a finite range."""
     if not high > low:
         return [low]
     raw = (high - low) / about
@@ -64,26 +63,18 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def style_of(method: MethodResults) -> str:
-    """Return the classes that give a method its colour and line style: no two of the first 32 share both."""
+    """Return the classes of a method's colour and line style: no two of the first 32 methods share both."""
     return f"m{method.number % COLOURS} d{(method.number + method.number // COLOURS) % DASHES}"
 
 
-def svg(width: float, height: float, title: str, body: str) -> str:
-    """Wrap a drawing; its title is what a screen reader says instead of it."""
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{body}</svg>"
-    )
-
-
-def text(x: float, y: float, content: object, anchor: str = "start", classes: str = "") -> str:
-    """Write a text whose baseline is at `y`."""
-    kind = f' class="{classes}"' if classes else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(content)}</text>'
+def text_width(text: str) -> float:
+    """Return a width that a text does not exceed in any font a browser may use."""
+    narrow, usual, wide = _LETTER_WIDTHS
+    return sum(narrow if letter in _NARROW else wide if letter in _WIDE else usual for letter in text)
 
 
 def wrapped(name: str, width: float) -> list[str]:
-    """Divide a name into lines that take no more than a width, after spaces and the like where there are some."""
+    """Divide a name into lines of at most a width, after spaces and punctuation where possible."""
     lines: list[str] = []
     current = ""
     for part in re.findall(r"[^\s_/,-]*[\s_/,-]*", name):
@@ -96,91 +87,201 @@ def wrapped(name: str, width: float) -> list[str]:
     return [each.strip() for each in (*lines, current) if each.strip()]
 
 
-def rows_of_names(
-    names: Sequence[str], right: float, top: float, least: float
-) -> tuple[list[tuple[str, float]], float]:
-    """Write names below each other, over several lines where they are long, each in a row that is as high as it needs.
+@dataclass(frozen=True)
+class RowLabel:
+    """A method's name beside its row: its lines, each with its baseline, and the middle of the row."""
 
-    Args:
-        names: The names.
-        right: Where they end.
-        top: Where the first row begins.
-        least: Height of a row with a name of one line.
+    lines: Sequence[tuple[float, str]]
+    y: float
 
-    Returns:
-        Each name as drawn with the middle of its row, and where the last row ends.
-    """
+
+def row_labels(names: Sequence[str], width: float, top: float, height: float) -> tuple[list[RowLabel], float]:
+    """Stack names, wrapped to a width, in rows of at least a height; return them with the bottom of the last row."""
     rows = []
     for name in names:
-        lines = wrapped(name, right)
-        height = least + _LINE * (len(lines) - 1)
-        first = top + (least + _FONT) / 2 - 2.5  # baseline of the first line
-        drawn = "".join(text(right, first + _LINE * number, each, "end") for number, each in enumerate(lines))
-        rows.append((drawn, top + height / 2))
-        top += height
+        lines = wrapped(name, width)
+        taller = height + _LINE * (len(lines) - 1)
+        baseline = top + (height + _FONT) / 2 - 2.5
+        rows.append(RowLabel([(baseline + _LINE * place, line) for place, line in enumerate(lines)], top + taller / 2))
+        top += taller
     return rows, top
 
 
-def text_width(name: str) -> float:
-    """Return a width that a text does not exceed in whatever font a browser takes."""
-    narrow, usual, wide = _LETTER_WIDTHS
-    return sum(narrow if letter in _NARROW else wide if letter in _WIDE else usual for letter in name)
+def _row_chart(x: Scale, names: Sequence[str], content: Sequence[Any], write: Callable[[float], str]) -> dict[str, Any]:
+    labels, bottom = row_labels(names, _NAMES, _TOP, _ROW)
+    rows = list(zip(labels, content, strict=True))
+    return {"x": x, "ticks": x.ticks(3, write), "top": _TOP, "bottom": bottom, "names_end": _NAMES, "rows": rows}
 
 
-def line(x1: float, y1: float, x2: float, y2: float, classes: str) -> str:
-    """Draw a straight line."""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{classes}"/>'
+def difference_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out a forest plot of the paired differences of every metric."""
+    differences = finite_differences(results)
+    order = {metric: place for place, metric in enumerate(METRICS)}
+    charts = []
+    for metric in sorted({each.metric: None for each in differences}, key=lambda name: order.get(name, len(order))):
+        chosen: list[Difference] = [each for each in differences if each.metric == metric]
+        low = min(0.0, *(each.low for each in chosen))
+        high = max(0.0, *(each.high for each in chosen))
+        margin = 0.05 * (high - low) or 0.01
+        chart = _row_chart(
+            Scale(low - margin, high + margin, _PLOT, 240), [each.method for each in chosen], chosen, points
+        )
+        seeds = sorted({each.seeds for each in chosen})
+        over = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
+        over += " seed" if seeds[-1] == 1 else " seeds"
+        charts.append({**chart, "name": METRICS.get(metric, metric), "over": over})
+    return charts
 
 
-def polyline(points_N2: NDArray[np.float64], x: Scale, y: Scale, classes: str) -> str:
-    """Draw a line through points, shape (N, 2); points that do not turn it are left out."""
-    kept = corners(points_N2)
-    path = " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in kept.tolist())
-    return f'<polyline points="{path}" class="{classes}"/>'
+def cost_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out a bar chart of every cost that was measured."""
+    charts = []
+    for quantity, (name, unit, more) in COSTS.items():
+        measured = [method for method in results.methods if method.values(quantity)]
+        if measured:
+            highest = max(max(method.values(quantity)) for method in measured)
+            x = Scale(0, highest or 1.0, _PLOT, 336)
+            chart = _row_chart(x, [method.name for method in measured], measured, "{:,.10g}".format)
+            charts.append({**chart, "quantity": quantity, "name": name, "unit": unit, "more": more})
+    return charts
 
 
-def corners(points_N2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leave out points that repeat the one before, or lie on the way from it to the one after.
+def curve_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out ROC and precision-recall curves: every seed, and the mean over the seeds."""
+    drawn = [(method, [run for run in method.runs if run.has_both_labels]) for method in results.methods]
+    drawn = [(method, runs) for method, runs in drawn if runs]
+    if not drawn:
+        return []
+    prevalence = float(np.mean([run.labels.mean() for _, runs in drawn for run in runs]))
+    x, y = Scale(0, 1, 44, 410), Scale(0, 1, 356, 8)
 
-    Args:
-        points_N2: Points of a line that never turns back, shape (N, 2).
+    def chart(
+        title: str, x_name: str, y_name: str, chance: tuple[float, float], points_of: Callable[[RunResults], Curve]
+    ) -> dict[str, Any]:
+        lines = []
+        for method, runs in drawn:
+            curves = [points_of(run) for run in runs]
+            seeds = [_polyline(curve, x, y) for curve in curves] if len(curves) > 1 else []
+            lines.append((method, seeds, _polyline(mean_curve(curves), x, y)))
+        return {"title": title, "x_name": x_name, "y_name": y_name, "chance": chance, "lines": lines, "x": x, "y": y}
+
+    return [
+        chart("ROC", "false positive rate", "true positive rate", (0, 1), roc_points),
+        chart("Precision and recall", "recall", "precision", (prevalence, prevalence), precision_recall_points),
+    ]
+
+
+def _polyline(curve: Curve, x: Scale, y: Scale) -> str:
+    return " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners(curve).tolist())
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A score at which the prediction changes: its name, the score, and the class of its line."""
+
+    name: str
+    score: float
+    style: str
+
+
+def thresholds_of(run: Run) -> list[Threshold]:
+    """Collect the finite thresholds of a run."""
+    known = (
+        ("threshold", run.threshold, "threshold"),
+        ("accept below", run.accept, "decision"),
+        ("reject from", run.reject, "decision"),
+    )
+    return [Threshold(name, score, style) for name, score, style in known if score is not None and np.isfinite(score)]
+
+
+def histogram_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out a histogram of the image scores of every method: normal images upwards, defective ones downwards."""
+    charts = []
+    top, middle, bottom = 48, 120, 192
+    for method, run in results.with_images:
+        finite = np.isfinite(run.scores)
+        if not finite.any():
+            continue
+        scores, labels = run.scores[finite], run.labels[finite]
+        thresholds = thresholds_of(run.run)
+        edges = histogram_edges(scores, [each.score for each in thresholds])
+        x = Scale(float(edges[0]), float(edges[-1]), 12, 408)
+        of_label = {"normal": scores[~labels], "defective": scores[labels]}
+        shares = {kind: np.histogram(found, edges)[0] / max(1, len(found)) for kind, found in of_label.items()}
+        tallest = max(1e-9, *(float(each.max()) for each in shares.values()))
+        bars = [
+            (kind, x(left) + 0.5, x(right) - x(left) - 1, middle - height if kind == "normal" else middle, height)
+            for kind, found in shares.items()
+            for left, right, height in zip(edges[:-1], edges[1:], found / tallest * (middle - top), strict=True)
+            if height > 0
+        ]
+        decides = {"accept below", "reject from"} <= {each.name for each in thresholds}
+        charts.append({
+            "method": method, "seed": run.run.seed, "x": x, "ticks": x.ticks(5, number), "top": top, "middle": middle,
+            "bottom": bottom, "bars": bars, "labels": place_labels(thresholds, x),
+            "review": sorted((x(run.run.accept or 0), x(run.run.reject or 0))) if decides else None,
+            "notes": prediction_counts(run), "not_finite": int((~finite).sum()),
+        })  # fmt: skip
+    return charts
+
+
+def histogram_edges(scores: NDArray[np.float64], thresholds: list[float]) -> NDArray[np.float64]:
+    """Divide the range of finite scores and thresholds into equal bins; return their edges, shape (BINS + 1,)."""
+    low, high = min([*scores.tolist(), *thresholds]), max([*scores.tolist(), *thresholds])
+    if low == high:
+        margin = max(abs(low), 1.0) / 2
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, BINS + 1)
+
+
+def prediction_counts(run: RunResults) -> list[str]:
+    """Count predictions of the test images by label, a sentence for the threshold and one for the decisions."""
+    labels, scores = run.labels, run.scores
+    threshold, accept, reject = run.run.threshold, run.run.accept, run.run.reject
+    sentences = []
+    if threshold is not None:
+        called = scores >= threshold
+        sentences.append(
+            f"At the threshold {(labels & ~called).sum()} of {count(int(labels.sum()), 'defective image')} are missed, "
+            f"and {(~labels & called).sum()} of {count(int((~labels).sum()), 'normal one')} are false alarms."
+        )
+    if accept is not None and reject is not None:
+        accepted, rejected = scores < accept, scores >= reject
+        named = (("Accepted:", accepted), ("for review:", ~accepted & ~rejected), ("rejected:", rejected))
+        parts = [f"{name} {(of & ~labels).sum()} normal and {(of & labels).sum()} defective" for name, of in named]
+        sentences.append("; ".join(parts) + ".")
+    return sentences
+
+
+@dataclass(frozen=True)
+class ThresholdLabel:
+    """A threshold with the position of its line, the end and anchor of its name, and the baseline of the name."""
+
+    threshold: Threshold
+    x: float
+    name_x: float
+    anchor: str
+    y: float
+
+
+def place_labels(thresholds: Sequence[Threshold], x: Scale) -> list[ThresholdLabel]:
+    """Place the names of at most three thresholds so that no line crosses the name of another.
+
+    Each name has a height of its own, and a line begins at its name. So only lines of higher names can cross a name:
+    names to the right of their lines descend to the right, names to the left of their lines descend to the left.
     """
-    moved = np.concatenate(([True], np.diff(points_N2, axis=0).any(axis=1)))
-    points_N2 = points_N2[moved]
-    if len(points_N2) < 3:
-        return points_N2
-    steps = np.diff(points_N2, axis=0)
-    turns = np.abs(steps[:-1, 0] * steps[1:, 1] - steps[:-1, 1] * steps[1:, 0]) > 1e-12
-    return points_N2[np.concatenate(([True], turns, [True]))]
-
-
-def x_axis(scale: Scale, values: Iterable[float], top: float, bottom: float, write: Callable[[float], str]) -> str:
-    """Draw vertical grid lines with their numbers below."""
-    return "".join(
-        line(scale(value), top, scale(value), bottom, "grid") + text(scale(value), bottom + 15, write(value), "middle")
-        for value in values
-    )
-
-
-def y_axis(scale: Scale, values: Iterable[float], left: float, right: float, write: Callable[[float], str]) -> str:
-    """Draw horizontal grid lines with their numbers to the left."""
-    return "".join(
-        line(left, scale(value), right, scale(value), "grid") + text(left - 5, scale(value) + 4, write(value), "end")
-        for value in values
-    )
-
-
-def key(method: MethodResults) -> str:
-    """Draw the sample of a method's line that legends show."""
-    sample = f'<line x1="1" y1="6" x2="33" y2="6" class="mean {style_of(method)}"/>'
-    return f'<svg class="key" viewBox="0 0 34 12" aria-hidden="true">{sample}</svg>'
-
-
-def figure(drawing: str, caption: str) -> str:
-    """Put a drawing and its caption (HTML) together."""
-    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
-
-
-def panels(figures: Sequence[str]) -> str:
-    """Stand figures beside each other, as many as the window is wide."""
-    return f'<div class="panels">{"".join(figures)}</div>'
+    gap = 4
+    ends = {each: (x(each.score), gap + text_width(each.name)) for each in thresholds}
+    if all(place + width <= WIDTH for place, width in ends.values()):
+        left = set()
+    elif all(place >= width for place, width in ends.values()):
+        left = set(thresholds)
+    else:  # some are close to either edge: those of one half are far from the names of the other
+        left = {each for each, (place, _) in ends.items() if place > WIDTH / 2}
+    ordered = sorted(thresholds, key=lambda each: -each.score if each in left else each.score)
+    return [
+        ThresholdLabel(each, x(each.score), x(each.score) - gap, "end", y)
+        if each in left
+        else ThresholdLabel(each, x(each.score), x(each.score) + gap, "start", y)
+        for each, y in zip(ordered, (12, 26, 40), strict=False)
+    ]

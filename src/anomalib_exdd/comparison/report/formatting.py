@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from anomalib_exdd.comparison.results import METRICS
-from anomalib_exdd.reporting.markup import escape
+from markupsafe import Markup
 
-NOTHING = "–"  # noqa: RUF001  what a table shows where there is no number
+from anomalib_exdd.comparison.results import METRICS
+
+NOTHING = "–"  # noqa: RUF001  stands where there is no number
 
 COSTS: dict[str, tuple[str, str, bool]] = {
     "fit_seconds": ("fit", "s", False),
@@ -16,7 +17,7 @@ COSTS: dict[str, tuple[str, str, bool]] = {
     "latency_ms": ("latency", "ms", False),
     "model_mb": ("model size", "MB", False),
 }
-"""Costs of a run -> what tables call them, unit, and whether more is better."""
+"""Cost of a run -> name, unit, and whether more is better."""
 
 
 def higher_is_better(quantity: str) -> bool:
@@ -25,42 +26,46 @@ def higher_is_better(quantity: str) -> bool:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Write a share as a percentage without its sign; tables say the unit in their heads."""
+    """Write a share as a percentage without the sign."""
     return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}"
 
 
 def points(difference: float) -> str:
-    """Write a difference of two shares in percentage points, always with its sign."""
+    """Write a difference of two shares in percentage points, with its sign."""
     text = f"{100 * difference:+.1f}"
-    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "−")  # noqa: RUF001  a minus sign is wanted
+    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "−")  # noqa: RUF001  a minus sign
 
 
 def amount(value: float | None) -> str:
-    """Write a cost with three significant digits, thousands apart, never with an exponent."""
+    """Write a cost with three significant digits, without exponent."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
 def number(value: float) -> str:
-    """Write a score with three significant digits, in thousands and more without decimals."""
+    """Write a score with three significant digits, from 1000 on without decimals."""
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
-    return text.replace("-", "−")  # noqa: RUF001  a minus sign is wanted
+    return text.replace("-", "−")  # noqa: RUF001  a minus sign
+
+
+def exact(value: float | None) -> str:
+    """Write a number with six significant digits, whole numbers in full."""
+    if value is None:
+        return NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
 def count(items: int, one: str, many: str = "") -> str:
-    """Write how many of something there are."""
+    """Write a number of things: 1 image, 2 images."""
     return f"{items:,} {one if items == 1 else many or one + 's'}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Join texts as a sentence does: a, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def listed(names: Sequence[str]) -> Markup:
+    """Join texts as in a sentence: a, b and c."""
+    return Markup(" and ").join([*([Markup(", ").join(names[:-1])] if names[:-1] else []), names[-1]])
 
 
-def strong(name: object) -> str:
-    """Escape a name and set it in bold."""
-    return f"<strong>{escape(name)}</strong>"
+def strong(name: str) -> Markup:
+    """Set a name in bold."""
+    return Markup("<strong>{}</strong>").format(name)

@@ -1,8 +1,8 @@
 """One colour scale for the heat maps of all methods.
 
-Map values of different methods have no common unit. What they have in common is how unusual a value is on good parts:
-the share of the pixels of normal test images that lie below it. Colours follow that share on a logarithmic scale (0 %,
-90 %, 99 %, 99.9 %, ...), so that what stands out on good parts in one of ten thousand places looks the same for all.
+Map values of different methods have no common unit. Comparable is the share of the pixels of normal test images below
+a value. Colours follow that share on a logarithmic scale (0 %, 90 %, 99 %, 99.9 %, ...): a value that one of ten
+thousand normal pixels exceeds has the same colour for all methods.
 """
 
 import math
@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 64
-MOST_DECADES = 4
-_CODES = 1 << 16  # a half-precision number has so many bit patterns
+MAX_DECADES = 4
+_CODES = 1 << 16  # bit patterns of a half-precision number
 
-# Ten colours of the map "inferno" (S. van der Walt and N. Smith, public domain): brightness grows evenly, which people
-# with any colour vision see, and a grey print keeps.
+# Ten colours of the map "inferno" (S. van der Walt and N. Smith, public domain): its brightness ascends evenly, which
+# is visible to people with any colour vision and in a grey print.
 _INFERNO = np.array([
     (0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96),
     (207, 68, 70), (237, 105, 37), (251, 155, 6), (247, 209, 61), (252, 255, 164),
@@ -31,9 +31,9 @@ def palette() -> NDArray[np.uint8]:
 
 
 def order_codes(values: NDArray[np.float16]) -> NDArray[np.uint16]:
-    """Turn half-precision numbers into integers of the same order; NaN becomes the lowest, -0 equals 0.
+    """Map half-precision numbers to integers of the same order; NaN becomes the lowest, -0 equals 0.
 
-    That makes ranks exact without sorting: there are no more than 65,536 codes to count.
+    Exact ranks then need no sorting, only counts of 65,536 codes.
     """
     numbers = np.where(np.isnan(values), np.float16(-np.inf), values) + np.float16(0)
     bits = np.ascontiguousarray(numbers).view(np.uint16)
@@ -41,10 +41,10 @@ def order_codes(values: NDArray[np.float16]) -> NDArray[np.uint16]:
 
 
 class HeatScale:
-    """The common scale for the maps of one run.
+    """The colour scale of one run.
 
     Args:
-        normal_maps: Maps of the normal test images, float16, any shapes; they are looked at once, one after another.
+        normal_maps: Maps of the normal test images, float16, any shapes; iterated once.
 
     Raises:
         ValueError: If they have no pixel.
@@ -56,30 +56,24 @@ class HeatScale:
             counts += np.bincount(order_codes(normal_map).ravel(), minlength=_CODES)
         self.pixels = int(counts.sum())
         if not self.pixels:
-            msg = "A heat scale needs at least one pixel to compare with, but got none."
+            msg = "Argument `normal_maps` has to have at least one pixel to compare with, but has none."
             raise ValueError(msg)
-        at_least = np.cumsum(counts[::-1])[::-1]
-        self._above = at_least / self.pixels
+        self._share_above = np.cumsum(counts[::-1])[::-1] / self.pixels
 
     def share_below(self, values: NDArray[np.float16]) -> NDArray[np.float64]:
         """Return the share of normal pixels below each value, 0 to 1, in the shape of the values."""
-        return 1 - self._above[order_codes(values)]
+        return 1 - self._share_above[order_codes(values)]
 
     def levels(self, values: NDArray[np.float16], decades: int) -> NDArray[np.uint8]:
-        """Return the level of the palette of each value, in the shape of the values.
-
-        Args:
-            values: Map values.
-            decades: Powers of ten that the scale spans; the same for all runs that are compared.
-        """
-        above = np.maximum(self._above, 10.0 ** -(decades + 1))
+        """Return the level of the palette of each value, for a scale of so many powers of ten."""
+        above = np.maximum(self._share_above, 10.0 ** -(decades + 1))
         of_code = (np.clip(-np.log10(above) / decades, 0, 1) * (LEVELS - 1)).round().astype(np.uint8)
         return of_code[order_codes(values)]
 
 
 def common_decades(pixels: Iterable[int]) -> int:
-    """Return how many powers of ten all scales can tell apart, given the pixels that each has seen: 1 to 4."""
-    return max(1, min(MOST_DECADES, *(math.floor(math.log10(count)) for count in pixels)))
+    """Return how many powers of ten all scales can resolve, given the number of pixels of each: 1 to 4."""
+    return max(1, min(MAX_DECADES, *(math.floor(math.log10(count)) for count in pixels)))
 
 
 def decade_names(decades: int) -> list[str]:

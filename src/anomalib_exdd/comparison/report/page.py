@@ -1,111 +1,131 @@
 """The report of a comparison: `report.html`, one file that needs nothing else.
 
-A reader finds the verdict and the table first, the evidence below, and at the end all that it takes to do it again.
-Style and script are allowed by their hashes, pictures as data; a browser refuses everything else, and all network.
+The summary and the table come first, the evidence below, and at the end what it takes to reproduce it. Style and script
+are allowed by their hashes and pictures as data; a browser refuses everything else, and all network.
 """
 
+import csv
+import json
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
-from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
-from anomalib_exdd.reporting.markup import asset, escape, fill
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .bars import bars_section
-from .curves import curves_section
-from .forest import forest_section
-from .formatting import count
-from .gallery import gallery_section
-from .histograms import histograms_section
-from .outcomes import judge_images
-from .patches import patches_section
-from .reader import Results, read_results
-from .reproducibility import provenance_section
-from .summary import verdict
-from .tables import summary_table
+from anomalib_exdd.comparison.results import METRICS
+from anomalib_exdd.utils.files import sha256_of_file, write_file
+
+from . import formatting
+from .charts import cost_charts, curve_charts, difference_charts, histogram_charts, style_of
+from .formatting import COSTS, higher_is_better
+from .gallery import ERRORS_OF_EACH, MAX_IMAGES, error_cards, explained_methods
+from .heatmaps import decade_names, palette
+from .outcomes import image_outcomes
+from .reader import MethodResults, Results, read_results
+from .summary import includes_zero, summarize
+from .thumbnails import data_uri
 
 REPORT_NAME = "report.html"
-_TEMPLATES = files("anomalib_exdd.comparison.report").joinpath("templates")
+MANIFEST_NAME = "data.csv"
 
 
 def write_report(folder: Path) -> Path:
     """Write the report of a comparison's folder into it; an old one stays until the new one is complete.
 
     Args:
-        folder: Folder that `anomalib compare` has written; see :mod:`anomalib_exdd.comparison.results`.
+        folder: Folder that `anomalib compare` wrote; see :mod:`anomalib_exdd.comparison.results`.
 
     Returns:
         The file.
 
     Raises:
         FileNotFoundError: If the folder has no `results.json`.
-        ValueError: If its files are of another version, or do not belong together.
+        ValueError: If its schema is another version's, or files do not belong together.
     """
-    page = report_page(read_results(folder))
     path = folder / REPORT_NAME
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    write_file(path, report_page(read_results(folder)))
     return path
 
 
 def report_page(results: Results) -> str:
     """Return the report as HTML."""
-    comparison = results.comparison
-    judged = judge_images(results)
-    sections = [
-        ("verdict", "Verdict", f'<p class="verdict">{verdict(results)}</p>{summary_table(results)}'),
-        ("differences", "Differences to the baseline", forest_section(results)),
-        ("curves", "Curves", curves_section(results)),
-        ("scores", "Scores and thresholds", histograms_section(results)),
-        ("errors", "Misses and false alarms", gallery_section(results, judged)),
-        ("patches", "Nearest training patches", patches_section(results, judged)),
-        ("costs", "Time, memory, size", bars_section(results)),
-        ("again", "To do it again", provenance_section(results)),
-    ]
-    style = (
-        asset("base.css")
-        + _TEMPLATES.joinpath("report.css").read_text(encoding="utf-8")
-        + _legend_rules(len(results.methods))
-    )
-    script = _TEMPLATES.joinpath("report.js").read_text(encoding="utf-8")
-    finished = sum(bool(method.runs) for method in results.methods)
-    about = [
-        str(comparison.data.get("name") or ""),
-        f"{finished} of {count(len(results.methods), 'method')}",
-        comparison.created[:10],
-    ]
-    parts = {
-        "POLICY": _policy(style, script),
-        "TITLE": escape(comparison.title),
-        "SUBTITLE": " · ".join(escape(each) for each in about if each),
-        "CONTENTS": "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections),
-        "SECTIONS": _sections(sections),
-        "STYLE": style,
-        "SCRIPT": script,
-    }
-    return fill(_TEMPLATES.joinpath("page.html").read_text(encoding="utf-8"), parts)
-
-
-def _sections(sections: Sequence[tuple[str, str, str]]) -> str:
-    return "\n".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
-        for name, title, content in sections
-    )
-
-
-def _legend_rules(methods: int) -> str:
-    """Write the style rules by which the check boxes of the legend hide lines."""
-    return "\n".join(
-        f'#curves:has(input[data-method="{number}"]:not(:checked)) g[data-method="{number}"] {{ display: none; }}'
-        for number in range(methods)
-    )
-
-
-def _policy(style: str, script: str) -> str:
+    environment = _environment()
+    images = image_outcomes(results)
+    cards, decades = error_cards(results, images)
+    costs = [cost for cost in COSTS if any(method.values(cost) for method in results.methods)]
+    style = environment.get_template("report.css").render(methods=results.methods)
+    script = environment.get_template("report.js").render()
     hashes = [b64encode(sha256(each.encode()).digest()).decode() for each in (style, script)]
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
+    return environment.get_template("page.html").render(
+        results=results,
+        comparison=results.comparison,
+        style=style,
+        script=script,
+        hashes=hashes,
+        summary=summarize(results),
+        costs=costs,
+        best={quantity: best_mean(results.methods, quantity) for quantity in (*METRICS, *costs)},
+        difference_charts=difference_charts(results),
+        curve_charts=curve_charts(results),
+        histogram_charts=histogram_charts(results),
+        cost_charts=cost_charts(results),
+        num_images=len(images),
+        num_errors=sum(bool(image.errors) for image in images),
+        cards=cards,
+        limits=(ERRORS_OF_EACH, MAX_IMAGES),
+        scale=None if decades is None else decade_names(decades),
+        explained=explained_methods(results, images),
+        manifest=_manifest(results),
     )
+
+
+def best_mean(methods: Sequence[MethodResults], quantity: str) -> float | None:
+    """Return the best mean of a metric or cost; None if fewer than two methods have one."""
+    means = [mean for method in methods if (mean := method.mean(quantity)) is not None]
+    if len(means) < 2:
+        return None
+    return max(means) if higher_is_better(quantity) else min(means)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("anomalib_exdd.comparison.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        amount=formatting.amount,
+        count_of=formatting.count,
+        data_uri=data_uri,
+        exact=formatting.exact,
+        includes_zero=includes_zero,
+        json=lambda content: json.dumps(content, indent=2, ensure_ascii=False),
+        name_of=lambda path: PurePath(path).name,
+        number=formatting.number,
+        percent=formatting.percent,
+        points=formatting.points,
+        px=lambda position: f"{position:.1f}",
+        style_of=style_of,
+    )
+    environment.globals.update(METRICS=METRICS, COSTS=COSTS, NOTHING=formatting.NOTHING, palette=palette().tolist())
+    return environment
+
+
+def _manifest(results: Results) -> dict[str, Any]:
+    """Hash `data.csv` and count its rows by split and label."""
+    recorded = str(results.comparison.data.get("sha256") or "")
+    path = results.folder / MANIFEST_NAME
+    if not path.is_file():
+        return {"exists": False, "sha256": recorded or "not recorded"}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        counted = {"split", "label"} <= set(reader.fieldnames or ())
+        counts = Counter((row["split"], row["label"]) for row in reader) if counted else {}
+    actual = sha256_of_file(path)
+    changed = recorded if recorded not in {"", actual} else ""
+    return {"exists": True, "sha256": actual, "recorded": changed, "counts": sorted(counts.items())}

@@ -1,10 +1,11 @@
 """A comparison's folder, read for the report: methods with their runs, and every run with its images.
 
-The heavy files, the anomaly maps, are read later and one run at a time.
+The large files, the anomaly maps, are read on demand.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,8 @@ from anomalib_exdd.comparison.results import (
     Comparison,
     ImageResult,
     Method,
-    NearestPatches,
     Run,
     read_comparison,
-    read_explanations,
     read_images,
     read_maps,
 )
@@ -25,38 +24,32 @@ from anomalib_exdd.comparison.results import (
 
 @dataclass(frozen=True)
 class RunResults:
-    """A run that did not fail, with what it says of the test images.
-
-    Attributes:
-        run: The run.
-        folder: Its folder.
-        images: Its test images; empty if `images.csv` is gone.
-    """
+    """A run that did not fail, with its folder and test images (none if `images.csv` is missing)."""
 
     run: Run
     folder: Path
     images: Sequence[ImageResult]
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """Which images are defective, shape (images,)."""
         return np.array([image.label != 0 for image in self.images], dtype=bool)
 
-    @property
+    @cached_property
     def scores(self) -> NDArray[np.float64]:
-        """Image scores, shape (images,); as they are in the file, so that they may hold NaN."""
+        """Image scores, shape (images,); NaN and infinity as they are in the file."""
         return np.array([image.score for image in self.images], dtype=np.float64)
 
     @property
-    def has_both_classes(self) -> bool:
-        """Whether curves and ranks can be drawn: there are normal and defective images."""
+    def has_both_labels(self) -> bool:
+        """Whether there are normal and defective images."""
         return 0 < int(self.labels.sum()) < len(self.images)
 
     def maps(self) -> NDArray[np.float16] | None:
         """Read the anomaly maps, float16, shape (images, height, width); None if there are none.
 
         Raises:
-            ValueError: If they are not those of the images.
+            ValueError: If their number is not that of the images.
         """
         maps = read_maps(self.folder)
         if maps is None or not self.images:
@@ -69,10 +62,6 @@ class RunResults:
             raise ValueError(msg)
         return maps
 
-    def explanations(self) -> dict[str, NearestPatches]:
-        """Read the nearest training patches, by path of the image; empty if the method does not explain itself."""
-        return read_explanations(self.folder)
-
 
 @dataclass(frozen=True)
 class MethodResults:
@@ -80,9 +69,9 @@ class MethodResults:
 
     Attributes:
         method: The method.
-        number: Its place in the comparison; colour and line style follow from it.
+        number: Its position in the comparison, which gives its colour and line style.
         runs: Runs that did not fail, by seed.
-        failed: Runs that did, by seed.
+        failed: Runs that failed, by seed.
     """
 
     method: Method
@@ -97,86 +86,75 @@ class MethodResults:
 
     @property
     def first(self) -> RunResults | None:
-        """The run that pictures are made of: that of the lowest seed whose images are there."""
+        """The run whose images are shown: the lowest seed that has images."""
         return next((run for run in self.runs if run.images), None)
 
     def values(self, quantity: str) -> list[float]:
-        """Collect a metric, or another quantity of :class:`Run`, over the seeds that have it."""
+        """Collect a metric, or another quantity of :class:`.Run`, over the seeds that have it."""
         found = [run.run.metrics.get(quantity, getattr(run.run, quantity, None)) for run in self.runs]
         return [float(value) for value in found if value is not None and np.isfinite(value)]
 
     def mean(self, quantity: str) -> float | None:
-        """Average such a quantity over the seeds; None if no run has it."""
+        """Return the mean of a quantity over the seeds; None if no run has it."""
         values = self.values(quantity)
         return float(np.mean(values)) if values else None
 
-    def spread(self, quantity: str) -> float | None:
-        """Return the standard deviation over the seeds, n - 1 in the denominator; None with fewer than two."""
+    def deviation(self, quantity: str) -> float | None:
+        """Return the sample standard deviation over the seeds; None with fewer than two."""
         values = self.values(quantity)
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Results:
-    """A whole folder.
-
-    Attributes:
-        folder: The folder.
-        comparison: What its `results.json` says.
-        methods: The methods, in the order of the table.
-    """
+    """A comparison's folder: `results.json`, and the methods in the order of the table."""
 
     folder: Path
     comparison: Comparison
     methods: Sequence[MethodResults]
 
     @property
-    def pictured(self) -> list[tuple[MethodResults, RunResults]]:
-        """Methods of which there is something to draw, each with its first run."""
+    def with_images(self) -> list[tuple[MethodResults, RunResults]]:
+        """Methods that have images, each with its first run."""
         return [(method, method.first) for method in self.methods if method.first is not None]
 
     def find_image(self, path: str) -> Path | None:
-        """Find an image or mask that a file names; None if it is gone.
+        """Find an image or mask that a file names; None if it is missing.
 
-        Relative paths may start at the comparison's folder, at the root of the data, or where Python runs; or where it
-        ran when the comparison was made, if the root's own folder is part of the path.
+        Relative paths are looked up in the comparison's folder, the root of the data and the working directory; and
+        below the root, if the name of the root is part of the path.
         """
         if not path:
             return None
         root, parts = Path(str(self.comparison.data.get("root") or "")), Path(path).parts
-        places = [self.folder / path, root / path, Path(path)]
+        candidates = [self.folder / path, root / path, Path(path)]
         if root.name in parts:
-            places.append(root.joinpath(*parts[parts.index(root.name) + 1 :]))
-        return next((place for place in places if _is_file(place)), None)
+            candidates.append(root.joinpath(*parts[parts.index(root.name) + 1 :]))
+        return next((candidate for candidate in candidates if _is_file(candidate)), None)
 
 
 def read_results(folder: Path) -> Results:
-    """Read a comparison's folder, but for the maps.
-
-    Args:
-        folder: Folder that `anomalib compare` has written.
+    """Read the folder that `anomalib compare` wrote, except for the maps.
 
     Raises:
         FileNotFoundError: If there is no `results.json`.
-        ValueError: If it is of another version.
+        ValueError: If its schema is another version's.
     """
     comparison = read_comparison(folder)
     methods = []
     for number, method in enumerate(comparison.methods):
         runs = [_read_run(run, folder / run.folder) for run in comparison.of(method.name)]
-        failed = sorted(
-            (run for run in comparison.runs if run.method == method.name and run.error), key=lambda run: run.seed
-        )
-        methods.append(MethodResults(method, number, runs, failed))
+        failed = [run for run in comparison.runs if run.method == method.name and run.error]
+        methods.append(MethodResults(method, number, runs, sorted(failed, key=lambda run: run.seed)))
     return Results(folder, comparison, methods)
+
+
+def _read_run(run: Run, folder: Path) -> RunResults:
+    return RunResults(run, folder, read_images(folder) if (folder / "images.csv").is_file() else [])
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a folder that others own, or a name that this system cannot have
+    except OSError:  # no permission, or a name that this system cannot have
         return False
-
-
-def _read_run(run: Run, folder: Path) -> RunResults:
-    return RunResults(run, folder, read_images(folder) if (folder / "images.csv").is_file() else [])
