@@ -28,7 +28,7 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, seed_everything
 
 from anomalib_exdd import KSDD2, ExDD
-from anomalib_exdd.comparison.metrics import unit_interval
+from anomalib_exdd.comparison.measure import unit_interval
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
 from machine import describe, markdown_table
 

@@ -126,6 +126,18 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
         assert library not in unknown, f"{path}:{imported.line}: `{room_of(path)}` must not know of {library}"
 
 
+def test_report_knows_result_files_only() -> None:
+    home = SOURCE / "comparison"
+    allowed = ("comparison.report", "comparison.results", "images", "utils")
+    for path in [*(home / "report").rglob("*.py"), home / "results.py"]:
+        for imported in imports_of(path):
+            library, _, module = imported.module.partition(".")
+            assert library not in {"anomalib", "lightning", "timm", "torch"}, (
+                f"{path}:{imported.line}: {imported.module}"
+            )
+            assert library != PACKAGE or module.startswith(allowed), f"{path}:{imported.line}: {imported.module}"
+
+
 @pytest.mark.parametrize("name", STARTS_WITH_PYTHON)
 def test_start_up_imports_only_sys(name: str) -> None:
     at_start = {imported.module for imported in imports_of(SOURCE / name) if imported.at_module_level}

@@ -5,6 +5,7 @@ Runs are done in this process, which spares importing Anomalib for each of them;
 
 import csv
 import hashlib
+import html
 import json
 import re
 import subprocess
@@ -26,14 +27,12 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from tqdm import tqdm
 
 import anomalib_exdd
-from anomalib_exdd.comparison import command as verb
-from anomalib_exdd.comparison import worker as one_run
-from anomalib_exdd.comparison.allocation import conditions
-from anomalib_exdd.comparison.command import Compare, compare, settings_of
-from anomalib_exdd.comparison.config import ComparisonSettings, MethodSettings
+from anomalib_exdd.comparison import scheduler, worker
+from anomalib_exdd.comparison.allocation import describe_allocation
+from anomalib_exdd.comparison.command import MARKER_NAME, Compare, claim_folder, compare, read_config
+from anomalib_exdd.comparison.config import ComparisonConfig, MethodConfig
 from anomalib_exdd.comparison.data import DataFiles, build_data
-from anomalib_exdd.comparison.methods import input_size, prepare
-from anomalib_exdd.comparison.models import build_model
+from anomalib_exdd.comparison.methods import build_model, input_size, resolve_method
 from anomalib_exdd.comparison.progress import PROGRESS_NAME, Progress
 from anomalib_exdd.comparison.results import (
     METRICS,
@@ -70,17 +69,17 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    start, done = PlannedRun.execute, []
+    start, done = PlannedRun.start, []
 
     def execute(run: PlannedRun) -> Finished:
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", lambda *_args, **_kwargs: Finished())
             start(run)
         done.append(f"{run.method} {run.seed}")
-        one_run.main(run.folder)
+        worker.main(run.folder)
         return Finished()
 
-    monkeypatch.setattr(PlannedRun, "execute", execute)
+    monkeypatch.setattr(PlannedRun, "start", execute)
     return done
 
 
@@ -287,11 +286,11 @@ def test_bar_tells_how_far_the_run_is(
         tick()
         return 0
 
-    monkeypatch.setattr(verb, "wait", waited)
-    monkeypatch.setattr(verb, "tqdm", lambda **settings: tqdm(**{**settings, "mininterval": 0}))
+    monkeypatch.setattr(scheduler, "wait", waited)
+    monkeypatch.setattr(scheduler, "tqdm", lambda **settings: tqdm(**{**settings, "mininterval": 0}))
     compare(configuration(root, tmp_path / "out", EXDD, seeds=[0, 1]))
     drawn = [line for line in re.split("[\r\n]+", capsys.readouterr().err) if line.startswith("ExDD, seed")]
-    told = ", epoch 3/10, batch 45/120, 12 min left]"
+    told = ", epoch 3/10, batch 45/120, 12:00 left]"
     for seed in ("0", "1"):
         states = [told in line for line in drawn if line.startswith(f"ExDD, seed {seed}:")]
         assert states[0] is False  # nothing of the run before
@@ -316,8 +315,8 @@ def test_interrupted_comparison_leaves_results_and_goes_on(
         return 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(verb, "wait", interrupted)
-        patch.setattr(verb, "stop", stopped.append)
+        patch.setattr(scheduler, "wait", interrupted)
+        patch.setattr(scheduler, "stop", stopped.append)
         parser = Compare.get_parser()
         with pytest.raises(SystemExit) as caught:
             Compare().run(parser.parse_object(config))
@@ -349,7 +348,7 @@ def test_killed_process_fails_alone(
     said: str,
     error: str,
 ) -> None:
-    works = PlannedRun.execute
+    works = PlannedRun.start
 
     def execute(run: PlannedRun) -> Any:
         if run.method == "ExDD":
@@ -359,7 +358,7 @@ def test_killed_process_fails_alone(
         (run.folder / "training-x").mkdir()
         return Finished(returncode)
 
-    monkeypatch.setattr(PlannedRun, "execute", execute)
+    monkeypatch.setattr(PlannedRun, "start", execute)
     results = compare(configuration(root, tmp_path / "out", NORMAL, EXDD, seeds=[0]))
     assert [run.error for run in results.runs] == [error, ""]
     assert not list(tmp_path.rglob("training-*"))
@@ -370,13 +369,13 @@ def test_folder_of_another_part_of_the_same_data_is_refused(root: Path, tmp_path
     markers = []
     for name, seed in (("bolts", 0), ("bolts", 1), ("nuts", 0)):
         data = {"class_path": "DefectFolder", "init_args": {**arguments, "name": name, "seed": seed}}
-        settings = ComparisonSettings(data, [MethodSettings("ExDD", "ExDD")], tmp_path / "out")
+        settings = ComparisonConfig(data, [MethodConfig("ExDD", "ExDD")], tmp_path / "out")
         if name == "nuts":
             with pytest.raises(ValueError, match=r"name bolts.* than this one .*name nuts.*Give another --output"):
-                verb._claim(settings)
+                claim_folder(settings)
         else:
-            verb._claim(settings)
-        markers.append((tmp_path / "out" / verb.MARKER_NAME).read_text())
+            claim_folder(settings)
+        markers.append((tmp_path / "out" / MARKER_NAME).read_text())
     assert len(set(markers)) == 1
     assert not executed
 
@@ -441,7 +440,7 @@ UNTRAINED = {"backbone": "test_resnet", "pre_trained": False}  # quickly built
 def parsed(path: Path, **changes: Any) -> Any:
     parser = Compare.get_parser()
     content = yaml.safe_load(path.read_text())
-    return settings_of(parser, parser.parse_object({**content, **changes}))
+    return read_config(parser, parser.parse_object({**content, **changes}))
 
 
 GRADIENT_MODELS = {"Draem", "Dsr", "EfficientAd", "Supersimplenet", "Dinomaly", "InpFormer", "Glass"}
@@ -452,7 +451,7 @@ def test_shipped_configurations_are_valid(repository: Path, name: str) -> None:
     """Every model, argument, schedule and data module in them exists."""
     settings = parsed(repository / "configs" / f"{name}.yaml")
     for method in settings.methods:
-        ready = prepare(method, settings)
+        ready = resolve_method(method, settings)
         run = ready.run_settings(settings, 0)
         assert run["data"]["class_path"].endswith(settings.data["class_path"].rpartition(".")[2])
         # What is trained by gradients has a length; the others ask for their one pass themselves.
@@ -485,7 +484,7 @@ def test_configurations_of_the_classifier_are_valid(repository: Path, name: str)
     """Every cell is prepared with its preset's input size and batches, and sees the defective images."""
     settings = parsed(repository / "configs" / "in_and_out" / f"{name}.yaml")
     for method in settings.methods:
-        ready = prepare(method, settings)
+        ready = resolve_method(method, settings)
         run = ready.run_settings(settings, 0)
         preset = PRESETS[method.init_args["preset"]]
         assert ready.uses_defects
@@ -548,10 +547,10 @@ def test_without_validation_images_only_models_that_find_a_threshold_themselves_
 
     # ExDD's has the best F1 of all thresholds, by what the training images' out-of-fold probabilities say.
     parser = Compare.get_parser()
-    settings = settings_of(parser, parser.parse_object(config))
-    run = prepare(settings.methods[0], settings).run_settings(settings, 0)
+    settings = read_config(parser, parser.parse_object(config))
+    run = resolve_method(settings.methods[0], settings).run_settings(settings, 0)
     model = build_model(run)
-    one_run._engine(str(tmp_path), "cpu").fit(model=model, datamodule=build_data(run["data"]))
+    worker.build_engine(str(tmp_path), "cpu").fit(model=model, datamodule=build_data(run["data"]))
     probability = model.model.calibration.training_probability.double().numpy()
     defective = model.model.calibration.training_defective.numpy()
     assert len(defective) == 18
@@ -563,7 +562,7 @@ def test_without_validation_images_only_models_that_find_a_threshold_themselves_
 
     note = "threshold of ExDD's calibrated score is the one that it finds on its training images"
     assert (tmp_path / "out" / "results.md").read_text().count(note) == 1
-    assert (tmp_path / "out" / "report.html").read_text().count(note) == 1
+    assert html.unescape((tmp_path / "out" / "report.html").read_text()).count(note) == 1
 
 
 def test_thresholds_need_no_word_where_there_are_validation_images(output: Path) -> None:
@@ -598,7 +597,7 @@ def test_the_command_with_a_process_for_the_run(
     log = (tmp_path / "out" / "runs" / "ExDD" / "4" / "log.txt").read_text()
     for words in ("Throughput", "epoch 1/1, batch 1/1\n", "validation batch 3/3\n", "test batch 3/3\n"):
         assert words in log
-    assert results.machine.items() >= conditions().items()
+    assert results.machine.items() >= describe_allocation().items()
     said = capsys.readouterr().out
     for name in ("results.csv", "results.json", "results.md", "report.html"):
         assert f"{name}: {(tmp_path / 'out' / name).resolve()}" in said

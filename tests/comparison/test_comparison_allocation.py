@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_exdd.comparison import allocation
-from anomalib_exdd.comparison import scheduler as runs
-from anomalib_exdd.comparison.allocation import THRESHOLD, VARIABLE, conditions, run_environment
+from anomalib_exdd.comparison import allocation, scheduler
+from anomalib_exdd.comparison.allocation import THRESHOLD, VARIABLE, describe_allocation, run_environment
 from anomalib_exdd.comparison.scheduler import LOG_NAME, PlannedRun
 
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the threshold is glibc's")
@@ -17,8 +16,8 @@ GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresh
 
 def said_by_run(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> str:
     """Start the process of a run with another program, and return what it said."""
-    monkeypatch.setattr(runs, "PROGRAM", program)
-    process = PlannedRun(folder, "x", {"run": {"method": "x", "seed": 0}}).execute()
+    monkeypatch.setattr(scheduler, "WORKER", ("-c", program))
+    process = PlannedRun(folder, "x", {"run": {"method": "x", "seed": 0}}).start()
     assert process.wait(100) == 0
     return (folder / LOG_NAME).read_text()
 
@@ -34,20 +33,20 @@ def test_every_process_gets_the_threshold_but_a_user_has_the_last_word(
     program = f"import json, os; print(json.dumps(os.environ[{VARIABLE!r}]))"
     for method in ("one", "other"):
         assert json.loads(said_by_run(tmp_path / method, monkeypatch, program)) == expected
-    (words,) = conditions().values()
+    (words,) = describe_allocation().values()
     assert words.startswith(f"{VARIABLE}={expected} in the process of every run")
     assert ("while speed and latency are measured" in words) == (given is None)
 
 
 def test_other_c_libraries_have_no_such_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation.platform, "libc_ver", lambda: ("", ""))
-    assert run_environment() == conditions() == {}
+    assert run_environment() == describe_allocation() == {}
 
 
 # A block of 8 MB is freed between two others: the C library keeps it for later, or gives it back.
 PROGRAM = """
 import ctypes
-from anomalib_exdd.comparison.allocation import usual_threshold
+from anomalib_exdd.comparison.allocation import default_allocation
 
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -66,7 +65,7 @@ def kept():
     return resident() - before > 4_000_000
 
 print(kept())
-with usual_threshold():
+with default_allocation():
     print(kept())
 """
 

@@ -8,8 +8,14 @@ import torch
 from anomalib.metrics import AUPRO
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from anomalib_exdd.comparison.curves import aupro, auroc, average_precision, best_f1
-from anomalib_exdd.comparison.histograms import PixelHistograms, pixel_histograms
+from anomalib_exdd.comparison.histograms import (
+    PixelHistograms,
+    aupro,
+    auroc,
+    average_precision,
+    best_f1,
+    pixel_histograms,
+)
 
 
 def counts(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

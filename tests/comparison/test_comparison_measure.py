@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomalib_exdd.comparison.metrics import (
+from anomalib_exdd.comparison.measure import (
     best_f1_threshold,
     image_metrics,
     pixel_metrics,

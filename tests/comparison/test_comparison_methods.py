@@ -10,10 +10,9 @@ from anomalib.data import InferenceBatch
 from anomalib.data.utils import LabelName
 from anomalib.models import Padim, Supersimplenet
 
-from anomalib_exdd.comparison.config import ComparisonSettings, MethodSettings
+from anomalib_exdd.comparison.config import ComparisonConfig, MethodConfig
 from anomalib_exdd.comparison.data import DataFiles, build_data, without_defective_training_images
-from anomalib_exdd.comparison.methods import PreparedMethod, prepare
-from anomalib_exdd.comparison.models import build_model
+from anomalib_exdd.comparison.methods import ResolvedMethod, build_model, resolve_method
 from anomalib_exdd.comparison.worker import QUICK, trainer_settings
 from made_up_surfaces import make_surfaces
 
@@ -34,18 +33,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settings(root: Path, **changes: Any) -> ComparisonSettings:
+def settings(root: Path, **changes: Any) -> ComparisonConfig:
     arguments: dict[str, Any] = {
         "data": {"class_path": "KSDD2", "init_args": {"root": str(root), "num_workers": 0}},
-        "methods": [MethodSettings("some", "ExDD")],
+        "methods": [MethodConfig("some", "ExDD")],
         "output": root.parent / "out",
         **SHARED,
     }
-    return ComparisonSettings(**{**arguments, **changes})
+    return ComparisonConfig(**{**arguments, **changes})
 
 
-def prepared(root: Path, method: dict[str, Any], **changes: Any) -> PreparedMethod:
-    return prepare(MethodSettings.read({"name": "it", **method}), settings(root, **changes))
+def prepared(root: Path, method: dict[str, Any], **changes: Any) -> ResolvedMethod:
+    return resolve_method(MethodConfig.from_dict({"name": "it", **method}), settings(root, **changes))
 
 
 def test_all_get_the_same_size_and_backbone(root: Path) -> None:
@@ -159,10 +158,10 @@ def test_quick_shortens_trainings_but_fills_memory_banks(root: Path) -> None:
         ({"class_path": "ExDD", "init_args": {"visualizer": False}}, "`visualizer` is set by the comparison"),
         ({"class_path": "ExDD", "trainer": {"max_epoch": 1}}, "`trainer` of method 'it'.*max_epoch"),
         ({"class_path": "ExDD", "trainer": {"devices": 2}}, "cannot give `devices`"),
-        ({"class_path": "ExDD", "speed": 1}, "unknown setting `speed`"),
-        ({}, "lacks the setting `class_path`"),
-        ({"class_path": "ExDD", "notes": "one"}, "`notes` has to be a list"),
-        ({"class_path": "ExDD", "image_size": 224}, "has to be height and width"),
+        ({"class_path": "ExDD", "speed": 1}, "Method 'it': does not accept option 'speed'"),
+        ({}, "Method 'it': .*'class_path' is required"),
+        ({"class_path": "ExDD", "notes": "one"}, "Method 'it': argument .notes.: .*list.* Got value: one"),
+        ({"class_path": "ExDD", "image_size": 224}, "Method 'it': argument .image_size.: .*224"),
         ({"class_path": "ExDD", "published": {"image_AUROC": 94.2}}, "numbers from 0 to 1.*94.2"),
     ],
 )
@@ -183,8 +182,8 @@ def test_mistakes_in_the_data_are_named(root: Path) -> None:
     ("changes", "message"),
     [
         ({"methods": []}, "at least one method"),
-        ({"methods": [MethodSettings("a", "ExDD"), MethodSettings("a", "Padim")]}, "several methods with the name 'a'"),
-        ({"methods": [MethodSettings("a b", "ExDD"), MethodSettings("a_b", "Padim")]}, "the folder 'a_b'"),
+        ({"methods": [MethodConfig("a", "ExDD"), MethodConfig("a", "Padim")]}, "several methods with the name 'a'"),
+        ({"methods": [MethodConfig("a b", "ExDD"), MethodConfig("a_b", "Padim")]}, "the folder 'a_b'"),
         ({"baseline": "Best"}, "one of the methods, \\['some'\\], but got 'Best'"),
         ({"seeds": []}, "`seeds` has to be a list of different numbers"),
         ({"seeds": [1, 1]}, "`seeds` has to be a list of different numbers"),

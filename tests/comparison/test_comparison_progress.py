@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,7 @@ from anomalib_exdd.comparison.progress import (
     PROGRESS_NAME,
     Progress,
     ProgressWriter,
-    duration,
     read_progress,
-    seconds_left,
 )
 
 BATCHES = 4
@@ -72,7 +71,7 @@ def test_every_batch_is_told(
     numbers: list[tuple[int, ...]],
     shares: int,
 ) -> None:
-    monkeypatch.setattr(progress, "_WRITE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "WRITE_INTERVAL", 0.0)
     model = Line(tmp_path, gradients=gradients)
     trainer(tmp_path, **arguments).fit(model, loader())
     seen = [*model.seen, read_progress(tmp_path)]
@@ -103,40 +102,35 @@ def test_files_and_log_are_written_now_and_then_and_at_the_end(
     """A batch takes a quarter of a second here."""
     written: list[str] = []
     monkeypatch.setattr(progress, "write_json", lambda content, path: written.append(json.dumps(content)))
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     writer = ProgressWriter(tmp_path)
+    writer.on_test_start(None, None)  # type: ignore[arg-type]
+    tested: Any = SimpleNamespace(num_test_batches=[1000])
     with caplog.at_level(logging.INFO, logger=progress.__name__):
-        for batch in range(1, 1001):
-            now = 0.25 * (batch - 1)
-            monkeypatch.setattr(progress.time, "monotonic", lambda now=now: now)
-            writer._tell(Progress("training", 1, 1, batch, 1000, batch, None, now))
+        for batch in range(1000):
+            now[0] = 0.25 * batch
+            writer.on_test_batch_end(tested, None, None, None, batch)
     assert len(written) == 501  # every other batch, and the last
     assert json.loads(written[-1])["batch"] == 1000
     assert len(caplog.messages) == 10  # at 0, 30, ..., 240 s, and the last
-    assert caplog.messages[3] == "epoch 1/1, batch 361/1000, 3 min left"
-    assert caplog.messages[-1] == "epoch 1/1, batch 1000/1000"
+    assert caplog.messages[3] == "test batch 361/1000, 02:40 left"
+    assert caplog.messages[-1] == "test batch 1000/1000"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "share", "left"),
-    [(30, 0.25, 90), (60, 0.5, 60), (10, 0.0, None), (10, 1.0, None), (99, 0.99, 1)],
+    ("seconds", "batch", "left"), [(30, 25, 90), (60, 50, 60), (10, 0, None), (10, 100, None), (99, 99, 1)]
 )
-def test_time_left_goes_on_as_before(seconds: float, share: float, left: float | None) -> None:
-    assert seconds_left(seconds, share) == (left if left is None else pytest.approx(left))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.3, "1 s"), (119, "119 s"), (120, "2 min"), (725, "12 min"), (7199, "120 min"), (11100, "3 h 5 min")],
-)
-def test_durations_have_two_units_at_most(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_time_left_goes_on_as_before(seconds: float, batch: int, left: float | None) -> None:
+    found = Progress("test", 1, 1, batch, 100, 0, None, seconds).seconds_left
+    assert found == (left if left is None else pytest.approx(left))
 
 
 def test_words_name_what_is_known() -> None:
-    assert str(Progress("training", 3, 10, 45, 120, 285, None, 224)) == "epoch 3/10, batch 45/120, 12 min left"
+    assert str(Progress("training", 3, 10, 45, 120, 285, None, 224)) == "epoch 3/10, batch 45/120, 12:00 left"
     assert (
         str(Progress("training", 3, None, 45, 120, 285, 70000, 2))
-        == "epoch 3, batch 45/120, step 285/70000, 8 min left"
+        == "epoch 3, batch 45/120, step 285/70000, 08:10 left"
     )
     assert str(Progress("training", 1, None, 45, None, 45, None, 9)) == "epoch 1, batch 45"
     assert Progress("training", 1, 10, 60, 120, 60, 100, 9).share == 0.6  # steps end it first

@@ -1,9 +1,9 @@
-"""How far two methods are apart, and how sure that is: paired bootstrap over test images and seeds.
+"""Paired bootstrap over test images and seeds: how far two methods differ, with 95 % confidence intervals.
 
 A resample draws test images with replacement, normal and defective ones separately, and seeds with replacement; both
-methods are measured on the same draw. Where all seeds have the same test images, they share the draw of images, because
-images that happen to be easy are so for all of them. The 95 % interval is that of the percentiles. With few seeds it
-says little of seeds: three cannot show how far a fourth might be.
+methods are measured on the same draw. Seeds with the same test images share the draw of images, because images that
+happen to be easy are so for all of them. The interval is that of the percentiles. With few seeds it says little about
+seeds: three cannot show how far a fourth might be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,23 +12,15 @@ from functools import cached_property
 
 import numpy as np
 
-from anomalib_exdd.comparison.results import Difference, ImageResult
-
-from .curves import Array, aupro, auroc, average_precision, best_f1
-from .histograms import PixelHistograms
+from .histograms import Array, PixelHistograms, aupro, auroc, average_precision, best_f1
+from .results import METRICS, Difference, ImageResult
 
 INTERVAL = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """What resamples of a run need.
-
-    Attributes:
-        images: Its test images.
-        pixels: Its pixels; None without maps or masks.
-        metrics: Its exact metrics, by name.
-    """
+    """Scores of a run: test images, histograms of pixels (None without maps or masks), and exact metrics by name."""
 
     images: Sequence[ImageResult]
     pixels: PixelHistograms | None
@@ -40,14 +32,7 @@ class RunScores:
         return tuple(image.image for image in self.images)
 
     def resampled(self, weights_RN: Array) -> dict[str, Array]:
-        """Measure resamples of the images.
-
-        Args:
-            weights_RN: How often each image was drawn.
-
-        Returns:
-            Every metric of the run for every resample, shape (R,).
-        """
+        """Return every metric of the run for every resample, shape (R,), given how often each image was drawn."""
         labels = np.array([image.label for image in self.images])
         values, places = np.unique([image.score for image in self.images], return_inverse=True)
         chosen_NB = np.eye(len(values))[places]
@@ -67,12 +52,7 @@ class RunScores:
 
 
 class Bootstrap:
-    """The resamples of a comparison, the same for all methods.
-
-    Args:
-        resamples: How many.
-        seed: Seed of the draws.
-    """
+    """The resamples of a comparison, the same for all methods."""
 
     def __init__(self, resamples: int = 1000, seed: int = 0) -> None:
         self.resamples = resamples
@@ -101,22 +81,22 @@ class Bootstrap:
         ]
         if not seeds:
             return None
-        exact, whole, drawn = [], [], []
+        exact, whole, resampled = [], [], []
         for seed in seeds:
-            ours, theirs = self._of(runs[method][seed]), self._of(runs[baseline][seed])
+            ours, theirs = self._measure(runs[method][seed]), self._measure(runs[baseline][seed])
             exact.append(runs[method][seed].metrics[metric] - runs[baseline][seed].metrics[metric])
             whole.append(ours[metric][0] - theirs[metric][0])
-            drawn.append(ours[metric][1:] - theirs[metric][1:])
+            resampled.append(ours[metric][1:] - theirs[metric][1:])
         seed_weights = np.random.default_rng((self.seed, len(seeds))).multinomial(
             len(seeds), np.full(len(seeds), 1 / len(seeds)), size=self.resamples
         )
-        # Bins shift a metric of pixels a little; by as much as they shift that of the whole test data.
+        # Bins shift a metric of pixels slightly; correct it by the shift on the whole test data.
         shift = float(np.mean(exact) - np.mean(whole))
-        means = (seed_weights * np.stack(drawn, axis=1)).sum(axis=1) / len(seeds) + shift
+        means = (seed_weights * np.stack(resampled, axis=1)).sum(axis=1) / len(seeds) + shift
         low, high = np.percentile(means, INTERVAL)
         return Difference(method, baseline, metric, float(np.mean(exact)), float(low), float(high), len(seeds))
 
-    def _of(self, run: RunScores) -> dict[str, Array]:
+    def _measure(self, run: RunScores) -> dict[str, Array]:
         """Measure a run: first on all its images, then on every resample."""
         if id(run) not in self._measured:
             self._measured[id(run)] = run.resampled(self._draw(run))
@@ -134,24 +114,11 @@ class Bootstrap:
         return self._weights[run.paths]
 
 
-def all_differences(
-    runs: Mapping[str, Mapping[int, RunScores]], baseline: str, metrics: Sequence[str], resamples: int
-) -> list[Difference]:
-    """Compare every method with the baseline by every metric that both have.
-
-    Args:
-        runs: Runs by method and seed.
-        baseline: Name of the method that the others are compared with.
-        metrics: Names of the metrics.
-        resamples: Resamples of the bootstrap.
-    """
+def all_differences(runs: Mapping[str, Mapping[int, RunScores]], baseline: str, resamples: int) -> list[Difference]:
+    """Compare every method with the baseline by every metric that both have, from runs by method and seed."""
     if baseline not in runs:
         return []
     bootstrap = Bootstrap(resamples)
-    found = [
-        bootstrap.difference(method, baseline, metric, runs)
-        for method in runs
-        if method != baseline
-        for metric in metrics
-    ]
+    others = [method for method in runs if method != baseline]
+    found = [bootstrap.difference(method, baseline, metric, runs) for method in others for metric in METRICS]
     return [difference for difference in found if difference is not None]

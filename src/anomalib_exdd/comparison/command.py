@@ -1,4 +1,4 @@
-"""`anomalib compare`: any models of Anomalib's side by side, on the same data, measured alike."""
+"""`anomalib compare`: any models of Anomalib side by side, on the same data, measured alike."""
 
 import json
 import shlex
@@ -7,45 +7,34 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from anomalib.data import AnomalibDataModule
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
-from tqdm import tqdm
 
 from anomalib_exdd.commands.subcommand import Subcommand
-from anomalib_exdd.comparison.machine import describe
-from anomalib_exdd.comparison.report import write_report
-from anomalib_exdd.comparison.results import (
-    METRICS,
-    Comparison,
-    Method,
-    Run,
-    read_images,
-    write_comparison,
-    write_json,
-)
 
-from .allocation import conditions
+from .allocation import describe_allocation
 from .bootstrap import RunScores, all_differences
-from .config import ComparisonSettings, Methods, MethodSettings, folder_name
+from .config import ComparisonConfig, MethodConfig
 from .data import DataFiles, counts, test_images
 from .histograms import PixelHistograms
 from .instantiation import one_line
-from .methods import PreparedMethod, prepare
-from .progress import read_progress
-from .scheduler import PlannedRun, stop, wait
-from .tables import differences_table, failures, line, summary, write_csv, write_markdown
+from .machine import PACKAGES, describe
+from .methods import ResolvedMethod, resolve_method
+from .report import write_report
+from .results import Comparison, Method, Run, read_images, write_comparison, write_json
+from .scheduler import PlannedRun, execute_all
+from .tables import differences_table, failures, summary_table, write_tables
 
 MARKER_NAME = "comparison.json"
-"""File that says whose results a folder holds."""
-_PACKAGES = ("anomalib-exdd", "anomalib", "torch", "torchvision", "timm", "lightning", "numpy")
-_ENVIRONMENT = (*_PACKAGES, "processor", "accelerator", "memory allocation")  # that results depend on
-_HOW = {"root", "base", "seed", "num_workers", "num_defects", "count"}
-_HOW_ENDS = ("batch_size", "augmentations", "split_mode", "split_ratio")
+"""File that identifies the data of a folder's results."""
+_ENVIRONMENT = {*PACKAGES, "processor", "accelerator", "memory allocation"} - {"faiss-cpu", "faiss-gpu"}
+"""Of the machine's description, what results depend on."""
+_USE = {"root", "base", "seed", "num_workers", "num_defects", "count"}
+_USE_ENDINGS = ("batch_size", "augmentations", "split_mode", "split_ratio")
 """Arguments of data modules that say how data are used, not which they are; folders are compared on their own."""
 _INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 _KEPT = "Finished runs are kept; the same command goes on from there."
@@ -60,7 +49,7 @@ class Compare(Subcommand):
         return _parser()
 
     def run(self, config: Namespace) -> None:
-        """Run the subcommand, and end with one line where input or machine do not suffice, or when interrupted."""
+        """Run the subcommand; end with one line where input or machine do not suffice, or when interrupted."""
         try:
             super().run(config)
         except (RuntimeError, OSError) as error:  # no network for the data, no space on the disk
@@ -71,8 +60,9 @@ class Compare(Subcommand):
             raise SystemExit(_INTERRUPTED) from error
 
     def call(self, config: Namespace) -> None:
-        """Run what is missing, write the results and say what came out."""
-        comparison = run_comparison(settings_of(self.get_parser(), config), command=_this_command())
+        """Execute what is missing, write the results and print them."""
+        command = shlex.join(["anomalib", *sys.argv[1:]]) if "compare" in sys.argv[1:2] else ""
+        comparison = run_comparison(read_config(self.get_parser(), config), command)
         failed = sum(bool(run.error) for run in comparison.runs)
         if failed:
             msg = f"{failed} of {len(comparison.runs)} runs failed; the same command tries them again."
@@ -86,12 +76,13 @@ def _parser(*, exit_on_error: bool = True) -> ArgumentParser:
         "finished is kept when the command is given again. Start with configs/compare_sample.yaml.",
         exit_on_error=exit_on_error,
     )
-    add = parser.add_argument
-    add("-c", "--config", action=ActionConfigFile, help="Configuration file in YAML, such as configs/compare_*.yaml.")
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="Configuration file in YAML, such as configs/compare_*.yaml."
+    )
     parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
-    add(
+    parser.add_argument(
         "--methods",
-        type=Methods,
+        type=list[dict[str, Any]],
         required=True,
         help="List of methods in the order of the table. Each has a name, class_path and init_args of its model, and "
         "where needed: trainer (arguments such as max_epochs), data (arguments of the data module that it needs "
@@ -99,29 +90,7 @@ def _parser(*, exit_on_error: bool = True) -> ArgumentParser:
         "training images; default: ExDD, DefectClassifier and supervised models do), notes (list of texts), published "
         "(metrics, 0 to 1, to print beside), published_source.",
     )
-    add("--baseline", type=str | None, help="Method that the others are compared with; default: the first one.")
-    add(
-        "--only",
-        type=list[str],
-        default=[],
-        help='Names of the methods to run and to show, such as --only "[ExDD, Patchcore]"; default: all. What others '
-        "have finished in the folder is kept for a later call. Without its baseline they are compared with the first "
-        "of them.",
-    )
-    add("--seeds", type=list[int], default=[0, 1, 2], help="Seeds of splits, models and trainings: a run for each.")
-    add(
-        "--image_size",
-        type=tuple[int, int] | None,
-        help="Height and width of every method's input; default: each model's own.",
-    )
-    add("--backbone", type=str | None, help="timm model for every method that lets one choose it.")
-    add("--layers", type=list[str] | None, help="Its layers, likewise.")
-    add("--weights", type=Path | None, help="Local file of its weights (.safetensors, .pth), for all of them.")
-    add("--quick", type=bool, default=False, help="Cut every training to 3 epochs of 20 batches, to try things out.")
-    add("--resamples", type=int, default=1000, help="Resamples of the bootstrap, for the confidence intervals.")
-    add("--accelerator", type=str, default="auto", help="Kind of device, as of Lightning: auto, cpu, gpu, mps.")
-    add("--title", type=str, default="", help="Heading of the results.")
-    add("--output", type=Path, required=True, help="Folder to write; goes on with what an earlier call left.")
+    parser.add_class_arguments(ComparisonConfig, skip={"data", "methods"}, instantiate=False)
     return parser
 
 
@@ -133,7 +102,7 @@ def compare(config: str | Path | Mapping[str, Any], **changes: Any) -> Compariso
         changes: Settings to change, such as `seeds=[0]`.
 
     Returns:
-        What `results.json` holds; a run that failed has an `error`.
+        The content of `results.json`; a run that failed has an `error`.
 
     Raises:
         ValueError: If the settings are wrong.
@@ -143,124 +112,104 @@ def compare(config: str | Path | Mapping[str, Any], **changes: Any) -> Compariso
         >>> results = compare("configs/compare_sample.yaml", seeds=[0])  # doctest: +SKIP
         >>> results.of("ExDD")[0].metrics["image_AUROC"]  # doctest: +SKIP
     """
-    content = dict(config) if isinstance(config, Mapping) else _read_config(Path(config))
+    if isinstance(config, Mapping):
+        content = dict(config)
+    elif Path(config).is_file():
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    else:
+        msg = f"Argument `config` has to be a file or a mapping, but there is no file {config}."
+        raise ValueError(msg)
     parser = _parser(exit_on_error=False)
     try:
         parsed = parser.parse_object({**content, **changes})
     except (ArgumentError, TypeError) as error:
         raise ValueError(one_line(error)) from error
-    return run_comparison(settings_of(parser, parsed))
+    return run_comparison(read_config(parser, parsed))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        msg = f"Argument `config` has to be a file or a mapping, but there is no file {path}."
-        raise ValueError(msg)
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
+def read_config(parser: ArgumentParser, config: Namespace) -> ComparisonConfig:
+    """Turn parsed arguments into the settings of a comparison."""
+    settings = config.as_dict()
+    del settings["config"]
+    settings["data"] = json.loads(parser.dump(config, format="json", skip_none=False))["data"]
+    settings["methods"] = [MethodConfig.from_dict(each) for each in config.methods]
+    return ComparisonConfig(**settings)
 
 
-def settings_of(parser: ArgumentParser, config: Namespace) -> ComparisonSettings:
-    """Turn parsed arguments into settings."""
-    plain = json.loads(parser.dump(config, format="json", skip_none=False))
-    return ComparisonSettings(
-        data=plain["data"],
-        methods=[MethodSettings.read(each) for each in config.methods],
-        output=config.output,
-        seeds=list(config.seeds),
-        baseline=config.baseline,
-        only=list(config.only),
-        image_size=None if config.image_size is None else (config.image_size[0], config.image_size[1]),
-        backbone=config.backbone,
-        layers=config.layers,
-        weights=config.weights,
-        quick=config.quick,
-        accelerator=config.accelerator,
-        resamples=config.resamples,
-        title=config.title,
-    )
-
-
-def run_comparison(settings: ComparisonSettings, command: str = "") -> Comparison:
-    """Run what is missing of a comparison and write its folder.
+def run_comparison(config: ComparisonConfig, command: str = "") -> Comparison:
+    """Execute the missing runs of a comparison and write its folder.
 
     Args:
-        settings: What to compare.
-        command: Command that does it again.
+        config: Its settings.
+        command: Command that reproduces it.
 
     Raises:
         ValueError: If the settings, the data or the folder do not allow it.
     """
-    methods = [prepare(method, settings) for method in settings.selected]
+    methods = [resolve_method(method, config) for method in config.selected]
     files = DataFiles()
-    by_seed = {seed: [m.run_settings(settings, seed) for m in methods] for seed in settings.seeds}
-    files.read_all(run["data"] for runs in by_seed.values() for run in runs)
+    by_seed = {seed: [method.run_settings(config, seed) for method in methods] for seed in config.seeds}
+    files.hash_all(run["data"] for runs in by_seed.values() for run in runs)
     _check_test_images(by_seed, files)
-    _claim(settings)
-    machine = describe() | conditions()
-    environment = {name: machine[name] for name in _ENVIRONMENT if name in machine}
-    planned = [_plan(run, files, environment, settings.output) for seed in settings.seeds for run in by_seed[seed]]
-    manifest = files.write({s: [run["data"] for run in runs] for s, runs in by_seed.items()}, settings.output)
-    first = by_seed[settings.seeds[0]][0]["data"]
-    facts: dict[str, Any] = {"name": _name(settings.data), "root": _root(settings.data), "sha256": manifest}
-    facts |= counts(files.images(first))
+    claim_folder(config)
+    machine = describe() | describe_allocation()
+    environment = {name: value for name, value in machine.items() if name in _ENVIRONMENT}
+    folders = {method.config.name: method.config.folder for method in methods}
+    planned = []
+    for run in (run for runs in by_seed.values() for run in runs):
+        named = (run["weights"], run["model"]["init_args"].get("weights"))
+        weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
+        settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
+        place = f"runs/{folders[run['method']]}/{run['seed']}"
+        planned.append(PlannedRun(config.output / place, place, json.loads(json.dumps(settings))))
+    facts: dict[str, Any] = {"name": _name(config.data), "root": _root(config.data)}
+    facts["sha256"] = files.write({s: [run["data"] for run in runs] for s, runs in by_seed.items()}, config.output)
+    facts |= counts(files.images(by_seed[config.seeds[0]][0]["data"]))
     finished: list[Run] = []
     try:
-        _run_all(planned, finished)
-    finally:  # an interrupted comparison leaves tables of what there is
-        comparison = _collect(settings, methods, finished, machine, facts, command)
-        _write(comparison, settings)
+        execute_all(planned, finished)
+    finally:  # also after an interruption, with the runs that have finished
+        quick = " (a quick try: trainings were cut short)" if config.quick else ""
+        order = [method.config.name for method in methods]
+        runs = sorted(finished, key=lambda run: (order.index(run.method), run.seed))
+        comparison = Comparison(
+            title=(config.title or f"{len(methods)} methods on {facts['name']}") + quick,
+            command=command,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            configuration=json.loads(json.dumps(asdict(config), default=str)),
+            machine=machine,
+            data=facts,
+            methods=[_method(each) for each in methods],
+            runs=runs,
+            differences=all_differences(_scores(runs, config.output), config.reference, config.resamples),
+        )
+        if runs:
+            _write(comparison, config.output)
     return comparison
 
 
-def _run_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
-    known = [run.finished() for run in planned]
-    finished += [run for run in known if run is not None]
-    todo = [run for run, result in zip(planned, known, strict=True) if result is None]
-    if finished:
-        print(f"{len(finished)} of {len(planned)} runs are there already and are kept.")
-    pause = 1 if sys.stderr.isatty() else 60  # seconds between two states of the bar: a file keeps them all
-    bar = tqdm(
-        total=len(planned),
-        initial=len(finished),
-        smoothing=0,
-        mininterval=pause,
-        miniters=0,
-        bar_format="{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",  # what of a run is left, not of all runs
-    )
-    with bar:
-        for run in todo:
-            if changes := run.changes():
-                bar.write(f"{run.method}, seed {run.seed}: run again, because of {', '.join(changes)}.")
-            bar.set_description(f"{run.method}, seed {run.seed}")
-            process = run.execute()
-            try:
-                code = wait(process, partial(_show, bar, run.folder))
-            except BaseException:
-                stop(process)
-                run.clean()
-                raise
-            bar.set_postfix_str("", refresh=False)
-            result = run.result(code)
-            finished.append(result)
-            bar.write(line(result))
-            bar.update()
+def claim_folder(config: ComparisonConfig) -> None:
+    """Mark the output folder with the data of this comparison.
 
-
-def _show(bar: Any, folder: Path) -> None:
-    """Let the bar tell how far the run of a folder is, when it is next drawn."""
-    progress = read_progress(folder)
-    bar.set_postfix_str("" if progress is None else str(progress), refresh=False)
-    bar.update(0)
-
-
-def _plan(run: dict[str, Any], files: DataFiles, environment: dict[str, str], output: Path) -> PlannedRun:
-    place = f"runs/{folder_name(run['method'])}/{run['seed']}"
-    named = (run["weights"], run["model"]["init_args"].get("weights"))
-    weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
-    settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
-    # As a file holds them, so that they compare equal to those of an earlier call.
-    return PlannedRun(output / place, place, json.loads(json.dumps(settings)))
+    Raises:
+        ValueError: If it holds a comparison on other data, or something else.
+    """
+    marker = config.output / MARKER_NAME
+    ours = {"data": _name(config.data), "root": _root(config.data), "arguments": _identity(config.data)}
+    if marker.is_file():
+        theirs = json.loads(marker.read_text(encoding="utf-8"))
+        if theirs != ours:
+            msg = (
+                f"The folder {config.output} has a comparison on other data ({_describe_data(theirs)}) than this one "
+                f"({_describe_data(ours)}). Give another --output."
+            )
+            raise ValueError(msg)
+        return
+    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
+        msg = f"Argument `output` has to be a new or empty folder, or that of a comparison, but got {config.output}."
+        raise ValueError(msg)
+    config.output.mkdir(parents=True, exist_ok=True)
+    write_json(ours, marker)
 
 
 def _check_test_images(by_seed: Mapping[int, Sequence[Mapping[str, Any]]], files: DataFiles) -> None:
@@ -275,85 +224,32 @@ def _check_test_images(by_seed: Mapping[int, Sequence[Mapping[str, Any]]], files
                 raise ValueError(msg)
 
 
-def _claim(settings: ComparisonSettings) -> None:
-    """Make the folder that of this comparison's data, or refuse one that is another's."""
-    marker = settings.output / MARKER_NAME
-    ours = {"data": _name(settings.data), "root": _root(settings.data), "arguments": _which(settings.data)}
-    if marker.is_file():
-        theirs = json.loads(marker.read_text(encoding="utf-8"))
-        if theirs != ours:
-            msg = (
-                f"The folder {settings.output} has a comparison on other data ({_described(theirs)}) than this one "
-                f"({_described(ours)}). Give another --output."
-            )
-            raise ValueError(msg)
-        return
-    if settings.output.exists() and (not settings.output.is_dir() or any(settings.output.iterdir())):
-        msg = f"Argument `output` has to be a new or empty folder, or that of a comparison, but got {settings.output}."
-        raise ValueError(msg)
-    settings.output.mkdir(parents=True, exist_ok=True)
-    write_json(ours, marker)
-
-
-def _collect(
-    settings: ComparisonSettings,
-    methods: Sequence[PreparedMethod],
-    finished: Sequence[Run],
-    machine: dict[str, str],
-    facts: dict[str, Any],
-    command: str,
-) -> Comparison:
-    order = {method.settings.name: number for number, method in enumerate(methods)}
-    runs = sorted(finished, key=lambda run: (order[run.method], run.seed))
-    scores: dict[str, dict[int, RunScores]] = {}
-    for run in runs:
-        if not run.error:
-            folder = settings.output / run.folder
-            scores.setdefault(run.method, {})[run.seed] = RunScores(
-                read_images(folder), PixelHistograms.load(folder), run.metrics
-            )
-    configuration = json.loads(json.dumps(asdict(settings), default=str))
-    quick = " (a quick try: trainings were cut short)" if settings.quick else ""
-    return Comparison(
-        title=(settings.title or f"{len(methods)} methods on {facts['name']}") + quick,
-        command=command,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        configuration=configuration,
-        machine=machine,
-        data=facts,
-        methods=[
-            Method(
-                name=method.settings.name,
-                class_path=method.class_path,
-                arguments=method.arguments,
-                notes=method.notes,
-                published=method.settings.published,
-                published_source=method.settings.published_source,
-            )
-            for method in methods
-        ],
-        runs=runs,
-        differences=all_differences(scores, settings.reference, list(METRICS), settings.resamples),
+def _method(method: ResolvedMethod) -> Method:
+    config = method.config
+    return Method(
+        config.name, config.class_path, method.arguments, method.notes, config.published, config.published_source
     )
 
 
-def _write(comparison: Comparison, settings: ComparisonSettings) -> None:
-    folder = settings.output
-    if not comparison.runs:
-        return
-    written = [
-        write_csv(comparison, folder),
-        write_comparison(comparison, folder),
-        write_markdown(comparison, folder),
-        write_report(folder),
-    ]
-    print(f"\n{comparison.title}\n\n{summary(comparison)}")
-    table = differences_table(comparison)
-    if table:
+def _scores(runs: Sequence[Run], output: Path) -> dict[str, dict[int, RunScores]]:
+    scores: dict[str, dict[int, RunScores]] = {}
+    for run in runs:
+        if not run.error:
+            folder = output / run.folder
+            found = RunScores(read_images(folder), PixelHistograms.load(folder), run.metrics)
+            scores.setdefault(run.method, {})[run.seed] = found
+    return scores
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    """Write the tables and the report, and print what matters of them."""
+    written = [write_comparison(comparison, folder), *write_tables(comparison, folder), write_report(folder)]
+    print(f"\n{comparison.title}\n\n{summary_table(comparison)}")
+    if table := differences_table(comparison):
         print(f"\nAgainst {comparison.differences[0].baseline}, points with 95 % confidence intervals:\n\n{table}")
-    for each in comparison.methods:
-        if each.notes:
-            print(f"\n{each.name}: {' '.join(each.notes)}", end="")
+    for method in comparison.methods:
+        if method.notes:
+            print(f"\n{method.name}: {' '.join(method.notes)}", end="")
     print()
     for failure in failures(comparison):
         print(f"Failed: {failure}")
@@ -372,19 +268,15 @@ def _root(data: Mapping[str, Any]) -> str:
     return str(Path(root).resolve()) if root else ""
 
 
-def _which(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that say which data they are, those of a base included."""
+def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that say which data they are, including those of a base."""
     arguments = data.get("init_args") or {}
     base = arguments.get("base")
-    found = {f"base.{name}": value for name, value in _which(base).items()} if isinstance(base, Mapping) else {}
-    chosen = {name: value for name, value in arguments.items() if name not in _HOW and not name.endswith(_HOW_ENDS)}
+    found = {f"base.{name}": value for name, value in _identity(base).items()} if isinstance(base, Mapping) else {}
+    chosen = {name: value for name, value in arguments.items() if name not in _USE and not name.endswith(_USE_ENDINGS)}
     return json.loads(json.dumps({**found, **chosen}, default=str))  # type: ignore[no-any-return]
 
 
-def _described(marker: Mapping[str, Any]) -> str:
+def _describe_data(marker: Mapping[str, Any]) -> str:
     given = [f"{name} {value}" for name, value in marker.get("arguments", {}).items() if value is not None]
     return ", ".join([f"{marker['data']} in {marker['root']}", *given])
-
-
-def _this_command() -> str:
-    return shlex.join(["anomalib", *sys.argv[1:]]) if "compare" in sys.argv[1:2] else ""

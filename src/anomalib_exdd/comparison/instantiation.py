@@ -1,6 +1,6 @@
-"""Classes named in a configuration: found, their arguments checked, and built.
+"""Classes named in a configuration: found, their arguments resolved, and instantiated.
 
-As Anomalib's command line does it, but one class at a time and with errors of one line.
+As Anomalib's command line does it, but for one class at a time and with errors of one line.
 """
 
 import difflib
@@ -15,15 +15,10 @@ from jsonargparse import ArgumentParser
 
 
 def find_class(class_path: str, base: type, home: str) -> type:
-    """Find a class by its plain or dotted name.
-
-    Args:
-        class_path: Name, such as `Padim` or `my_package.MyModel`.
-        base: Class that it has to be derived from.
-        home: Module where plain names are.
+    """Find a class by its dotted name, or by its plain name in the module `home`.
 
     Raises:
-        ValueError: If there is no such class.
+        ValueError: If there is no such class derived from `base`.
     """
     module_name, _, name = class_path.rpartition(".")
     try:
@@ -32,11 +27,8 @@ def find_class(class_path: str, base: type, home: str) -> type:
         found = None
     if inspect.isclass(found) and issubclass(found, base):
         return found
-    known = sorted(
-        name
-        for name, each in vars(import_module(home)).items()
-        if inspect.isclass(each) and issubclass(each, base) and each is not base
-    )
+    classes = [each for each in vars(import_module(home)).values() if inspect.isclass(each) and each is not base]
+    known = sorted(each.__name__ for each in classes if issubclass(each, base))
     similar = difflib.get_close_matches(name, known, 3)
     hint = f"did you mean {' or '.join(similar)}?" if similar else f"known are {', '.join(known)}."
     msg = f"There is no {base.__name__} called {class_path!r}: {hint}"
@@ -48,15 +40,15 @@ def resolve_arguments(found: type, arguments: Mapping[str, Any], left_out: set[s
 
     Args:
         found: The class.
-        arguments: What is given.
-        left_out: Arguments that are none of the user's business.
+        arguments: Given arguments.
+        left_out: Arguments that must not be given.
         owner: Whose arguments they are, for errors.
 
     Returns:
-        All arguments, as JSON holds them.
+        All arguments as JSON holds them.
 
     Raises:
-        ValueError: If there is no such argument or a value is of the wrong kind.
+        ValueError: If there is no such argument or a value is of the wrong type.
     """
     parser = _parser(found, left_out)
     try:
@@ -64,31 +56,24 @@ def resolve_arguments(found: type, arguments: Mapping[str, Any], left_out: set[s
     except (ArgumentError, ValueError, TypeError) as error:
         msg = f"{owner}: {one_line(error)}"
         raise ValueError(msg) from error
-    content = json.loads(parser.dump(parsed, format="json", skip_none=False))
-    resolved: dict[str, Any] = content.get("it", {})
+    resolved: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_none=False)).get("it", {})
     return resolved
 
 
-def built_arguments(found: type, arguments: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
-    """Return a class's arguments as it takes them, objects among them built.
-
-    Args:
-        found: The class.
-        arguments: What :func:`resolve_arguments` returned.
-        left_out: Arguments that are none of the user's business.
-    """
+def instantiate_arguments(found: type, arguments: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
+    """Return resolved arguments as the class takes them, with objects instantiated."""
     parser = _parser(found, left_out)
     made = parser.instantiate_classes(parser.parse_object({"it": dict(arguments)})).get("it")
     return {} if made is None else dict(vars(made))
 
 
-def build(found: type, arguments: Mapping[str, Any], **components: Any) -> Any:
-    """Build an object from what :func:`resolve_arguments` returned, and arguments that were left out there."""
-    return found(**built_arguments(found, arguments, set(components)), **components)
+def instantiate(found: type, arguments: Mapping[str, Any], **components: Any) -> Any:
+    """Build an object from resolved arguments, and others that were left out there."""
+    return found(**instantiate_arguments(found, arguments, set(components)), **components)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with changes; whatever is no mapping replaces what was there."""
+    """Merge nested settings; a value that is not a mapping replaces the previous one."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -96,12 +81,11 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def one_line(error: BaseException | str) -> str:
-    """Say in one line what an error says in many."""
-    text = " ".join(str(error).split())
-    if isinstance(error, BaseException) and not text:
-        text = type(error).__name__
-    return text.replace('Parser key "it.', 'argument "').replace("Key 'it.", "argument '")
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line, with jsonargparse's names of arguments made plain."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.replace('Parser key "it.', 'argument "').replace("Key 'it.", "argument '")
+    return text.replace("'it.", "'").replace("Group 'it' ", "")
 
 
 def _parser(found: type, left_out: set[str]) -> ArgumentParser:

@@ -1,4 +1,4 @@
-"""How far a run is: its process writes that down, and the one that waits for it reads it."""
+"""Progress of a run: its process writes it to `progress.json`, and the scheduler reads it."""
 
 import json
 import logging
@@ -10,29 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from tqdm import tqdm
 
-from anomalib_exdd.comparison.results import write_json
+from .results import write_json
 
 PROGRESS_NAME = "progress.json"
-_WRITE_EVERY = 0.5  # seconds
-_LOG_EVERY = 30.0
-_MINUTE, _HOUR = 60, 3600
+WRITE_INTERVAL = 0.5
+"""Seconds between two states of the file."""
+LOG_INTERVAL = 30.0
+"""Seconds between two lines of the log."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run in its present stage; None where Lightning knows no limit.
 
     Attributes:
-        stage: What it does: `training`, or what its images are for.
+        stage: `training`, or what tested images are for.
         epoch: Number of the epoch, from 1.
-        epochs: Number of epochs; None if it is not known.
         batch: Number of batches done in this epoch.
-        batches: Number of batches of an epoch; None if it is not known.
         step: Number of optimizer steps done.
-        steps: Number of steps after which training ends; None if it does not end by them.
         seconds: Seconds since the stage began.
     """
 
@@ -47,54 +46,33 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Share of the stage that is done, 0 to 1; 0 if nothing says when it ends."""
+        """Share of the stage that is done, 0 to 1; 0 without a limit."""
         shares = [0.0]
         if self.steps is not None:
             shares.append(self.step / self.steps)
         if self.epochs is not None and self.batches is not None:
             shares.append((self.epoch - 1 + self.batch / self.batches) / self.epochs)
-        return min(1.0, max(shares))  # training ends by whichever is reached first
+        return min(1.0, max(shares))  # training ends at the limit that is reached first
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until the end of the stage; None at its start and end."""
+        return self.seconds * (1 - self.share) / self.share if 0 < self.share < 1 else None
 
     def __str__(self) -> str:
-        """Say it in a few words, with the time that the stage still takes."""
-        if self.stage == "training":
-            said = [f"epoch {_of(self.epoch, self.epochs)}", f"batch {_of(self.batch, self.batches)}"]
-        else:
-            said = [f"{self.stage} batch {_of(self.batch, self.batches)}"]
+        """Return the progress in a few words."""
+        numbers = [("epoch", self.epoch, self.epochs)] if self.stage == "training" else []
+        numbers.append(("batch" if numbers else f"{self.stage} batch", self.batch, self.batches))
         if self.steps is not None:
-            said.append(f"step {self.step}/{self.steps}")
-        left = seconds_left(self.seconds, self.share)
-        if left is not None:
-            said.append(f"{duration(left)} left")
-        return ", ".join(said)
-
-
-def seconds_left(seconds: float, share: float) -> float | None:
-    """Estimate the seconds that something still takes, if it goes on as before.
-
-    Args:
-        seconds: Seconds that it took so far.
-        share: Share of it that is done, 0 to 1.
-
-    Returns:
-        The estimate; None at the start and at the end.
-    """
-    return seconds * (1 - share) / share if 0 < share < 1 else None
-
-
-def duration(seconds: float) -> str:
-    """Write a duration in two units at most: 40 s, 12 min, 3 h 5 min."""
-    rounded = math.ceil(seconds)
-    if rounded < 2 * _MINUTE:
-        return f"{rounded} s"
-    if rounded < 2 * _HOUR:
-        return f"{round(seconds / _MINUTE)} min"
-    hours, minutes = divmod(round(seconds / _MINUTE), 60)
-    return f"{hours} h {minutes} min"
+            numbers.append(("step", self.step, self.steps))
+        words = [f"{name} {number}" + ("" if limit is None else f"/{limit}") for name, number, limit in numbers]
+        if self.seconds_left is not None:
+            words.append(f"{tqdm.format_interval(math.ceil(self.seconds_left))} left")
+        return ", ".join(words)
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Read how far the run of a folder is; None before its first batch."""
+    """Read the progress of a run; None before its first batch."""
     try:
         return Progress(**json.loads((folder / PROGRESS_NAME).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError):
@@ -102,12 +80,7 @@ def read_progress(folder: Path) -> Progress | None:
 
 
 class ProgressWriter(Callback):
-    """Writes down how far a training or a test is, twice a second at most, and into the log every half a minute.
-
-    Args:
-        folder: Folder of the run.
-        stage: What the images of a test are for.
-    """
+    """Writes the progress of a training or test into a run's folder, and now and then into the log."""
 
     def __init__(self, folder: Path, stage: str = "test") -> None:
         self._folder = folder
@@ -124,45 +97,32 @@ class ProgressWriter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Tell how far the training is."""
+        """Write the progress of the training."""
         del pl_module, outputs, batch, args
-        self._tell(
-            Progress(
-                stage="training",
-                epoch=trainer.current_epoch + 1,
-                epochs=_known(trainer.max_epochs),
-                batch=batch_idx + 1,
-                batches=_known(trainer.num_training_batches),
-                step=trainer.global_step,
-                steps=_known(trainer.max_steps),
-                seconds=time.monotonic() - self._started,
-            )
-        )
+        epoch = trainer.current_epoch + 1
+        limits = [_limit(each) for each in (trainer.max_epochs, trainer.num_training_batches, trainer.max_steps)]
+        numbers = epoch, limits[0], batch_idx + 1, limits[1], trainer.global_step, limits[2]
+        self._write(Progress("training", *numbers, time.monotonic() - self._started))
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Tell how far the test is."""
+        """Write the progress of the test."""
         del pl_module, outputs, batch, args
-        (batches,) = trainer.num_test_batches
-        seconds = time.monotonic() - self._started
-        self._tell(Progress(self._stage, 1, 1, batch_idx + 1, _known(batches), 0, None, seconds))
+        numbers = 1, 1, batch_idx + 1, _limit(trainer.num_test_batches[0]), 0, None
+        self._write(Progress(self._stage, *numbers, time.monotonic() - self._started))
 
-    def _tell(self, progress: Progress) -> None:
+    def _write(self, progress: Progress) -> None:
         now, is_last = time.monotonic(), progress.share == 1
-        if is_last or now - self._written >= _WRITE_EVERY:
+        if is_last or now - self._written >= WRITE_INTERVAL:
             self._written = now
-            with suppress(OSError):  # such as on Windows, while it is being read: the next one will do
+            with suppress(OSError):  # on Windows while it is read; the next one will do
                 write_json(asdict(progress), self._folder / PROGRESS_NAME)
-        if is_last or now - self._logged >= _LOG_EVERY:
+        if is_last or now - self._logged >= LOG_INTERVAL:
             self._logged = now
             logger.info("%s", progress)
 
 
-def _known(number: float | None) -> int | None:
-    """Return a number of Lightning's; None for those that stand for no limit: -1 and infinity."""
+def _limit(number: float | None) -> int | None:
+    """Return a limit of Lightning's; None for -1 and infinity."""
     return int(number) if number is not None and 0 < number < math.inf else None
-
-
-def _of(number: int, most: int | None) -> str:
-    return f"{number}/{most}" if most is not None else str(number)

@@ -1,21 +1,18 @@
-"""What a comparison of methods leaves behind: the folder's files, as data.
+"""The files of a comparison: what `anomalib compare` writes, and its report and tables read.
 
-`anomalib compare` writes them, the report and the tables read them, and so may you: everything is JSON, CSV or NumPy
-arrays without pickled objects. `results.json` is :class:`Comparison`; what it says of images lies beside it, one folder
-for every run:
+`results.json` is a :class:`Comparison`. The other files, in JSON, CSV and NumPy's format without pickled objects:
 
-| file | what |
+| file | content |
 |---|---|
-| `results.json` | :class:`Comparison`: methods, runs, metrics, and everything needed to do it again |
-| `runs/<method>/<seed>/run.json` | :class:`Run`: one method with one seed, written when it has ended |
+| `data.csv` | every image and mask of the data with its split, label and SHA-256 |
+| `runs/<method>/<seed>/run.json` | :class:`Run`, written when it has ended |
 | `runs/<method>/<seed>/images.csv` | :class:`ImageResult`, a line for every test image |
 | `runs/<method>/<seed>/maps.npz` | `maps`: float16, shape (images, height, width), in the order of `images.csv` |
 | `runs/<method>/<seed>/explanations.json` | image -> :class:`NearestPatches`, for the worst 100 of either label |
-| `runs/<method>/<seed>/histograms.npz` | pixels of every test image by score, which the intervals are drawn from |
+| `runs/<method>/<seed>/histograms.npz` | pixels of every test image by score, for the confidence intervals |
 | `runs/<method>/<seed>/settings.json` | everything that the run depends on; an equal one is not run again |
-| `runs/<method>/<seed>/log.txt` | what its process said |
-| `runs/<method>/<seed>/progress.json` | how far it is, only while it runs |
-| `data.csv` | every image and mask of the data with its split, label and SHA-256 |
+| `runs/<method>/<seed>/log.txt` | output of its process |
+| `runs/<method>/<seed>/progress.json` | its progress, only while it runs |
 """
 
 import csv
@@ -28,8 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_exdd.utils.files import write_atomically, write_file
+
 SCHEMA = 1
-"""Version of the files; a change of meaning or a removed field raises it."""
+"""Version of the files; a changed meaning or a removed field raises it."""
 RESULTS_NAME = "results.json"
 METRICS = {
     "image_AUROC": "image AUROC",
@@ -39,20 +38,20 @@ METRICS = {
     "pixel_AP": "pixel AP",
     "AUPRO": "AUPRO",
 }
-"""Metrics of a run, all 0 to 1 and the higher the better, and what tables call them."""
+"""Metrics of a run, all 0 to 1 and the higher the better, and their names in tables."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method that takes part.
+    """A method of the comparison.
 
     Attributes:
-        name: Name in tables, unique.
+        name: Its unique name.
         class_path: Class of the model.
-        arguments: Arguments that it was built with.
-        notes: What is not the same as for the others: another input size, a backbone of its own, no use of defects.
+        arguments: Arguments of the model.
+        notes: What is not the same as for the other methods: another input size, backbone or training set.
         published: Published metrics on the same data, 0 to 1, by their names in :data:`METRICS`.
-        published_source: Where those are from.
+        published_source: Where they were published.
     """
 
     name: str
@@ -68,23 +67,19 @@ class Run:
     """One method with one seed.
 
     Attributes:
-        method: Name of the method.
-        seed: Seed of data splits, model and training.
         folder: Folder of the run's files, relative to that of `results.json`.
-        error: Why it failed, in a line; empty if it did not. A failed run has none of what follows.
+        error: Why it failed, in a line; empty if it did not. A failed run has none of the following.
         metrics: By the names of :data:`METRICS`, 0 to 1.
-        fit_seconds: Seconds of training.
-        peak_memory_mb: Largest resident memory of the run's process, MB; on a GPU also `peak_gpu_memory_mb`.
+        peak_memory_mb: Largest resident memory of the run's process.
         peak_gpu_memory_mb: Largest memory allocated on the GPU; None without one.
-        images_per_second: Test images a second, in batches, without loading and metrics.
-        latency_ms: Median time of a single image, milliseconds.
-        model_mb: Size of the checkpoint, MB.
-        negative_entries: Entries of the bank of normal patches; None for a method without one.
-        positive_entries: Entries of the bank of defective patches; None for a method without one.
-        epochs: Epochs that it trained.
-        threshold: Score from which Anomalib calls an image defective (best F1 on validation images; without any, what
-            the model finds itself), if it has one.
-        accept: Score below which an image is accepted, for a method that decides.
+        images_per_second: Throughput in batches, without loading and metrics.
+        latency_ms: Median time of a single image.
+        model_mb: Size of the checkpoint.
+        negative_entries: Entries of the bank of normal patches, if the model has one.
+        positive_entries: Entries of the bank of defective patches, if the model has one.
+        threshold: Score from which an image counts as defective: the best F1 on validation images; without any, what
+            the model finds itself, or None.
+        accept: Score below which an image is accepted, for a model that decides.
         reject: Score from which an image is rejected.
     """
 
@@ -109,14 +104,7 @@ class Run:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What a run says of one test image.
-
-    Attributes:
-        image: Path of the image.
-        mask: Path of its mask; empty if it has none.
-        label: 1 for defective, 0 for normal.
-        score: Raw image score; higher is more defective.
-    """
+    """One test image of a run: its path and mask (empty without one), label (1: defective) and raw score."""
 
     image: str
     mask: str
@@ -129,11 +117,11 @@ class NearestPatches:
     """An image's highest patch and the training patches nearest to it.
 
     Attributes:
-        row: Row of the patch's centre, as a share of the image's height, 0 to 1.
-        column: Column of the patch's centre, as a share of the width.
+        row: Row of the patch's centre, as a share of the image's height.
+        column: Column of the patch's centre, as a share of its width.
         normal: Nearest normal patch: `source`, `row`, `column` (shares again) and `distance`.
-        defect: Nearest defect patch, the same; None without one.
-        reason: Why the image is not accepted, in words; None if it is, or the method gives no reasons.
+        defect: Nearest defect patch, the same; None without a positive bank.
+        reason: Why the image is not accepted; None if it is, or the model gives no reasons.
     """
 
     row: float
@@ -145,17 +133,7 @@ class NearestPatches:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method against another one, paired by seed and image.
-
-    Attributes:
-        method: Name of the method.
-        baseline: Name of the one it is compared with.
-        metric: Name of the metric.
-        mean: Mean of method minus baseline over the seeds that both have.
-        low: Lower end of the 95 % confidence interval.
-        high: Upper end.
-        seeds: Number of seeds.
-    """
+    """Mean of method minus baseline over the seeds of both, with its 95 % confidence interval."""
 
     method: str
     baseline: str
@@ -171,17 +149,15 @@ class Comparison:
     """A whole comparison: `results.json`.
 
     Attributes:
-        title: What was compared.
         command: Command that reproduces it.
         created: Date, ISO 8601.
         configuration: Every setting, resolved.
-        machine: Processor, accelerator and versions, and how runs were given memory.
-        data: Name and root of the data, `sha256` of `data.csv`, and its counts (`train_normal`, `train_defective`,
-            `validation_normal`, …, `test_defective`).
+        machine: Processor, accelerator, versions, and how runs allocate memory.
+        data: Name and root of the data, `sha256` of `data.csv`, and numbers of images (`train_normal`,
+            `train_defective`, `validation_normal`, ..., `test_defective`).
         methods: Methods, in the order of the table.
-        runs: Runs that have ended, failed ones too.
+        runs: Runs that have ended, including failed ones.
         differences: Paired differences to the baseline.
-        schema: See :data:`SCHEMA`.
     """
 
     title: str
@@ -197,7 +173,7 @@ class Comparison:
 
     @property
     def threshold_note(self) -> str:
-        """What a reader has to know of the thresholds; empty where they come from validation images."""
+        """What the thresholds are without validation images; empty with them."""
         counts = [count for name, count in self.data.items() if name.startswith("validation_")]
         arguments = self.configuration.get("data", {}).get("init_args") or {}
         if not counts or any(counts) or arguments.get("val_split_mode") == "synthetic":  # those are not counted
@@ -214,7 +190,7 @@ class Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write `results.json`; an old one stays until the new one is complete."""
+    """Write `results.json`."""
     return write_json(asdict(comparison), folder / RESULTS_NAME)
 
 
@@ -239,25 +215,16 @@ def read_comparison(folder: Path) -> Comparison:
     return Comparison(**content)
 
 
-def write_images(images: Iterable[ImageResult], folder: Path) -> Path:
+def write_images(images: Iterable[ImageResult], folder: Path) -> None:
     """Write a run's `images.csv`."""
-    path = folder / "images.csv"
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [each.name for each in fields(ImageResult)])
-        writer.writeheader()
-        writer.writerows(asdict(image) for image in images)
-    partial.replace(path)
-    return path
+    write_csv(map(asdict, images), [each.name for each in fields(ImageResult)], folder / "images.csv")
 
 
 def read_images(folder: Path) -> list[ImageResult]:
     """Read a run's `images.csv`."""
     with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            ImageResult(row["image"], row["mask"], int(row["label"]), float(row["score"]))
-            for row in csv.DictReader(file)
-        ]
+        rows = csv.DictReader(file)
+        return [ImageResult(row["image"], row["mask"], int(row["label"]), float(row["score"])) for row in rows]
 
 
 def read_maps(folder: Path) -> NDArray[np.float16] | None:
@@ -271,7 +238,7 @@ def read_maps(folder: Path) -> NDArray[np.float16] | None:
 
 
 def read_explanations(folder: Path) -> dict[str, NearestPatches]:
-    """Read what a run explains, by path of the image; empty for a method that does not explain itself."""
+    """Read a run's explanations by path of the image; empty if the model gives none."""
     path = folder / "explanations.json"
     if not path.is_file():
         return {}
@@ -280,8 +247,15 @@ def read_explanations(folder: Path) -> dict[str, NearestPatches]:
 
 
 def write_json(content: Any, path: Path) -> Path:
-    """Write a JSON file; an old one stays until the new one is complete."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write a JSON file atomically."""
+    write_file(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def write_csv(rows: Iterable[dict[str, Any]], columns: list[str], path: Path) -> Path:
+    """Write a CSV file atomically; what a row lacks is left empty."""
+    with write_atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
     return path

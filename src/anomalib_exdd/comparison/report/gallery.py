@@ -150,7 +150,7 @@ def choose_explained(images: Sequence[ImageOutcomes], method: int) -> list[Image
 
 def _tiles(path: str, patches: NearestPatches, results: Results) -> list[dict[str, Any]]:
     name = PurePath(path).name
-    here = {"source": path, "row": patches.row, "column": patches.column}
+    here: dict[str, Any] = {"source": path, "row": patches.row, "column": patches.column}
     tiles = []
     for title, alternative, patch in (
         ("test patch", f"Highest patch of {name}", here),
@@ -160,6 +160,6 @@ def _tiles(path: str, patches: NearestPatches, results: Results) -> list[dict[st
         pixels = None if patch is None else read_picture(results.find_image(str(patch["source"])))
         picture = None
         if patch is not None and pixels is not None:
-            picture = patch_tile(pixels, float(patch["row"]), float(patch["column"]))
+            picture = patch_tile(pixels, patch["row"], patch["column"])
         tiles.append({"title": title, "alternative": alternative, "patch": patch, "picture": picture})
     return tiles
