@@ -126,6 +126,9 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
         assert library not in unknown, f"{path}:{imported.line}: `{room_of(path)}` must not know of {library}"
 
 
+KNOWN_TO_MODELS = {"anomalib", "lightning", "timm", "torch"}
+
+
 def test_report_knows_result_files_only() -> None:
     home = SOURCE / "comparison"
     allowed = ("comparison.report", "comparison.results", "images", "utils")

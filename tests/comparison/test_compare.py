@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 import anomalib_exdd
 from anomalib_exdd.comparison import scheduler, worker
-from anomalib_exdd.comparison.allocation import describe_allocation
 from anomalib_exdd.comparison.command import MARKER_NAME, Compare, claim_folder, compare, read_config
 from anomalib_exdd.comparison.config import ComparisonConfig, MethodConfig
 from anomalib_exdd.comparison.data import DataFiles, build_data
+from anomalib_exdd.comparison.environment import describe_allocation
 from anomalib_exdd.comparison.methods import build_model, input_size, resolve_method
 from anomalib_exdd.comparison.progress import PROGRESS_NAME, Progress
 from anomalib_exdd.comparison.results import (

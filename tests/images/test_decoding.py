@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_exdd.comparison.report.thumbnails import read_picture
+from anomalib_exdd.comparison.report.pictures import read_picture
 from anomalib_exdd.images.decoding import read_defect_pixels
 from anomalib_exdd.images.photos import PhotoLoader, leave_out_masks
 from anomalib_exdd.images.reading import inspect_image, looks_inverted, read_image, read_mask

@@ -51,74 +51,55 @@ class RunScores:
         return {name: values for name, values in measured.items() if name in self.metrics}
 
 
-class Bootstrap:
-    """The resamples of a comparison, the same for all methods."""
+def paired_differences(
+    runs: Mapping[str, Mapping[int, RunScores]], baseline: str, resamples: int = 1000, seed: int = 0
+) -> list[Difference]:
+    """Compare every method with the baseline by every metric that both have.
 
-    def __init__(self, resamples: int = 1000, seed: int = 0) -> None:
-        self.resamples = resamples
-        self.seed = seed
-        self._weights: dict[tuple[str, ...], Array] = {}
-        self._measured: dict[int, dict[str, Array]] = {}
-
-    def difference(
-        self, method: str, baseline: str, metric: str, runs: Mapping[str, Mapping[int, RunScores]]
-    ) -> Difference | None:
-        """Compare two methods by a metric.
-
-        Args:
-            method: Name of the method.
-            baseline: Name of the one it is compared with.
-            metric: Name of the metric.
-            runs: Runs by method and seed.
-
-        Returns:
-            Method minus baseline; None if no seed has the metric for both.
-        """
-        seeds = [
-            seed
-            for seed, run in sorted(runs[method].items())
-            if metric in run.metrics and seed in runs[baseline] and metric in runs[baseline][seed].metrics
-        ]
-        if not seeds:
-            return None
-        exact, whole, resampled = [], [], []
-        for seed in seeds:
-            ours, theirs = self._measure(runs[method][seed]), self._measure(runs[baseline][seed])
-            exact.append(runs[method][seed].metrics[metric] - runs[baseline][seed].metrics[metric])
-            whole.append(ours[metric][0] - theirs[metric][0])
-            resampled.append(ours[metric][1:] - theirs[metric][1:])
-        seed_weights = np.random.default_rng((self.seed, len(seeds))).multinomial(
-            len(seeds), np.full(len(seeds), 1 / len(seeds)), size=self.resamples
-        )
-        # Bins shift a metric of pixels slightly; correct it by the shift on the whole test data.
-        shift = float(np.mean(exact) - np.mean(whole))
-        means = (seed_weights * np.stack(resampled, axis=1)).sum(axis=1) / len(seeds) + shift
-        low, high = np.percentile(means, INTERVAL)
-        return Difference(method, baseline, metric, float(np.mean(exact)), float(low), float(high), len(seeds))
-
-    def _measure(self, run: RunScores) -> dict[str, Array]:
-        """Measure a run: first on all its images, then on every resample."""
-        if id(run) not in self._measured:
-            self._measured[id(run)] = run.resampled(self._draw(run))
-        return self._measured[id(run)]
-
-    def _draw(self, run: RunScores) -> Array:
-        if run.paths not in self._weights:
-            labels = np.array([image.label for image in run.images])
-            rng = np.random.default_rng((self.seed, 0, len(self._weights)))
-            weights = np.zeros((self.resamples, len(labels)))
-            for label in np.unique(labels):
-                chosen = np.flatnonzero(labels == label)
-                weights[:, chosen] = rng.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), self.resamples)
-            self._weights[run.paths] = np.concatenate([np.ones((1, len(labels))), weights])
-        return self._weights[run.paths]
-
-
-def all_differences(runs: Mapping[str, Mapping[int, RunScores]], baseline: str, resamples: int) -> list[Difference]:
-    """Compare every method with the baseline by every metric that both have, from runs by method and seed."""
+    Args:
+        runs: Runs by method and seed.
+        baseline: Name of the method that the others are compared with.
+        resamples: Number of resamples, the same for all methods.
+        seed: Seed of the draws.
+    """
     if baseline not in runs:
         return []
-    bootstrap = Bootstrap(resamples)
     others = [method for method in runs if method != baseline]
-    found = [bootstrap.difference(method, baseline, metric, runs) for method in others for metric in METRICS]
-    return [difference for difference in found if difference is not None]
+    weights: dict[tuple[str, ...], Array] = {}
+    measured = {}
+    for method in (*others, baseline):
+        for run_seed, run in sorted(runs[method].items()):
+            if run.paths not in weights:
+                weights[run.paths] = _draw(run.images, resamples, np.random.default_rng((seed, 0, len(weights))))
+            measured[method, run_seed] = run.resampled(weights[run.paths])
+    differences = []
+    for method in others:
+        for metric in METRICS:
+            seeds = [
+                each
+                for each, run in sorted(runs[method].items())
+                if metric in run.metrics and each in runs[baseline] and metric in runs[baseline][each].metrics
+            ]
+            if not seeds:
+                continue
+            exact = [runs[method][each].metrics[metric] - runs[baseline][each].metrics[metric] for each in seeds]
+            found_SR = np.stack([measured[method, each][metric] - measured[baseline, each][metric] for each in seeds])
+            rng = np.random.default_rng((seed, len(seeds)))
+            seed_weights = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
+            # Bins shift a metric of pixels slightly; correct it by the shift on the whole test data.
+            shift = float(np.mean(exact) - np.mean(found_SR[:, 0]))
+            means = (seed_weights * found_SR[:, 1:].T).sum(axis=1) / len(seeds) + shift
+            low, high = np.percentile(means, INTERVAL)
+            numbers = float(np.mean(exact)), float(low), float(high), len(seeds)
+            differences.append(Difference(method, baseline, metric, *numbers))
+    return differences
+
+
+def _draw(images: Sequence[ImageResult], resamples: int, rng: np.random.Generator) -> Array:
+    """Return how often each image is drawn: once for the whole test data, then for every resample."""
+    labels = np.array([image.label for image in images])
+    weights = np.ones((1 + resamples, len(labels)))
+    for label in np.unique(labels):
+        chosen = np.flatnonzero(labels == label)
+        weights[1:, chosen] = rng.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), resamples)
+    return weights

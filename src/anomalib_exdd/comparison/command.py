@@ -16,13 +16,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from anomalib_exdd.commands.subcommand import Subcommand
 
-from .allocation import describe_allocation
-from .bootstrap import RunScores, all_differences
+from .bootstrap import RunScores, paired_differences
 from .config import ComparisonConfig, MethodConfig
 from .data import DataFiles, counts, test_images
+from .environment import PACKAGES, describe, describe_allocation
 from .histograms import PixelHistograms
 from .instantiation import one_line
-from .machine import PACKAGES, describe
 from .methods import ResolvedMethod, resolve_method
 from .report import write_report
 from .results import Comparison, Method, Run, read_images, write_comparison, write_json
@@ -181,7 +180,7 @@ def run_comparison(config: ComparisonConfig, command: str = "") -> Comparison:
             data=facts,
             methods=[_method(each) for each in methods],
             runs=runs,
-            differences=all_differences(_scores(runs, config.output), config.reference, config.resamples),
+            differences=paired_differences(_scores(runs, config.output), config.reference, config.resamples),
         )
         if runs:
             _write(comparison, config.output)

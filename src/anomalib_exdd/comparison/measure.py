@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.explanation import TrainingPatch, explain_image
 
-from .allocation import default_allocation
+from .environment import default_allocation
 from .results import NearestPatches
 
 SPEED_IMAGES = 128

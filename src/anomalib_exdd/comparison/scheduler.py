@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .allocation import run_environment
+from .environment import run_environment
 from .progress import PROGRESS_NAME, read_progress
 from .results import Run, write_json
 from .tables import run_line

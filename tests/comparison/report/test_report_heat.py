@@ -8,20 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
-from anomalib_exdd.comparison.report.heatmaps import (
+from anomalib_exdd.comparison.report.pictures import (
     LEVELS,
-    HeatScale,
-    common_decades,
-    decade_names,
-    order_codes,
-    palette,
-)
-from anomalib_exdd.comparison.report.thumbnails import (
     SIDE,
     TILE,
+    HeatScale,
+    common_decades,
     data_uri,
+    decade_names,
     heat_picture,
+    order_codes,
     outline,
+    palette,
     patch_tile,
     photo,
     read_mask,

@@ -9,7 +9,16 @@ from made_up_comparison import DETECTORS, make_comparison
 from page_tree import Element, read_page
 
 from anomalib_exdd.comparison.report import write_report
-from anomalib_exdd.comparison.report.charts import Scale, place_labels, row_labels, text_width, thresholds_of, wrapped
+from anomalib_exdd.comparison.report.charts import (
+    LABEL_GAP,
+    LABEL_HEIGHTS,
+    Scale,
+    place_labels,
+    row_labels,
+    text_width,
+    thresholds_of,
+    wrapped,
+)
 from anomalib_exdd.comparison.results import Method, Run
 
 LONG = (
@@ -83,15 +92,15 @@ def test_no_threshold_crosses_the_name_of_another() -> None:
         labels = place_labels(thresholds_of(run), scale)
         assert len(labels) == sum(each is not None for each in (threshold, accept, reject))
         boxes = []
-        for label in labels:
-            width = text_width(label.threshold.name)
-            left = label.name_x - width if label.anchor == "end" else label.name_x
-            boxes.append((left, left + width, label.y - 9, label.y + 3))  # letters of 13 units, such as b and j
+        for y, (label, is_left) in zip(LABEL_HEIGHTS, labels, strict=False):
+            width = text_width(label.name)
+            left = scale(label.score) + (-LABEL_GAP - width if is_left else LABEL_GAP)
+            boxes.append((left, left + width, y - 9, y + 3))  # letters of 13 units, such as b and j
         for left, right, _, bottom in boxes:
             assert 0 <= left < right <= 420
-            for label in labels:  # whose line begins 9 above the baseline of its name
-                crosses = left - 2 < label.x < right + 2
-                assert not (crosses and label.y - 9 < bottom), (threshold, accept, reject)
+            for y, (label, _) in zip(LABEL_HEIGHTS, labels, strict=False):  # a line begins 9 above its name's baseline
+                crosses = left - 2 < scale(label.score) < right + 2
+                assert not (crosses and y - 9 < bottom), (threshold, accept, reject)
         heights = sorted(top for _, _, top, _ in boxes)
         assert all(np.diff(heights) >= 13)
 

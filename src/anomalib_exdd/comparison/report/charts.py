@@ -25,6 +25,10 @@ WIDTH = 420
 COLOURS = 8
 DASHES = 4
 BINS = 30
+LABEL_GAP = 4
+"""Distance of a threshold's name from its line."""
+LABEL_HEIGHTS = (12, 26, 40)
+"""Baselines of the names of up to three thresholds."""
 _STEPS = (1, 2, 2.5, 5, 10)
 _NARROW, _WIDE = frozenset("iljtfrI.,;:'|()[] "), frozenset("mwMWO@%…")
 _LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of size 13, in wide fonts
@@ -217,10 +221,10 @@ def histogram_charts(results: Results) -> list[dict[str, Any]]:
         ]
         decides = {"accept below", "reject from"} <= {each.name for each in thresholds}
         charts.append({
-            "method": method, "seed": run.run.seed, "x": x, "ticks": x.ticks(5, number), "top": top, "middle": middle,
-            "bottom": bottom, "bars": bars, "labels": place_labels(thresholds, x),
+            "method": method, "seed": run.run.seed, "x": x, "ticks": x.ticks(5, number), "bars": bars, "top": top,
+            "middle": middle, "bottom": bottom, "labels": place_labels(thresholds, x), "heights": LABEL_HEIGHTS,
+            "gap": LABEL_GAP, "notes": prediction_counts(run), "not_finite": int((~finite).sum()),
             "review": sorted((x(run.run.accept or 0), x(run.run.reject or 0))) if decides else None,
-            "notes": prediction_counts(run), "not_finite": int((~finite).sum()),
         })  # fmt: skip
     return charts
 
@@ -253,25 +257,16 @@ def prediction_counts(run: RunResults) -> list[str]:
     return sentences
 
 
-@dataclass(frozen=True)
-class ThresholdLabel:
-    """A threshold with the position of its line, the end and anchor of its name, and the baseline of the name."""
-
-    threshold: Threshold
-    x: float
-    name_x: float
-    anchor: str
-    y: float
-
-
-def place_labels(thresholds: Sequence[Threshold], x: Scale) -> list[ThresholdLabel]:
-    """Place the names of at most three thresholds so that no line crosses the name of another.
+def place_labels(thresholds: Sequence[Threshold], x: Scale) -> list[tuple[Threshold, bool]]:
+    """Order thresholds so that no line crosses the name of another.
 
     Each name has a height of its own, and a line begins at its name. So only lines of higher names can cross a name:
     names to the right of their lines descend to the right, names to the left of their lines descend to the left.
+
+    Returns:
+        The thresholds, that of the highest name first, each with whether its name is to the left of its line.
     """
-    gap = 4
-    ends = {each: (x(each.score), gap + text_width(each.name)) for each in thresholds}
+    ends = {each: (x(each.score), LABEL_GAP + text_width(each.name)) for each in thresholds}
     if all(place + width <= WIDTH for place, width in ends.values()):
         left = set()
     elif all(place >= width for place, width in ends.values()):
@@ -279,9 +274,4 @@ def place_labels(thresholds: Sequence[Threshold], x: Scale) -> list[ThresholdLab
     else:  # some are close to either edge: those of one half are far from the names of the other
         left = {each for each, (place, _) in ends.items() if place > WIDTH / 2}
     ordered = sorted(thresholds, key=lambda each: -each.score if each in left else each.score)
-    return [
-        ThresholdLabel(each, x(each.score), x(each.score) - gap, "end", y)
-        if each in left
-        else ThresholdLabel(each, x(each.score), x(each.score) + gap, "start", y)
-        for each, y in zip(ordered, (12, 26, 40), strict=False)
-    ]
+    return [(each, each in left) for each in ordered]

@@ -11,10 +11,20 @@ from tqdm import tqdm
 
 from anomalib_exdd.comparison.results import NearestPatches, read_explanations
 
-from .heatmaps import HeatScale, common_decades
 from .outcomes import ImageOutcomes, choose_errors, worst_errors
+from .pictures import (
+    SIDE,
+    HeatScale,
+    common_decades,
+    heat_picture,
+    outline,
+    patch_tile,
+    photo,
+    read_mask,
+    read_picture,
+    small_size,
+)
 from .reader import Results
-from .thumbnails import SIDE, heat_picture, outline, patch_tile, photo, read_mask, read_picture, small_size
 
 ERRORS_OF_EACH = 8
 """Errors shown of every method and kind, at most."""

@@ -22,11 +22,10 @@ from . import formatting
 from .charts import cost_charts, curve_charts, difference_charts, histogram_charts, style_of
 from .formatting import COSTS, higher_is_better
 from .gallery import ERRORS_OF_EACH, MAX_IMAGES, error_cards, explained_methods
-from .heatmaps import decade_names, palette
 from .outcomes import image_outcomes
+from .pictures import data_uri, decade_names, palette
 from .reader import MethodResults, Results, read_results
 from .summary import includes_zero, summarize
-from .thumbnails import data_uri
 
 REPORT_NAME = "report.html"
 MANIFEST_NAME = "data.csv"

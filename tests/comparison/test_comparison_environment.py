@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_exdd.comparison import allocation, scheduler
-from anomalib_exdd.comparison.allocation import THRESHOLD, VARIABLE, describe_allocation, run_environment
+from anomalib_exdd.comparison import environment, scheduler
+from anomalib_exdd.comparison.environment import THRESHOLD, VARIABLE, describe_allocation, run_environment
 from anomalib_exdd.comparison.scheduler import LOG_NAME, PlannedRun
 
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the threshold is glibc's")
@@ -39,14 +39,14 @@ def test_every_process_gets_the_threshold_but_a_user_has_the_last_word(
 
 
 def test_other_c_libraries_have_no_such_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(environment.platform, "libc_ver", lambda: ("", ""))
     assert run_environment() == describe_allocation() == {}
 
 
 # A block of 8 MB is freed between two others: the C library keeps it for later, or gives it back.
 PROGRAM = """
 import ctypes
-from anomalib_exdd.comparison.allocation import default_allocation
+from anomalib_exdd.comparison.environment import default_allocation
 
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
