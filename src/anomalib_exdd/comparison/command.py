@@ -75,20 +75,14 @@ def _parser(*, exit_on_error: bool = True) -> ArgumentParser:
         "finished is kept when the command is given again. Start with configs/compare_sample.yaml.",
         exit_on_error=exit_on_error,
     )
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="Configuration file in YAML, such as configs/compare_*.yaml."
-    )
+    config_help = "Configuration file in YAML, such as configs/compare_*.yaml."
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help=config_help)
     parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
-    parser.add_argument(
-        "--methods",
-        type=list[dict[str, Any]],
-        required=True,
-        help="List of methods in the order of the table. Each has a name, class_path and init_args of its model, and "
-        "where needed: trainer (arguments such as max_epochs), data (arguments of the data module that it needs "
-        "otherwise, such as train_batch_size), image_size (of its own), uses_defects (whether it sees defective "
-        "training images; default: ExDD, DefectClassifier and supervised models do), notes (list of texts), published "
-        "(metrics, 0 to 1, to print beside), published_source.",
+    settings = " ".join(str(MethodConfig.__doc__).partition("Attributes:")[2].split())
+    methods_help = (
+        f"List of methods, in the order of the table, with name, class_path and, where needed, more. {settings}"
     )
+    parser.add_argument("--methods", type=list[dict[str, Any]], required=True, help=methods_help)
     parser.add_class_arguments(ComparisonConfig, skip={"data", "methods"}, instantiate=False)
     return parser
 

@@ -25,16 +25,9 @@ from .instantiation import find_class, instantiate, merge, resolve_arguments
 
 _COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 _TRAINER_ARGUMENTS = {
-    "accelerator",
-    "barebones",
-    "default_root_dir",
-    "devices",
-    "enable_progress_bar",
-    "fast_dev_run",
-    "logger",
-    "num_nodes",
-    "strategy",
-}
+    "accelerator", "barebones", "default_root_dir", "devices", "enable_progress_bar", "fast_dev_run", "logger",
+    "num_nodes", "strategy",
+}  # fmt: skip
 """Arguments of models and of the trainer that the comparison sets itself."""
 
 

@@ -28,20 +28,10 @@ from anomalib_exdd.models.components.transforms import whole_maps
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.utils.files import write_atomically
 
+from . import measure
 from .data import build_data, without_defective_training_images
 from .histograms import pixel_histograms
 from .instantiation import instantiate_arguments, one_line
-from .measure import (
-    Predictions,
-    best_f1_threshold,
-    explain_worst,
-    image_metrics,
-    measure_speed,
-    peak_gpu_memory_mb,
-    peak_memory_mb,
-    pixel_metrics,
-    small_maps,
-)
 from .methods import build_model
 from .progress import PROGRESS_NAME, ProgressWriter
 from .results import ImageResult, Run, write_images, write_json
@@ -85,23 +75,24 @@ def execute(settings: Mapping[str, Any], folder: Path, place: str) -> Run:
         engine = build_engine(scratch, accelerator, ProgressWriter(folder), **trainer_settings(model, settings))
         start = time.perf_counter()
         engine.fit(model=model, datamodule=datamodule)
-        fit_seconds = time.perf_counter() - start
+        costs: dict[str, Any] = {"fit_seconds": time.perf_counter() - start}
         trainer = engine.trainer
         device = trainer.strategy.root_device
         checkpoint = Path(scratch) / "model.ckpt"
         trainer.save_checkpoint(checkpoint, weights_only=True)  # without the state of optimizers
-        model_mb = checkpoint.stat().st_size / 1e6
+        costs |= {"model_mb": checkpoint.stat().st_size / 1e6, "epochs": max(1, trainer.current_epoch)}
         datamodule.setup("test")
-        images_per_second, latency_ms = measure_speed(model, datamodule, device)
-        memory, gpu_memory = peak_memory_mb(), peak_gpu_memory_mb(device)  # before the maps of all images
+        costs["images_per_second"], costs["latency_ms"] = measure.measure_speed(model, datamodule, device)
+        costs["peak_memory_mb"] = measure.peak_memory_mb()  # before the maps of all images
+        costs["peak_gpu_memory_mb"] = measure.peak_gpu_memory_mb(device)
         threshold = _own_threshold(model)
         if len(getattr(datamodule, "val_data", ())):
-            validated = Predictions()
+            validated = measure.Predictions()
             engine = build_engine(scratch, accelerator, validated, ProgressWriter(folder, "validation"))
             engine.test(model=model, dataloaders=datamodule.val_dataloader(), verbose=False)
             validated.check()
-            threshold = best_f1_threshold(validated.scores, validated.labels)
-        found = Predictions(with_maps=True)
+            threshold = measure.best_f1_threshold(validated.scores, validated.labels)
+        found = measure.Predictions(with_maps=True)
         engine = build_engine(scratch, accelerator, found, ProgressWriter(folder))
         engine.test(model=model, dataloaders=datamodule.test_dataloader(), verbose=False)
     found.check()
@@ -109,22 +100,16 @@ def execute(settings: Mapping[str, Any], folder: Path, place: str) -> Run:
     decisions = None
     if isinstance(model, ExDD):
         decisions = model.decisions
-        explained = explain_worst(model, datamodule, found, device)
+        explained = measure.explain_worst(model, datamodule, found, device)
         write_json({path: asdict(patches) for path, patches in explained.items()}, folder / "explanations.json")
     return Run(
-        method=settings["method"],
-        seed=settings["seed"],
-        folder=place,
+        settings["method"],
+        settings["seed"],
+        place,
         metrics=metrics,
-        fit_seconds=fit_seconds,
-        peak_memory_mb=memory,
-        peak_gpu_memory_mb=gpu_memory,
-        images_per_second=images_per_second,
-        latency_ms=latency_ms,
-        model_mb=model_mb,
+        **costs,
         negative_entries=_bank_size(model, "negative_bank", "memory_bank"),
         positive_entries=_bank_size(model, "positive_bank"),
-        epochs=max(1, trainer.current_epoch),
         threshold=threshold,
         accept=None if decisions is None else decisions.accept,
         reject=None if decisions is None else decisions.reject,
@@ -164,15 +149,15 @@ def _own_threshold(model: AnomalibModule) -> float | None:
     return threshold if math.isfinite(threshold) else None
 
 
-def _write_predictions(found: Predictions, transform: Transform | None, folder: Path) -> dict[str, float]:
+def _write_predictions(found: measure.Predictions, transform: Transform | None, folder: Path) -> dict[str, float]:
     """Write images, maps (of whole images, as the transform may crop) and histograms; return the metrics."""
-    metrics = image_metrics(found.scores, found.labels)
+    metrics = measure.image_metrics(found.scores, found.labels)
     maps, masks = found.maps, found.masks
     if maps is not None:
         whole = whole_maps(maps, transform, inspect_image(found.paths[0]))
         with write_atomically(folder / "maps.npz") as partial:
-            np.savez_compressed(partial, maps=small_maps(whole).numpy())
-    if maps is not None and masks is not None and (of_pixels := pixel_metrics(maps, masks)):
+            np.savez_compressed(partial, maps=measure.small_maps(whole).numpy())
+    if maps is not None and masks is not None and (of_pixels := measure.pixel_metrics(maps, masks)):
         pixel_histograms(maps, masks).save(folder)
         metrics |= of_pixels
     masks_of = [mask if label else "" for mask, label in zip(found.mask_paths, found.labels, strict=True)]
