@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_exdd.comparison.environment import describe, processor
-from anomalib_exdd.comparison.tables import markdown_table
+from anomalib_exdd.comparison.report.tables import markdown_table
 
 __all__ = ["describe", "known_results", "markdown_table", "processor", "save_results"]
 

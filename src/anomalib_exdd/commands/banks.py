@@ -135,8 +135,8 @@ def _named(source: str, kind: str) -> str:
     return f"{source} ({kind})" if kind else source
 
 
-def _parser(verb: type[Subcommand]) -> ArgumentParser:
-    parser = ArgumentParser(description=verb.__doc__)
+def _parser(subcommand: type[Subcommand]) -> ArgumentParser:
+    parser = ArgumentParser(description=subcommand.__doc__)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint that `anomalib train` wrote.")
     return parser
 

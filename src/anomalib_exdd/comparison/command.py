@@ -16,17 +16,16 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from anomalib_exdd.commands.subcommand import Subcommand
 
-from .bootstrap import RunScores, paired_differences
-from .config import ComparisonConfig, MethodConfig
+from .bootstrap import PixelHistograms, RunScores, paired_differences
+from .config import ComparisonConfig, MethodConfig, one_line
 from .data import DataFiles, counts, test_images
 from .environment import PACKAGES, describe, describe_allocation
-from .histograms import PixelHistograms
-from .instantiation import one_line
 from .methods import ResolvedMethod, resolve_method
-from .report import write_report
-from .results import Comparison, Method, Run, read_images, write_comparison, write_json
+from .report import REPORT_NAME, write_report
+from .report.reader import read_results
+from .report.tables import CSV_NAME, MARKDOWN_NAME, differences_table, failures, summary_table, write_tables
+from .results import RESULTS_NAME, Comparison, Method, Run, read_images, write_comparison, write_json
 from .scheduler import PlannedRun, execute_all
-from .tables import differences_table, failures, summary_table, write_tables
 
 MARKER_NAME = "comparison.json"
 """File that identifies the data of a folder's results."""
@@ -79,9 +78,7 @@ def _parser(*, exit_on_error: bool = True) -> ArgumentParser:
     parser.add_argument("-c", "--config", action=ActionConfigFile, help=config_help)
     parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
     settings = " ".join(str(MethodConfig.__doc__).partition("Attributes:")[2].split())
-    methods_help = (
-        f"List of methods, in the order of the table, with name, class_path and, where needed, more. {settings}"
-    )
+    methods_help = f"List of methods, in the order of the table. Each has a name and a class_path. {settings}"
     parser.add_argument("--methods", type=list[dict[str, Any]], required=True, help=methods_help)
     parser.add_class_arguments(ComparisonConfig, skip={"data", "methods"}, instantiate=False)
     return parser
@@ -123,7 +120,7 @@ def compare(config: str | Path | Mapping[str, Any], **changes: Any) -> Compariso
 def read_config(parser: ArgumentParser, config: Namespace) -> ComparisonConfig:
     """Turn parsed arguments into the settings of a comparison."""
     settings = config.as_dict()
-    del settings["config"]
+    settings.pop("config", None)
     settings["data"] = json.loads(parser.dump(config, format="json", skip_none=False))["data"]
     settings["methods"] = [MethodConfig.from_dict(each) for each in config.methods]
     return ComparisonConfig(**settings)
@@ -155,7 +152,8 @@ def run_comparison(config: ComparisonConfig, command: str = "") -> Comparison:
         settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
         place = f"runs/{folders[run['method']]}/{run['seed']}"
         planned.append(PlannedRun(config.output / place, place, json.loads(json.dumps(settings))))
-    facts: dict[str, Any] = {"name": _name(config.data), "root": _root(config.data)}
+    identity = _identity(config.data)
+    facts: dict[str, Any] = {"name": identity["data"], "root": identity["root"]}
     facts["sha256"] = files.write({s: [run["data"] for run in runs] for s, runs in by_seed.items()}, config.output)
     facts |= counts(files.images(by_seed[config.seeds[0]][0]["data"]))
     finished: list[Run] = []
@@ -188,7 +186,7 @@ def claim_folder(config: ComparisonConfig) -> None:
         ValueError: If it holds a comparison on other data, or something else.
     """
     marker = config.output / MARKER_NAME
-    ours = {"data": _name(config.data), "root": _root(config.data), "arguments": _identity(config.data)}
+    ours = _identity(config.data)
     if marker.is_file():
         theirs = json.loads(marker.read_text(encoding="utf-8"))
         if theirs != ours:
@@ -235,39 +233,37 @@ def _scores(runs: Sequence[Run], output: Path) -> dict[str, dict[int, RunScores]
 
 
 def _write(comparison: Comparison, folder: Path) -> None:
-    """Write the tables and the report, and print what matters of them."""
-    written = [write_comparison(comparison, folder), *write_tables(comparison, folder), write_report(folder)]
-    print(f"\n{comparison.title}\n\n{summary_table(comparison)}")
-    if table := differences_table(comparison):
+    """Write the results, tables and report, and print a summary."""
+    write_comparison(comparison, folder)
+    results = read_results(folder)
+    write_tables(results)
+    write_report(folder)
+    print(f"\n{comparison.title}\n\n{summary_table(results)}")
+    if table := differences_table(results):
         print(f"\nAgainst {comparison.differences[0].baseline}, points with 95 % confidence intervals:\n\n{table}")
     for method in comparison.methods:
         if method.notes:
             print(f"\n{method.name}: {' '.join(method.notes)}", end="")
     print()
-    for failure in failures(comparison):
+    for failure in failures(results):
         print(f"Failed: {failure}")
-    for path in written:
-        print(f"{path.name}: {path.resolve()}")
-
-
-def _name(data: Mapping[str, Any]) -> str:
-    return str(data["class_path"]).rpartition(".")[2]
-
-
-def _root(data: Mapping[str, Any]) -> str:
-    arguments = data.get("init_args") or {}
-    base = arguments.get("base")
-    root = arguments.get("root") or (_root(base) if isinstance(base, Mapping) else "")
-    return str(Path(root).resolve()) if root else ""
+    for name in (CSV_NAME, RESULTS_NAME, MARKDOWN_NAME, REPORT_NAME):
+        print(f"{name}: {(folder / name).resolve()}")
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that say which data they are, including those of a base."""
+    """Return name and root of the data, and the arguments that say which data they are, including those of a base."""
     arguments = data.get("init_args") or {}
-    base = arguments.get("base")
-    found = {f"base.{name}": value for name, value in _identity(base).items()} if isinstance(base, Mapping) else {}
-    chosen = {name: value for name, value in arguments.items() if name not in _USE and not name.endswith(_USE_ENDINGS)}
-    return json.loads(json.dumps({**found, **chosen}, default=str))  # type: ignore[no-any-return]
+    base: dict[str, Any] = {"root": "", "arguments": {}}
+    if isinstance(arguments.get("base"), Mapping):
+        base = _identity(arguments["base"])
+    chosen = {f"base.{name}": value for name, value in base["arguments"].items()}
+    chosen |= {name: value for name, value in arguments.items() if name not in _USE and not name.endswith(_USE_ENDINGS)}
+    return {
+        "data": str(data["class_path"]).rpartition(".")[2],
+        "root": str(Path(arguments["root"]).resolve()) if arguments.get("root") else base["root"],
+        "arguments": json.loads(json.dumps(chosen, default=str)),
+    }
 
 
 def _describe_data(marker: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from anomalib_exdd.utils.files import sha256_of_file
 
-from .instantiation import find_class, instantiate, merge, resolve_arguments
+from .config import find_class, instantiate, merge, resolve_arguments
 from .results import write_csv
 
 DATA_NAME = "data.csv"

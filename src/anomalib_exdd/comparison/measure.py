@@ -18,7 +18,7 @@ from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.explanation import TrainingPatch, explain_image
 
 from .environment import default_allocation
-from .results import NearestPatches
+from .results import ImageResult, NearestPatches
 
 SPEED_IMAGES = 128
 """Test images for the throughput."""
@@ -36,38 +36,41 @@ class Predictions(Callback):
 
     def __init__(self, *, with_maps: bool = False) -> None:
         self.with_maps = with_maps
-        self.paths: list[str] = []
-        self.mask_paths: list[str] = []
-        self._scores: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self.images: list[ImageResult] = []
         self._maps: list[Tensor] = []
         self._masks: list[Tensor] = []
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
         """Keep the predictions of a batch."""
         del trainer, pl_module, outputs, args, kw
-        images = len(batch.image)
+        size = len(batch.image)
         scores, maps = batch.pred_score, batch.anomaly_map
         if scores is None:
             scores = maps.flatten(1).amax(dim=1)  # as Anomalib's post-processor does
-        self._scores.append(scores.detach().float().reshape(images).cpu())
-        self._labels.append(batch.gt_label.reshape(images).long().cpu())
-        self.paths += [str(path) for path in batch.image_path]
-        self.mask_paths += [str(path or "") for path in batch.mask_path or [""] * images]
+        rows = zip(
+            batch.image_path,
+            batch.mask_path or [""] * size,
+            batch.gt_label.reshape(size).long().tolist(),
+            scores.detach().float().reshape(size).tolist(),
+            strict=True,
+        )
+        self.images += [
+            ImageResult(str(path), str(mask or "") if label else "", label, score) for path, mask, label, score in rows
+        ]
         if self.with_maps and maps is not None:
-            self._maps.append(maps.detach().float().reshape(images, *maps.shape[-2:]).cpu())
+            self._maps.append(maps.detach().float().reshape(size, *maps.shape[-2:]).cpu())
             if batch.gt_mask is not None:
-                self._masks.append(batch.gt_mask.reshape(images, *batch.gt_mask.shape[-2:]).bool().cpu())
+                self._masks.append(batch.gt_mask.reshape(size, *batch.gt_mask.shape[-2:]).bool().cpu())
 
     @property
     def scores(self) -> Tensor:
         """Image scores, float32, shape (N,)."""
-        return torch.cat(self._scores)
+        return torch.tensor([image.score for image in self.images])
 
     @property
     def labels(self) -> Tensor:
         """1 for defective images, int64, shape (N,)."""
-        return torch.cat(self._labels)
+        return torch.tensor([image.label for image in self.images])
 
     @property
     def maps(self) -> Tensor | None:
@@ -77,11 +80,11 @@ class Predictions(Callback):
     @property
     def masks(self) -> Tensor | None:
         """Masks, bool, shape (N, H, W); None unless every image has one."""
-        return torch.cat(self._masks) if self._masks and len(self._masks) == len(self._scores) else None
+        return torch.cat(self._masks) if self._masks and len(self._masks) == len(self._maps) else None
 
     def check(self) -> None:
         """Refuse scores and maps that are not finite."""
-        for name, values in (("image scores", self._scores), ("anomaly maps", self._maps)):
+        for name, values in (("image scores", [self.scores]), ("anomaly maps", self._maps)):
             if not all(bool(torch.isfinite(value).all()) for value in values):
                 msg = f"Some {name} of the model are not finite, as after a training that diverged."
                 raise ValueError(msg)

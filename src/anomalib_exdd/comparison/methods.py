@@ -19,9 +19,8 @@ from anomalib_exdd.models.defect_classifier import DefectClassifier
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
 
-from .config import ComparisonConfig, MethodConfig
+from .config import ComparisonConfig, MethodConfig, find_class, instantiate, merge, resolve_arguments
 from .data import resolve_data
-from .instantiation import find_class, instantiate, merge, resolve_arguments
 
 _COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 _TRAINER_ARGUMENTS = {

@@ -101,6 +101,12 @@ class Run:
     accept: float | None = None
     reject: float | None = None
 
+    def __str__(self) -> str:
+        """Return method, seed and metrics, or the error, in a line."""
+        values = "  ".join(f"{METRICS[name]} {100 * value:.1f}" for name, value in self.metrics.items())
+        outcome = f"FAILED. {self.error}" if self.error else f"{values}  fit {self.fit_seconds:.1f} s"
+        return f"{self.method}, seed {self.seed}: {outcome}"
+
 
 @dataclass(frozen=True)
 class ImageResult:

@@ -22,7 +22,6 @@ from tqdm import tqdm
 from .environment import run_environment
 from .progress import PROGRESS_NAME, read_progress
 from .results import Run, write_json
-from .tables import run_line
 from .worker import RUN_NAME, SETTINGS_NAME
 
 LOG_NAME = "log.txt"
@@ -139,7 +138,7 @@ def execute_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
                 raise
             bar.set_postfix_str("", refresh=False)
             finished.append(run.result(code))
-            bar.write(run_line(finished[-1]))
+            bar.write(str(finished[-1]))
             bar.update()
 
 

@@ -29,12 +29,12 @@ from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.utils.files import write_atomically
 
 from . import measure
+from .bootstrap import pixel_histograms
+from .config import instantiate_arguments, one_line
 from .data import build_data, without_defective_training_images
-from .histograms import pixel_histograms
-from .instantiation import instantiate_arguments, one_line
 from .methods import build_model
 from .progress import PROGRESS_NAME, ProgressWriter
-from .results import ImageResult, Run, write_images, write_json
+from .results import Run, write_images, write_json
 
 SETTINGS_NAME = "settings.json"
 RUN_NAME = "run.json"
@@ -154,14 +154,13 @@ def _write_predictions(found: measure.Predictions, transform: Transform | None, 
     metrics = measure.image_metrics(found.scores, found.labels)
     maps, masks = found.maps, found.masks
     if maps is not None:
-        whole = whole_maps(maps, transform, inspect_image(found.paths[0]))
+        whole = whole_maps(maps, transform, inspect_image(found.images[0].image))
         with write_atomically(folder / "maps.npz") as partial:
             np.savez_compressed(partial, maps=measure.small_maps(whole).numpy())
     if maps is not None and masks is not None and (of_pixels := measure.pixel_metrics(maps, masks)):
         pixel_histograms(maps, masks).save(folder)
         metrics |= of_pixels
-    masks_of = [mask if label else "" for mask, label in zip(found.mask_paths, found.labels, strict=True)]
-    write_images(map(ImageResult, found.paths, masks_of, found.labels.tolist(), found.scores.tolist()), folder)
+    write_images(found.images, folder)
     return metrics
 
 

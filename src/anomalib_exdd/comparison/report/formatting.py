@@ -1,9 +1,6 @@
 """How the report writes numbers and names."""
 
 import math
-from collections.abc import Sequence
-
-from markupsafe import Markup
 
 from anomalib_exdd.comparison.results import METRICS
 
@@ -59,13 +56,3 @@ def exact(value: float | None) -> str:
 def count(items: int, one: str, many: str = "") -> str:
     """Write a number of things: 1 image, 2 images."""
     return f"{items:,} {one if items == 1 else many or one + 's'}"
-
-
-def listed(names: Sequence[str]) -> Markup:
-    """Join texts as in a sentence: a, b and c."""
-    return Markup(" and ").join([*([Markup(", ").join(names[:-1])] if names[:-1] else []), names[-1]])
-
-
-def strong(name: str) -> Markup:
-    """Set a name in bold."""
-    return Markup("<strong>{}</strong>").format(name)

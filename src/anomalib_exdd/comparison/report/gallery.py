@@ -1,6 +1,6 @@
 """Pictures of the report: the worst misses and false alarms with all heat maps, and the nearest training patches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -83,29 +83,19 @@ def error_cards(results: Results, images: Sequence[ImageOutcomes]) -> tuple[list
             for image in chosen
             if method.number in image.outcomes
         }
-    if not scales:
-        return within_size(_draw(image, results, {}) for image in chosen), None
-    decades = common_decades(scale.pixels for scale in scales.values())
-    cards = (
-        _draw(image, results, {
-            number: scales[number].levels(maps[image.image], decades)
-            for number, maps in values.items()
-            if image.image in maps
-        })
-        for image in tqdm(chosen, desc="Drawing the gallery", unit="image", disable=None)
-    )  # fmt: skip
-    return within_size(cards), decades
+    decades = common_decades(scale.pixels for scale in scales.values()) if scales else 1
+    cards = []
+    for image in tqdm(chosen, desc="Drawing the gallery", unit="image", disable=None):
+        maps_of = {number: maps[image.image] for number, maps in values.items() if image.image in maps}
+        levels = {number: scales[number].levels(found, decades) for number, found in maps_of.items()}
+        cards.append(_draw(image, results, levels))
+    return within_size(cards), decades if scales else None
 
 
-def within_size(cards: Iterable[ErrorCard], max_bytes: int = MAX_BYTES) -> list[ErrorCard]:
+def within_size(cards: Sequence[ErrorCard], max_bytes: int = MAX_BYTES) -> list[ErrorCard]:
     """Keep the first cards whose pictures have a size of at most `max_bytes` together."""
-    kept, size = [], 0
-    for card in cards:
-        size += card.size
-        if size > max_bytes:
-            break
-        kept.append(card)
-    return kept
+    sizes = np.cumsum([card.size for card in cards])
+    return list(cards[: int(np.searchsorted(sizes, max_bytes, "right"))])
 
 
 def _draw(image: ImageOutcomes, results: Results, levels: dict[int, NDArray[np.uint8]]) -> ErrorCard:

@@ -25,7 +25,7 @@ from .gallery import ERRORS_OF_EACH, MAX_IMAGES, error_cards, explained_methods
 from .outcomes import image_outcomes
 from .pictures import data_uri, decade_names, palette
 from .reader import MethodResults, Results, read_results
-from .summary import includes_zero, summarize
+from .summary import includes_zero, summary_facts
 
 REPORT_NAME = "report.html"
 MANIFEST_NAME = "data.csv"
@@ -64,7 +64,7 @@ def report_page(results: Results) -> str:
         style=style,
         script=script,
         hashes=hashes,
-        summary=summarize(results),
+        facts=summary_facts(results),
         costs=costs,
         best={quantity: best_mean(results.methods, quantity) for quantity in (*METRICS, *costs)},
         difference_charts=difference_charts(results),
@@ -102,7 +102,6 @@ def _environment() -> Environment:
         count_of=formatting.count,
         data_uri=data_uri,
         exact=formatting.exact,
-        includes_zero=includes_zero,
         json=lambda content: json.dumps(content, indent=2, ensure_ascii=False),
         name_of=lambda path: PurePath(path).name,
         number=formatting.number,
@@ -111,6 +110,7 @@ def _environment() -> Environment:
         px=lambda position: f"{position:.1f}",
         style_of=style_of,
     )
+    environment.tests["including_zero"] = includes_zero
     environment.globals.update(METRICS=METRICS, COSTS=COSTS, NOTHING=formatting.NOTHING, palette=palette().tolist())
     return environment
 

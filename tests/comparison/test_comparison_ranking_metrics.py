@@ -8,7 +8,7 @@ import torch
 from anomalib.metrics import AUPRO
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from anomalib_exdd.comparison.histograms import (
+from anomalib_exdd.comparison.bootstrap import (
     PixelHistograms,
     aupro,
     auroc,
