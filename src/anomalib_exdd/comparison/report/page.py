@@ -51,7 +51,7 @@ def write_report(folder: Path) -> Path:
 
 def report_page(results: Results) -> str:
     """Return the report as HTML."""
-    environment = _environment()
+    environment = build_environment()
     images = image_outcomes(results)
     cards, decades = error_cards(results, images)
     costs = [cost for cost in COSTS if any(method.values(cost) for method in results.methods)]
@@ -89,7 +89,8 @@ def best_mean(methods: Sequence[MethodResults], quantity: str) -> float | None:
     return max(means) if higher_is_better(quantity) else min(means)
 
 
-def _environment() -> Environment:
+def build_environment() -> Environment:
+    """Return the environment of the templates, with the filters that write numbers."""
     environment = Environment(
         loader=PackageLoader("anomalib_exdd.comparison.report"),
         autoescape=True,

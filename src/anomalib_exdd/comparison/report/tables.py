@@ -7,14 +7,11 @@ from anomalib_exdd.comparison.results import METRICS, Run, write_csv
 from anomalib_exdd.utils.files import write_file
 
 from .formatting import COSTS, amount, percent
+from .page import build_environment
 from .reader import MethodResults, Results
 
 CSV_NAME = "results.csv"
 MARKDOWN_NAME = "results.md"
-_INTERVALS = (
-    "with 95 % confidence intervals from a paired bootstrap over test images and seeds. An interval that holds 0 does "
-    "not tell which is better."
-)
 
 
 def write_tables(results: Results) -> None:
@@ -30,27 +27,20 @@ def write_tables(results: Results) -> None:
 def markdown(results: Results) -> str:
     """Return `results.md`: the table, differences, notes, failures and the machine."""
     comparison = results.comparison
-    data = comparison.data
-    size = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in data.items() if isinstance(value, int))
-    seeds = ", ".join(map(str, sorted({run.seed for run in comparison.runs})))
-    parts = [
-        f"# {comparison.title}",
-        f"{data['name']}: {size}. Seeds {seeds}. Metrics in %, mean ± standard deviation.",
-        summary_table(results),
-        comparison.threshold_note,
-    ]
-    if table := differences_table(results):
-        baseline = comparison.differences[0].baseline
-        parts += [f"## Against {baseline}", f"Differences to {baseline} in percentage points, {_INTERVALS}", table]
+    counts = {name: value for name, value in comparison.data.items() if isinstance(value, int)}
     lists = {
         "Not the same for all": [f"{each.name}: {' '.join(each.notes)}" for each in comparison.methods if each.notes],
         "Failed": failures(results),
         "Machine": [f"{name}: {value}" for name, value in comparison.machine.items()],
     }
-    for heading, lines in lists.items():
-        parts += [f"## {heading}", "\n".join(f"- {line}" for line in lines)] if lines else []
-    parts.append(f"Again with:\n\n```bash\n{comparison.command}\n```" if comparison.command else "")
-    return "\n\n".join(filter(None, parts)) + "\n"
+    template = build_environment().get_template("results.md")
+    return template.render(
+        comparison=comparison,
+        size=", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()),
+        summary=summary_table(results),
+        differences=differences_table(results),
+        lists=lists,
+    )
 
 
 def summary_table(results: Results) -> str:
@@ -102,7 +92,11 @@ def _mean_and_deviation(method: MethodResults, quantity: str, write: Callable[[f
     mean, deviation = method.mean(quantity), method.deviation(quantity)
     if mean is None:
         return ""
-    return write(mean) if deviation is None else f"{write(mean)} ± {write(deviation)}"
+    written = write(mean)
+    if deviation is None:
+        return written
+    decimals = len(written.partition(".")[2])  # as many as the mean has
+    return f"{written} ± {100 * deviation if quantity in METRICS else deviation:,.{decimals}f}"
 
 
 def _without_empty_columns(rows: Sequence[dict[str, str]]) -> str:
