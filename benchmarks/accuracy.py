@@ -28,8 +28,8 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, seed_everything
 
 from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.comparison.measure import unit_interval
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
-from anomalib_exdd.pipelines.comparison.metrics import unit_interval
 from machine import describe, markdown_table
 
 METRICS = ("image_AUROC", "image_AUPR", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anomalib_exdd.reporting.machine import describe, markdown_table, processor
+from anomalib_exdd.comparison.environment import describe, processor
+from anomalib_exdd.comparison.report.tables import markdown_table
 
 __all__ = ["describe", "known_results", "markdown_table", "processor", "save_results"]
 

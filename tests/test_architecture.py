@@ -24,13 +24,13 @@ MAY_IMPORT = {
     "synthesis": {"utils"},
     "data": {"utils", *FOUNDATIONS},
     "models": {"utils", *FOUNDATIONS},
-    "reporting": {"images", "utils"},  # decoding files: what a mask is, is decided once
-    "pipelines": {"utils", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
-    "synthesis/command": {"utils", *FOUNDATIONS, "data", "pipelines"},
-    "plugin": {"data", "models", "pipelines", "synthesis/command"},
+    "commands": {"utils", *FOUNDATIONS, *BUILT_ON_THEM},
+    "comparison": {"utils", *FOUNDATIONS, *BUILT_ON_THEM, "commands"},
+    "synthesis/command": {"utils", *FOUNDATIONS, "data", "commands"},
+    "plugin": {"data", "models", "commands", "comparison", "synthesis/command"},
     "_autoload": {"plugin"},
     "cli": {"plugin"},
-    "__init__": {"data", "models", "pipelines", "plugin"},
+    "__init__": {"data", "models", "comparison", "plugin"},
 }
 
 # Library -> the only place (file or folder) that imports it.
@@ -48,7 +48,6 @@ UNKNOWN_TO = {
     "coreset": {"anomalib", "lightning", "timm", "torchvision"},
     "synthesis": {"lightning", "timm"},  # anomalib has the Perlin noise
     "data": {"timm"},
-    "reporting": {"anomalib", "lightning", "timm"},
 }
 STARTS_WITH_PYTHON = ["__init__.py", "_autoload.py"]
 
@@ -121,6 +120,18 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
         assert home is None or place.is_relative_to(home), f"{path}:{imported.line}: {library} belongs into {home}"
         unknown = UNKNOWN_TO.get(room_of(path), set())
         assert library not in unknown, f"{path}:{imported.line}: `{room_of(path)}` must not know of {library}"
+
+
+def test_report_knows_result_files_only() -> None:
+    home = SOURCE / "comparison"
+    allowed = ("comparison.report", "comparison.results", "images", "utils")
+    for path in [*(home / "report").rglob("*.py"), home / "results.py"]:
+        for imported in imports_of(path):
+            library, _, module = imported.module.partition(".")
+            assert library not in {"anomalib", "lightning", "timm", "torch"}, (
+                f"{path}:{imported.line}: {imported.module}"
+            )
+            assert library != PACKAGE or module.startswith(allowed), f"{path}:{imported.line}: {imported.module}"
 
 
 @pytest.mark.parametrize("name", STARTS_WITH_PYTHON)

@@ -31,14 +31,13 @@ FILES = {
     """,
     "anomalib/cli/__init__.py": "",
     "anomalib/cli/pipelines.py": "PIPELINE_REGISTRY = {'benchmark': object}\n",
-    "anomalib_exdd/pipelines/__init__.py": "",
-    "anomalib_exdd/pipelines/banks.py": """
+    "anomalib_exdd/commands/banks.py": """
         from anomalib_exdd.models.exdd import ExDD
         class Info: ...
         class Teach: ...
         class Forget: ...
     """,
-    "anomalib_exdd/pipelines/compare.py": """
+    "anomalib_exdd/comparison/command.py": """
         from anomalib_exdd.models.exdd import ExDD
         class Compare: ...
     """,

@@ -6,10 +6,10 @@ imported at the start of every Python process of its environment (see `anomalib_
 
 TYPE_CHECKING = False  # as in `typing`, whose import alone would cost more than all of ours at start-up
 if TYPE_CHECKING:
+    from anomalib_exdd.comparison.command import compare
     from anomalib_exdd.data import KSDD2, DefectFolder, SurfaceSample, SyntheticDefects
     from anomalib_exdd.models.defect_classifier.lightning_model import DefectClassifier
     from anomalib_exdd.models.exdd.lightning_model import ExDD
-    from anomalib_exdd.pipelines.compare import compare
     from anomalib_exdd.plugin import register
 
     __version__: str
@@ -33,7 +33,7 @@ _HOME_OF_NAME = {
     "KSDD2": "anomalib_exdd.data",
     "SurfaceSample": "anomalib_exdd.data",
     "SyntheticDefects": "anomalib_exdd.data",
-    "compare": "anomalib_exdd.pipelines.compare",
+    "compare": "anomalib_exdd.comparison.command",
     "register": "anomalib_exdd.plugin",
 }
 

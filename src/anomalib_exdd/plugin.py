@@ -25,10 +25,10 @@ DATAMODULES = {
 }
 # Subcommand -> the file its class is defined in, and the class.
 SUBCOMMANDS = {
-    "compare": ("anomalib_exdd.pipelines.compare", "Compare"),
-    "info": ("anomalib_exdd.pipelines.banks", "Info"),
-    "teach": ("anomalib_exdd.pipelines.banks", "Teach"),
-    "forget": ("anomalib_exdd.pipelines.banks", "Forget"),
+    "compare": ("anomalib_exdd.comparison.command", "Compare"),
+    "info": ("anomalib_exdd.commands.banks", "Info"),
+    "teach": ("anomalib_exdd.commands.banks", "Teach"),
+    "forget": ("anomalib_exdd.commands.banks", "Forget"),
     "synthesize": ("anomalib_exdd.synthesis.command", "Synthesize"),
 }
 

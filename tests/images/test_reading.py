@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalib_exdd.comparison.report.pictures import read_picture
 from anomalib_exdd.images.masks import looks_inverted, read_defect_pixels, read_mask
 from anomalib_exdd.images.predict_loader import PredictLoader, leave_out_masks
 from anomalib_exdd.images.reading import inspect_image, read_image
-from anomalib_exdd.reporting.comparison_report.thumbnails import read_picture
 from made_up_images import save_image
 
 Save = Callable[[NDArray[np.uint8], Path], None]

@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
 from anomalib_exdd import KSDD2, SyntheticDefects
+from anomalib_exdd.comparison.results import METRICS
 from anomalib_exdd.models.defect_classifier.presets import PRESETS
-from anomalib_exdd.reporting.comparison import METRICS
 
 SHOTS = {"zero_shot": 0, "few_shot": 5, "full_shot": None}
 SYNTHESIZERS = ("perlin", "dreambooth", "in_and_out", "diag")

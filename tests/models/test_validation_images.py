@@ -1,6 +1,6 @@
 """Training without validation images: ExDD and Anomalib's own models, through Anomalib's engine.
 
-DefectClassifier's part is in `test_defect_classifier.py`, the comparison's in `pipelines/test_compare.py`.
+DefectClassifier's part is in `test_defect_classifier.py`, the comparison's in `comparison/test_compare.py`.
 """
 
 import copy

@@ -14,7 +14,7 @@ from PIL import Image
 from small import SMALL
 
 from anomalib_exdd import KSDD2, ExDD, SyntheticDefects
-from anomalib_exdd.pipelines.banks import Teach
+from anomalib_exdd.commands.banks import Teach
 from anomalib_exdd.synthesis.command import source_images
 
 Make = Callable[..., Any]

@@ -17,10 +17,10 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
+from anomalib_exdd.commands.subcommand import Subcommand
 from anomalib_exdd.data.base import DefectDataModule
 from anomalib_exdd.images.masks import read_defect_pixels
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
-from anomalib_exdd.pipelines.verb import Verb
 
 from . import DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer
 from .base import Pixels, Synthesizer
@@ -37,7 +37,7 @@ NO_TIMEOUT = timedelta(days=100)  # processes wait for the slowest one, which ma
 SHOWN_REASONS = 5
 
 
-class Synthesize(Verb):
+class Synthesize(Subcommand):
     """Draw synthetic defects into normal training images, to be reviewed and trained with."""
 
     @staticmethod

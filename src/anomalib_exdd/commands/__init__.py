@@ -1,0 +1,1 @@
+"""Subcommands of `anomalib` beside those that live with their feature."""

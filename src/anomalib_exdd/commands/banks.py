@@ -1,0 +1,171 @@
+"""`anomalib info`, `anomalib teach` and `anomalib forget`: the banks of a trained checkpoint."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+
+from anomalib_exdd.images.masks import check_same_size, looks_inverted, read_mask, warn_of_inverted_masks
+from anomalib_exdd.images.reading import read_image
+from anomalib_exdd.models.exdd import ExDD
+from anomalib_exdd.models.exdd.checkpoints import save_changed
+from anomalib_exdd.models.exdd.surgery import kinds_summary, summary
+from anomalib_exdd.utils.files import write_file
+
+from .subcommand import Subcommand
+
+
+class Info(Subcommand):
+    """Show what is in the memory banks of an ExDD checkpoint."""
+
+    @staticmethod
+    def get_parser() -> ArgumentParser:
+        """Return the parser of the subcommand's arguments."""
+        parser = _parser(Info)
+        parser.add_argument("--all", action="store_true", help="List every image instead of the ten with most entries.")
+        parser.add_argument("--json", type=Path | None, help="Write everything to this JSON file as well.")
+        return parser
+
+    def call(self, config: Namespace) -> None:
+        """Print the banks' content."""
+        model = _load(config.ckpt_path)
+        info = model.info()
+        decisions = model.decisions
+        if config.json is not None:
+            content = {
+                "sources": [asdict(each) for each in info],
+                "history": model.history,
+                "decisions": None if decisions is None else decisions._asdict(),
+            }
+            write_file(config.json, json.dumps(content, indent=2) + "\n")
+        for bank in ("negative", "positive"):
+            print(f"{bank.capitalize()} bank: {summary(info, bank)}")
+            ours = [each for each in info if each.bank == bank]
+            shown = ours if config.all else ours[:10]
+            for each in shown:
+                print(f"  {each.entries:6d}  {_named(each.source, each.kind)}")
+            if len(ours) > len(shown):
+                print(f"          ... and {len(ours) - len(shown)} more images (--all)")
+        if kinds := kinds_summary(info):
+            print(f"Kinds of defects: {kinds}")
+        if decisions is not None:
+            print(decisions)
+        for change in model.history:
+            named = _named(change["source"], change.get("kind", ""))
+            print(f"{change['date']}  {change['action']} {named}: {change['entries']} entries")
+
+
+class Teach(Subcommand):
+    """Add a newly found defect to the positive bank of an ExDD checkpoint, without training again."""
+
+    @staticmethod
+    def get_parser() -> ArgumentParser:
+        """Return the parser of the subcommand's arguments."""
+        parser = _parser(Teach)
+        parser.add_argument("--image", type=Path, required=True, help="Image that shows the defect.")
+        parser.add_argument("--mask", type=Path | None, help="Its mask, of its size: black where there is no defect.")
+        parser.add_argument(
+            "--box",
+            type=list[int] | None,
+            help="Instead of a mask, a box around the defect in pixels of the image: '[left, top, width, height]'.",
+        )
+        parser.add_argument(
+            "--kind",
+            type=str,
+            default="",
+            help="Kind of the defect, such as scratch; `anomalib info` lists those known.",
+        )
+        return _add_output(parser)
+
+    def call(self, config: Namespace) -> None:
+        """Teach the defect and write the checkpoint."""
+        image, mask, box = config.image, config.mask, config.box
+        if (mask is None) == (box is None):
+            msg = "Give either --mask or --box, to say where the defect is."
+            raise ValueError(msg)
+        model = _load(config.ckpt_path)
+        for path in (image, mask):
+            if path is not None and not path.is_file():
+                msg = f"The file {path} does not exist."
+                raise FileNotFoundError(msg)
+        image_CHW = torch.Tensor(read_image(image, model.white_level))
+        if mask is not None:
+            mask_HW = torch.as_tensor(read_mask(mask))
+            check_same_size(image, image_CHW.shape[-2:], mask, mask_HW.shape[-2:])
+            warn_of_inverted_masks([mask] if looks_inverted(mask_HW.numpy() > 0) else [])
+        else:
+            mask_HW = _box_mask(box, (image_CHW.shape[-2], image_CHW.shape[-1]))
+        added = model.teach(image_CHW, mask_HW, str(image), config.kind)
+        written = save_changed(model, config.ckpt_path, config.output)
+        named = _named(str(image), config.kind)
+        print(f"{added} patches of {named} are in the positive bank now: {summary(model.info(), 'positive')}.")
+        print(f"Changed model: {written.resolve()}")
+
+
+class Forget(Subcommand):
+    """Drop everything that an ExDD checkpoint's banks took from an image, without training again."""
+
+    @staticmethod
+    def get_parser() -> ArgumentParser:
+        """Return the parser of the subcommand's arguments."""
+        parser = _parser(Forget)
+        parser.add_argument(
+            "--source", type=str, required=True, help="The image: its path, or its file name if that is unique."
+        )
+        return _add_output(parser)
+
+    def call(self, config: Namespace) -> None:
+        """Forget the image and write the checkpoint."""
+        model = _load(config.ckpt_path)
+        dropped = model.forget(config.source)
+        written = save_changed(model, config.ckpt_path, config.output)
+        print(f"{dropped} entries of {model.history[-1]['source']} are gone.")
+        print(f"Changed model: {written.resolve()}")
+
+
+def _named(source: str, kind: str) -> str:
+    return f"{source} ({kind})" if kind else source
+
+
+def _parser(subcommand: type[Subcommand]) -> ArgumentParser:
+    parser = ArgumentParser(description=subcommand.__doc__)
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint that `anomalib train` wrote.")
+    return parser
+
+
+def _add_output(parser: ArgumentParser) -> ArgumentParser:
+    parser.add_argument(
+        "--output", type=Path | None, help="Where to write the changed checkpoint; default: over the old one."
+    )
+    return parser
+
+
+def _load(ckpt_path: Path) -> ExDD:
+    if not ckpt_path.is_file():
+        msg = f"The checkpoint {ckpt_path} does not exist."
+        raise FileNotFoundError(msg)
+    try:
+        model = ExDD.load_from_checkpoint(ckpt_path, map_location="cpu")
+    except (KeyError, RuntimeError) as error:
+        msg = f"{ckpt_path} is no checkpoint of an ExDD model: {error}"
+        raise ValueError(msg) from error
+    return model.eval()
+
+
+def _box_mask(box: list[int], size: tuple[int, int]) -> Tensor:
+    """Return the mask of a box, uint8, shape (H, W).
+
+    Raises:
+        ValueError: If the box does not lie in the image.
+    """
+    height, width = size
+    if len(box) != 4 or min(box[:2]) < 0 or min(box[2:]) < 1 or box[0] + box[2] > width or box[1] + box[3] > height:
+        msg = f"The box {box} has to be [left, top, width, height] within the image of {width} x {height} pixels."
+        raise ValueError(msg)
+    left, top, box_width, box_height = box
+    mask = torch.zeros(size, dtype=torch.uint8)
+    mask[top : top + box_height, left : left + box_width] = 1
+    return mask

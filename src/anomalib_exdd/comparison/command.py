@@ -1,0 +1,271 @@
+"""`anomalib compare`: any models of Anomalib side by side, on the same data, measured alike."""
+
+import json
+import shlex
+import sys
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from anomalib.data import AnomalibDataModule
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from anomalib_exdd.commands.subcommand import Subcommand
+
+from .bootstrap import PixelHistograms, RunScores, paired_differences
+from .config import ComparisonConfig, MethodConfig, one_line
+from .data import DataFiles, counts, test_images
+from .environment import PACKAGES, describe, describe_allocation
+from .methods import ResolvedMethod, resolve_method
+from .report import REPORT_NAME, write_report
+from .report.reader import read_results
+from .report.tables import CSV_NAME, MARKDOWN_NAME, differences_table, failures, summary_table, write_tables
+from .results import RESULTS_NAME, Comparison, Method, Run, read_images, write_comparison, write_json
+from .scheduler import PlannedRun, execute_all
+
+MARKER_NAME = "comparison.json"
+"""File that identifies the data of a folder's results."""
+_ENVIRONMENT = {*PACKAGES, "processor", "accelerator", "memory allocation"} - {"faiss-cpu", "faiss-gpu"}
+"""Of the machine's description, what results depend on."""
+_USE = {"root", "base", "seed", "num_workers", "num_defects", "count"}
+_USE_ENDINGS = ("batch_size", "augmentations", "split_mode", "split_ratio")
+"""Arguments of data modules that say how data are used, not which they are; folders are compared on their own."""
+_INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
+_KEPT = "Finished runs are kept; the same command goes on from there."
+
+
+class Compare(Subcommand):
+    """Compare models on the same data: metrics, differences, time and memory, as tables and a report."""
+
+    @staticmethod
+    def get_parser() -> ArgumentParser:
+        """Return the parser of the subcommand's arguments."""
+        return _parser()
+
+    def run(self, config: Namespace) -> None:
+        """Run the subcommand; end with one line where input or machine do not suffice, or when interrupted."""
+        try:
+            super().run(config)
+        except (RuntimeError, OSError) as error:  # no network for the data, no space on the disk
+            msg = f"Error: {one_line(error)} ({_KEPT})"
+            raise SystemExit(msg) from error
+        except KeyboardInterrupt as error:
+            print(f"Interrupted. {_KEPT}", file=sys.stderr)
+            raise SystemExit(_INTERRUPTED) from error
+
+    def call(self, config: Namespace) -> None:
+        """Execute what is missing, write the results and print them."""
+        command = shlex.join(["anomalib", *sys.argv[1:]]) if "compare" in sys.argv[1:2] else ""
+        comparison = run_comparison(read_config(self.get_parser(), config), command)
+        failed = sum(bool(run.error) for run in comparison.runs)
+        if failed:
+            msg = f"{failed} of {len(comparison.runs)} runs failed; the same command tries them again."
+            raise SystemExit(msg)
+
+
+def _parser(*, exit_on_error: bool = True) -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Compare models on the same data: same images, splits, input size and backbone for all, as far as "
+        "they allow it; the results say where they do not. Every run has a process of its own on one device; what is "
+        "finished is kept when the command is given again. Start with configs/compare_sample.yaml.",
+        exit_on_error=exit_on_error,
+    )
+    config_help = "Configuration file in YAML, such as configs/compare_*.yaml."
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help=config_help)
+    parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
+    settings = " ".join(str(MethodConfig.__doc__).partition("Attributes:")[2].split())
+    methods_help = f"List of methods, in the order of the table. Each has a name and a class_path. {settings}"
+    parser.add_argument("--methods", type=list[dict[str, Any]], required=True, help=methods_help)
+    parser.add_class_arguments(ComparisonConfig, skip={"data", "methods"}, instantiate=False)
+    return parser
+
+
+def compare(config: str | Path | Mapping[str, Any], **changes: Any) -> Comparison:
+    """Compare models from Python.
+
+    Args:
+        config: Configuration file of `anomalib compare`, or its content.
+        changes: Settings to change, such as `seeds=[0]`.
+
+    Returns:
+        The content of `results.json`; a run that failed has an `error`.
+
+    Raises:
+        ValueError: If the settings are wrong.
+
+    Example:
+        >>> from anomalib_exdd import compare
+        >>> results = compare("configs/compare_sample.yaml", seeds=[0])  # doctest: +SKIP
+        >>> results.of("ExDD")[0].metrics["image_AUROC"]  # doctest: +SKIP
+    """
+    if isinstance(config, Mapping):
+        content = dict(config)
+    elif Path(config).is_file():
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    else:
+        msg = f"Argument `config` has to be a file or a mapping, but there is no file {config}."
+        raise ValueError(msg)
+    parser = _parser(exit_on_error=False)
+    try:
+        parsed = parser.parse_object({**content, **changes})
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(one_line(error)) from error
+    return run_comparison(read_config(parser, parsed))
+
+
+def read_config(parser: ArgumentParser, config: Namespace) -> ComparisonConfig:
+    """Turn parsed arguments into the settings of a comparison."""
+    settings = config.as_dict()
+    settings.pop("config", None)
+    settings["data"] = json.loads(parser.dump(config, format="json", skip_none=False))["data"]
+    settings["methods"] = [MethodConfig.from_dict(each) for each in config.methods]
+    return ComparisonConfig(**settings)
+
+
+def run_comparison(config: ComparisonConfig, command: str = "") -> Comparison:
+    """Execute the missing runs of a comparison and write its folder.
+
+    Args:
+        config: Its settings.
+        command: Command that reproduces it.
+
+    Raises:
+        ValueError: If the settings, the data or the folder do not allow it.
+    """
+    methods = [resolve_method(method, config) for method in config.selected]
+    files = DataFiles()
+    by_seed = {seed: [method.run_settings(config, seed) for method in methods] for seed in config.seeds}
+    files.hash_all(run["data"] for runs in by_seed.values() for run in runs)
+    _check_test_images(by_seed, files)
+    claim_folder(config)
+    machine = describe() | describe_allocation()
+    environment = {name: value for name, value in machine.items() if name in _ENVIRONMENT}
+    folders = {method.config.name: method.config.folder for method in methods}
+    planned = []
+    for run in (run for runs in by_seed.values() for run in runs):
+        named = (run["weights"], run["model"]["init_args"].get("weights"))
+        weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
+        settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
+        place = f"runs/{folders[run['method']]}/{run['seed']}"
+        planned.append(PlannedRun(config.output / place, place, json.loads(json.dumps(settings))))
+    identity = _identity(config.data)
+    facts: dict[str, Any] = {"name": identity["data"], "root": identity["root"]}
+    facts["sha256"] = files.write({s: [run["data"] for run in runs] for s, runs in by_seed.items()}, config.output)
+    facts |= counts(files.images(by_seed[config.seeds[0]][0]["data"]))
+    finished: list[Run] = []
+    try:
+        execute_all(planned, finished)
+    finally:  # also after an interruption, with the runs that have finished
+        quick = " (a quick try: trainings were cut short)" if config.quick else ""
+        order = [method.config.name for method in methods]
+        runs = sorted(finished, key=lambda run: (order.index(run.method), run.seed))
+        comparison = Comparison(
+            title=(config.title or f"{len(methods)} methods on {facts['name']}") + quick,
+            command=command,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            configuration=json.loads(json.dumps(asdict(config), default=str)),
+            machine=machine,
+            data=facts,
+            methods=[_method(each) for each in methods],
+            runs=runs,
+            differences=paired_differences(_scores(runs, config.output), config.reference, config.resamples),
+        )
+        if runs:
+            _write(comparison, config.output)
+    return comparison
+
+
+def claim_folder(config: ComparisonConfig) -> None:
+    """Mark the output folder with the data of this comparison.
+
+    Raises:
+        ValueError: If it holds a comparison on other data, or something else.
+    """
+    marker = config.output / MARKER_NAME
+    ours = _identity(config.data)
+    if marker.is_file():
+        theirs = json.loads(marker.read_text(encoding="utf-8"))
+        if theirs != ours:
+            msg = (
+                f"The folder {config.output} has a comparison on other data ({_describe_data(theirs)}) than this one "
+                f"({_describe_data(ours)}). Give another --output."
+            )
+            raise ValueError(msg)
+        return
+    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
+        msg = f"Argument `output` has to be a new or empty folder, or that of a comparison, but got {config.output}."
+        raise ValueError(msg)
+    config.output.mkdir(parents=True, exist_ok=True)
+    write_json(ours, marker)
+
+
+def _check_test_images(by_seed: Mapping[int, Sequence[Mapping[str, Any]]], files: DataFiles) -> None:
+    for seed, runs in by_seed.items():
+        expected = test_images(files.images(runs[0]["data"]))
+        for run in runs[1:]:
+            if test_images(files.images(run["data"])) != expected:
+                msg = (
+                    f"Methods {runs[0]['method']!r} and {run['method']!r} have different test images with seed {seed}: "
+                    "they can only be compared on the same. Check their `data`."
+                )
+                raise ValueError(msg)
+
+
+def _method(method: ResolvedMethod) -> Method:
+    config = method.config
+    return Method(
+        config.name, config.class_path, method.arguments, method.notes, config.published, config.published_source
+    )
+
+
+def _scores(runs: Sequence[Run], output: Path) -> dict[str, dict[int, RunScores]]:
+    scores: dict[str, dict[int, RunScores]] = {}
+    for run in runs:
+        if not run.error:
+            folder = output / run.folder
+            found = RunScores(read_images(folder), PixelHistograms.load(folder), run.metrics)
+            scores.setdefault(run.method, {})[run.seed] = found
+    return scores
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    """Write the results, tables and report, and print a summary."""
+    write_comparison(comparison, folder)
+    results = read_results(folder)
+    write_tables(results)
+    write_report(folder)
+    print(f"\n{comparison.title}\n\n{summary_table(results)}")
+    if table := differences_table(results):
+        print(f"\nAgainst {comparison.differences[0].baseline}, points with 95 % confidence intervals:\n\n{table}")
+    for method in comparison.methods:
+        if method.notes:
+            print(f"\n{method.name}: {' '.join(method.notes)}", end="")
+    print()
+    for failure in failures(results):
+        print(f"Failed: {failure}")
+    for name in (CSV_NAME, RESULTS_NAME, MARKDOWN_NAME, REPORT_NAME):
+        print(f"{name}: {(folder / name).resolve()}")
+
+
+def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name and root of the data, and the arguments that say which data they are, including those of a base."""
+    arguments = data.get("init_args") or {}
+    base: dict[str, Any] = {"root": "", "arguments": {}}
+    if isinstance(arguments.get("base"), Mapping):
+        base = _identity(arguments["base"])
+    chosen = {f"base.{name}": value for name, value in base["arguments"].items()}
+    chosen |= {name: value for name, value in arguments.items() if name not in _USE and not name.endswith(_USE_ENDINGS)}
+    return {
+        "data": str(data["class_path"]).rpartition(".")[2],
+        "root": str(Path(arguments["root"]).resolve()) if arguments.get("root") else base["root"],
+        "arguments": json.loads(json.dumps(chosen, default=str)),
+    }
+
+
+def _describe_data(marker: Mapping[str, Any]) -> str:
+    given = [f"{name} {value}" for name, value in marker.get("arguments", {}).items() if value is not None]
+    return ", ".join([f"{marker['data']} in {marker['root']}", *given])

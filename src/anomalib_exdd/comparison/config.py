@@ -1,0 +1,241 @@
+"""Settings of a comparison, and the classes that they name: found, their arguments resolved, and instantiated.
+
+Classes are treated as Anomalib's command line does it, but one at a time and with errors of one line.
+"""
+
+import difflib
+import inspect
+import json
+import re
+from argparse import ArgumentError
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from .results import METRICS
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method of the comparison.
+
+    Attributes:
+        name: Name in tables, unique.
+        class_path: Class of the model, plain or dotted, as for `anomalib train`.
+        init_args: Its arguments; those that all methods share are added to them.
+        trainer: Arguments of Lightning's trainer, such as `max_epochs`.
+        data: Arguments of the data module that this method needs otherwise, such as `train_batch_size`.
+        image_size: Height and width of its input, if it cannot take that of the others.
+        uses_defects: Whether it sees defective training images; default: ExDD, DefectClassifier and supervised models.
+        notes: Texts to show below the table.
+        published: Published metrics on the same data, 0 to 1.
+        published_source: Where they were published.
+    """
+
+    name: str
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    uses_defects: bool | None = None
+    notes: list[str] = field(default_factory=list)
+    published: dict[str, float] = field(default_factory=dict)
+    published_source: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what the types leave open."""
+        if not self.name.strip():
+            msg = f"Every method needs a `name`, but that of a {self.class_path} is blank."
+            raise ValueError(msg)
+        if self.image_size is not None and min(self.image_size) < 1:
+            msg = f"Method {self.name!r}: `image_size` has to be height and width in pixels, but got {self.image_size}."
+            raise ValueError(msg)
+        for metric, value in self.published.items():
+            if metric not in METRICS or not 0 <= value <= 1:
+                msg = (
+                    f"Method {self.name!r}: `published` has to give metrics of {', '.join(METRICS)} as numbers from "
+                    f"0 to 1, but got {metric}: {value}."
+                )
+                raise ValueError(msg)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "MethodConfig":
+        """Read a method of a configuration file.
+
+        Raises:
+            ValueError: If a setting is missing, unknown or of the wrong type.
+        """
+        # One method at a time: of a list of dataclasses, jsonargparse takes `class_path` for the dataclass's own.
+        given = {name: value for name, value in content.items() if value is not None}
+        found: MethodConfig = instantiate(cls, resolve_arguments(cls, given, set(), f"Method {content.get('name')!r}"))
+        return found
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._") or "method"
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Which methods are compared, on which data, and how.
+
+    Attributes:
+        data: Data module: `class_path` and `init_args`.
+        methods: Methods, in the order of the table.
+        output: Folder to write; goes on with what an earlier call left.
+        baseline: Method that the others are compared with; default: the first one.
+        only: Names of the methods to run and to show, such as --only "[ExDD, Patchcore]"; default: all. What others
+            have finished in the folder is kept for a later call. Without its baseline they are compared with the first
+            of them.
+        seeds: Seeds of splits, models and trainings: a run for each.
+        image_size: Height and width of every method's input; default: each model's own.
+        backbone: timm model for every method that lets one choose it.
+        layers: Its layers, likewise.
+        weights: Local file of its weights (.safetensors, .pth), for all of them.
+        quick: Cut every training to 3 epochs of 20 batches, to try things out.
+        resamples: Resamples of the bootstrap, for the confidence intervals.
+        accelerator: Kind of device, as of Lightning: auto, cpu, gpu, mps.
+        title: Heading of the results.
+    """
+
+    data: dict[str, Any]
+    methods: list[MethodConfig]
+    output: Path
+    baseline: str | None = None
+    only: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    image_size: tuple[int, int] | None = None
+    backbone: str | None = None
+    layers: list[str] | None = None
+    weights: Path | None = None
+    quick: bool = False
+    resamples: int = 1000
+    accelerator: str = "auto"
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared."""
+        names = [method.name for method in self.methods]
+        if not names:
+            msg = "Argument `methods` has to name at least one method."
+            raise ValueError(msg)
+        for kind, given in (("name", names), ("folder", [method.folder for method in self.methods])):
+            if twice := sorted({each for each in given if given.count(each) > 1}):
+                msg = f"Argument `methods` has several methods with the {kind} {twice[0]!r}: rename all but one."
+                raise ValueError(msg)
+        if self.baseline is not None and self.baseline not in names:
+            msg = f"Argument `baseline` has to be one of the methods, {names}, but got {self.baseline!r}."
+            raise ValueError(msg)
+        if unknown := [name for name in self.only if name not in names]:
+            msg = f"Argument `only` has to name some of the methods, {names}, but got {unknown[0]!r}."
+            raise ValueError(msg)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            msg = f"Argument `seeds` has to be a list of different numbers from 0 on, but got {list(self.seeds)}."
+            raise ValueError(msg)
+        if self.weights is not None and not self.weights.is_file():
+            msg = f"Argument `weights` has to be a file, but there is none at {self.weights}."
+            raise ValueError(msg)
+        if self.weights is not None and self.backbone is None:
+            msg = f"Argument `weights` is given ({self.weights}), but not `backbone`: name the network they belong to."
+            raise ValueError(msg)
+        if self.resamples < 100:
+            msg = f"Argument `resamples` has to be at least 100, but got {self.resamples}."
+            raise ValueError(msg)
+
+    @property
+    def selected(self) -> list[MethodConfig]:
+        """The methods that take part, in their order."""
+        return [method for method in self.methods if not self.only or method.name in self.only]
+
+    @property
+    def reference(self) -> str:
+        """Name of the method that the others are compared with: the baseline, or the first if it takes no part."""
+        names = [method.name for method in self.selected]
+        return next((name for name in names if name == self.baseline), names[0])
+
+
+def find_class(class_path: str, base: type, home: str) -> type:
+    """Find a class by its dotted name, or by its plain name in the module `home`.
+
+    Raises:
+        ValueError: If there is no such class derived from `base`.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(import_module(module_name or home), name, None)
+    except ImportError:
+        found = None
+    if inspect.isclass(found) and issubclass(found, base):
+        return found
+    classes = [each for each in vars(import_module(home)).values() if inspect.isclass(each) and each is not base]
+    known = sorted(each.__name__ for each in classes if issubclass(each, base))
+    similar = difflib.get_close_matches(name, known, 3)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"known are {', '.join(known)}."
+    msg = f"There is no {base.__name__} called {class_path!r}: {hint}"
+    raise ValueError(msg)
+
+
+def resolve_arguments(found: type, arguments: Mapping[str, Any], left_out: set[str], owner: str) -> dict[str, Any]:
+    """Check a class's arguments and complete them by its defaults.
+
+    Args:
+        found: The class.
+        arguments: Given arguments.
+        left_out: Arguments that must not be given.
+        owner: Whose arguments they are, for errors.
+
+    Returns:
+        All arguments as JSON holds them.
+
+    Raises:
+        ValueError: If there is no such argument or a value is of the wrong type.
+    """
+    parser = _parser(found, left_out)
+    try:
+        parsed = parser.parse_object({"it": dict(arguments)})
+    except (ArgumentError, ValueError, TypeError) as error:
+        msg = f"{owner}: {one_line(error)}"
+        raise ValueError(msg) from error
+    resolved: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_none=False)).get("it", {})
+    return resolved
+
+
+def instantiate_arguments(found: type, arguments: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
+    """Return resolved arguments as the class takes them, with objects instantiated."""
+    parser = _parser(found, left_out)
+    made = parser.instantiate_classes(parser.parse_object({"it": dict(arguments)})).get("it")
+    return {} if made is None else dict(vars(made))
+
+
+def instantiate(found: type, arguments: Mapping[str, Any], **components: Any) -> Any:
+    """Build an object from resolved arguments, and others that were left out there."""
+    return found(**instantiate_arguments(found, arguments, set(components)), **components)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings; a value that is not a mapping replaces the previous one."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line, with jsonargparse's names of arguments made plain."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.replace('Parser key "it.', 'argument "').replace("Key 'it.", "argument '")
+    return text.replace("'it.", "'").replace("Group 'it' ", "")
+
+
+def _parser(found: type, left_out: set[str]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    skipped: set[str | int] = {name for name in inspect.signature(found).parameters if name in left_out}
+    parser.add_class_arguments(found, "it", skip=skipped, instantiate=False, fail_untyped=False, sub_configs=True)
+    return parser

@@ -1,0 +1,176 @@
+"""The data of a comparison: the same test images for all methods, which nothing else uses."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import LabelName, ValSplitMode
+from tqdm import tqdm
+
+from anomalib_exdd.utils.files import sha256_of_file
+
+from .config import find_class, instantiate, merge, resolve_arguments
+from .results import write_csv
+
+DATA_NAME = "data.csv"
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataImage:
+    """An image of the data, its mask (empty without one), label (1: defective) and split (train, val, test)."""
+
+    image: str
+    mask: str
+    label: int
+    split: str
+
+
+def resolve_data(shared: Mapping[str, Any], changes: Mapping[str, Any], seed: int, owner: str) -> dict[str, Any]:
+    """Return a method's data module with all its arguments.
+
+    Args:
+        shared: `class_path` and `init_args` of the comparison.
+        changes: Arguments that the method has otherwise.
+        seed: Seed of the run, which the data module gets if it takes one. A data module within another, such as the
+            real images of `SyntheticDefects`, keeps its own.
+        owner: Whose data it is, for errors.
+    """
+    arguments = merge(shared.get("init_args") or {}, changes)
+    resolved = resolve_arguments(_data_class(shared["class_path"]), arguments, set(), owner)
+    if "seed" in resolved:
+        resolved["seed"] = seed
+    return {"class_path": shared["class_path"], "init_args": resolved}
+
+
+def build_data(data: Mapping[str, Any]) -> AnomalibDataModule:
+    """Build a data module from what :func:`resolve_data` returned."""
+    return instantiate(_data_class(data["class_path"]), data["init_args"])
+
+
+def without_defective_training_images(datamodule: AnomalibDataModule) -> AnomalibDataModule:
+    """Drop defective training images, for models that take every training image for normal."""
+    setup = datamodule.setup
+
+    def setup_normal_only(stage: str | None = None) -> None:
+        setup(stage)
+        data = datamodule.train_data
+        normal = np.flatnonzero(data.samples["label_index"] == LabelName.NORMAL)
+        if len(normal) < len(data.samples):
+            attributes = dict(data.samples.attrs)
+            data.subsample(normal.tolist(), inplace=True)
+            data.samples.attrs.update(attributes)
+
+    datamodule.setup = setup_normal_only  # type: ignore[method-assign]
+    return datamodule
+
+
+class DataFiles:
+    """Lists the images of data modules and hashes their files, each once."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, list[DataImage]] = {}
+        self._hashes: dict[str, str] = {"": ""}
+
+    def images(self, data: Mapping[str, Any]) -> list[DataImage]:
+        """List the images of a data module, which downloads or generates them first where it does so.
+
+        Raises:
+            ValueError: If it validates with test images, or has none to train or test with.
+        """
+        key = json.dumps(data, sort_keys=True)
+        if key not in self._images:
+            datamodule = build_data(data)
+            datamodule.prepare_data()
+            datamodule.setup()
+            self._images[key] = _list_images(datamodule, data["class_path"])
+        return self._images[key]
+
+    def fingerprint(self, data: Mapping[str, Any]) -> str:
+        """Return a SHA-256 over contents, labels and splits of all images of a data module."""
+        rows = [
+            (image.image, self.sha256(image.image), self.sha256(image.mask), image.label, image.split)
+            for image in self.images(data)
+        ]
+        return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+
+    def sha256(self, path: str) -> str:
+        """Return the SHA-256 of a file; empty for no file."""
+        if path not in self._hashes:
+            self._hashes[path] = sha256_of_file(path)
+        return self._hashes[path]
+
+    def hash_all(self, data: Iterable[Mapping[str, Any]]) -> None:
+        """Hash the files of data modules, with a progress bar."""
+        found = {path for each in data for image in self.images(each) for path in (image.image, image.mask)}
+        todo = sorted(found - set(self._hashes))
+        for path in tqdm(todo, desc="Hashing the data", unit="file", disable=len(todo) < 500):
+            self.sha256(path)
+
+    def write(self, by_seed: Mapping[int, Sequence[Mapping[str, Any]]], folder: Path) -> str:
+        """Write `data.csv`: every image with its label, hashes and its use with each seed; return its SHA-256."""
+        rows: dict[str, dict[str, Any]] = {}
+        for seed, modules in by_seed.items():
+            for image in (image for each in modules for image in self.images(each)):
+                row = rows.setdefault(
+                    image.image,
+                    {
+                        "image": image.image,
+                        "mask": image.mask,
+                        "label": image.label,
+                        "split": "test" if image.split == "test" else "train",
+                        "sha256": self.sha256(image.image),
+                        "mask_sha256": self.sha256(image.mask),
+                    },
+                )
+                row[f"seed_{seed}"] = image.split
+        columns = ["image", "mask", "label", "split", "sha256", "mask_sha256", *(f"seed_{seed}" for seed in by_seed)]
+        return sha256_of_file(write_csv((rows[image] for image in sorted(rows)), columns, folder / DATA_NAME))
+
+
+def test_images(images: Iterable[DataImage]) -> list[str]:
+    """Return the paths of the test images, sorted."""
+    return sorted(image.image for image in images if image.split == "test")
+
+
+def counts(images: Sequence[DataImage]) -> dict[str, int]:
+    """Count the images by split and label."""
+    return {
+        f"{name}_{word}": sum(image.split == split and image.label == label for image in images)
+        for split, name in zip(_SPLITS, ("train", "validation", "test"), strict=True)
+        for label, word in enumerate(("normal", "defective"))
+    }
+
+
+def _data_class(class_path: str) -> type:
+    return find_class(class_path, AnomalibDataModule, "anomalib.data")
+
+
+def _list_images(datamodule: AnomalibDataModule, name: str) -> list[DataImage]:
+    found: list[DataImage] = []
+    for split in _SPLITS:
+        data = getattr(datamodule, f"{split}_data", None)
+        # Anomalib generates such validation images anew every time, in a temporary folder.
+        if data is None or (split == "val" and datamodule.val_split_mode == ValSplitMode.SYNTHETIC):
+            continue
+        samples = data.samples
+        masks = samples["mask_path"] if "mask_path" in samples else [""] * len(samples)
+        for image, mask, label in zip(samples["image_path"], masks, samples["label_index"], strict=True):
+            exists = isinstance(mask, str) and bool(mask) and Path(mask).is_file()
+            found.append(DataImage(str(image), mask if exists else "", int(label), split))
+    tested = set(test_images(found))
+    if not tested or not any(image.split == "train" for image in found):
+        msg = f"The data {name} have no {'training' if tested else 'test'} images, and a comparison needs both."
+        raise ValueError(msg)
+    if leaked := sum(image.split != "test" and image.image in tested for image in found):
+        msg = (
+            f"The data {name} use {leaked} test images for validation or training, so thresholds would know them. Give "
+            "`--data.val_split_mode from_train` (or `from_test`)."
+        )
+        raise ValueError(msg)
+    return found

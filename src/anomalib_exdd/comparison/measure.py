@@ -1,0 +1,223 @@
+"""What a run measures of a trained model: predictions, metrics, nearest patches, speed and memory."""
+
+import statistics
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.metrics import AUPR, AUPRO, AUROC, F1AdaptiveThreshold, F1Max
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_exdd.models.exdd import ExDD
+from anomalib_exdd.models.exdd.explanation import TrainingPatch, explain_image
+
+from .environment import default_allocation
+from .results import ImageResult, NearestPatches
+
+SPEED_IMAGES = 128
+"""Test images for the throughput."""
+LATENCY_IMAGES = 30
+"""Single images whose median time is the latency."""
+EXPLAINED_IMAGES = 100
+"""Normal, and defective, test images that are explained."""
+MAP_SIDE = 128
+"""Longest side of the maps that are kept, in pixels."""
+_WARM_UP = 3
+
+
+class Predictions(Callback):
+    """Collects raw scores, and maps and masks if wanted, while Lightning tests a model."""
+
+    def __init__(self, *, with_maps: bool = False) -> None:
+        self.with_maps = with_maps
+        self.images: list[ImageResult] = []
+        self._maps: list[Tensor] = []
+        self._masks: list[Tensor] = []
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
+        """Keep the predictions of a batch."""
+        del trainer, pl_module, outputs, args, kw
+        size = len(batch.image)
+        scores, maps = batch.pred_score, batch.anomaly_map
+        if scores is None:
+            scores = maps.flatten(1).amax(dim=1)  # as Anomalib's post-processor does
+        rows = zip(
+            batch.image_path,
+            batch.mask_path or [""] * size,
+            batch.gt_label.reshape(size).long().tolist(),
+            scores.detach().float().reshape(size).tolist(),
+            strict=True,
+        )
+        self.images += [
+            ImageResult(str(path), str(mask or "") if label else "", label, score) for path, mask, label, score in rows
+        ]
+        if self.with_maps and maps is not None:
+            self._maps.append(maps.detach().float().reshape(size, *maps.shape[-2:]).cpu())
+            if batch.gt_mask is not None:
+                self._masks.append(batch.gt_mask.reshape(size, *batch.gt_mask.shape[-2:]).bool().cpu())
+
+    @property
+    def scores(self) -> Tensor:
+        """Image scores, float32, shape (N,)."""
+        return torch.tensor([image.score for image in self.images])
+
+    @property
+    def labels(self) -> Tensor:
+        """1 for defective images, int64, shape (N,)."""
+        return torch.tensor([image.label for image in self.images])
+
+    @property
+    def maps(self) -> Tensor | None:
+        """Anomaly maps, float32, shape (N, H, W)."""
+        return torch.cat(self._maps) if self._maps else None
+
+    @property
+    def masks(self) -> Tensor | None:
+        """Masks, bool, shape (N, H, W); None unless every image has one."""
+        return torch.cat(self._masks) if self._masks and len(self._masks) == len(self._maps) else None
+
+    def check(self) -> None:
+        """Refuse scores and maps that are not finite."""
+        for name, values in (("image scores", [self.scores]), ("anomaly maps", self._maps)):
+            if not all(bool(torch.isfinite(value).all()) for value in values):
+                msg = f"Some {name} of the model are not finite, as after a training that diverged."
+                raise ValueError(msg)
+
+
+def image_metrics(scores_N: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Return image AUROC, image AP and best F1 of raw scores; nothing if all images have the same label."""
+    if len(labels_N.unique()) < 2:
+        return {}
+    metrics: dict[str, Any] = {"image_AUROC": AUROC, "image_AP": AUPR, "image_F1": F1Max}
+    return {name: _compute(metric, unit_interval(scores_N), labels_N) for name, metric in metrics.items()}
+
+
+def pixel_metrics(maps_NHW: Tensor, masks_NHW: Tensor) -> dict[str, float]:
+    """Return pixel AUROC, pixel AP and AUPRO of raw maps; nothing if no pixel, or every one, is defective."""
+    if not masks_NHW.any() or masks_NHW.all():
+        return {}
+    scaled, masks = unit_interval(maps_NHW), masks_NHW.long()
+    metrics: dict[str, Any] = {"pixel_AUROC": AUROC, "pixel_AP": AUPR}
+    found = {name: _compute(metric, scaled, masks) for name, metric in metrics.items()}
+    return {**found, "AUPRO": _compute(AUPRO, maps_NHW, masks_NHW.float())}
+
+
+def best_f1_threshold(scores_N: Tensor, labels_N: Tensor) -> float:
+    """Return the raw score from which Anomalib calls an image defective: the best F1 on validation images."""
+    return _compute(F1AdaptiveThreshold, scores_N, labels_N)
+
+
+def unit_interval(scores: Tensor) -> Tensor:
+    """Map float32 scores to [0, 1], float64, keeping their order and ties.
+
+    The ranking metrics of torchmetrics apply a sigmoid to every batch with a score outside [0, 1], which is 1 in
+    float32 for all scores above 17: distances would be tied. The bits of a float, read as an integer, keep its order.
+    """
+    bits = scores.contiguous().view(torch.int32).long()
+    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    return (ordered + 2**31).double() / 2**32
+
+
+def small_maps(maps_NHW: Tensor) -> Tensor:
+    """Shrink float32 maps to a longest side of :data:`MAP_SIDE`, finite float16; maxima keep thin defects visible."""
+    height, width = maps_NHW.shape[-2:]
+    scale = min(1.0, MAP_SIDE / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    pooled = F.adaptive_max_pool2d(maps_NHW[:, None], size)[:, 0]
+    limit = torch.finfo(torch.float16).max
+    return pooled.clamp(-limit, limit).half()
+
+
+def explain_worst(
+    model: ExDD, datamodule: AnomalibDataModule, found: Predictions, device: torch.device
+) -> dict[str, NearestPatches]:
+    """Explain the highest-scoring normal and the lowest-scoring defective images, by path of the image."""
+    signed = torch.where(found.labels == 1, found.scores, -found.scores)
+    order = signed.argsort(stable=True)
+    chosen = [int(n) for label in (0, 1) for n in order[found.labels[order] == label][:EXPLAINED_IMAGES]]
+    model = model.to(device).eval()
+    transform = model.pre_processor.transform
+    explained = {}
+    for number in sorted(chosen):
+        item: Any = datamodule.test_data[number]
+        image = torch.Tensor(transform(item.image) if transform else item.image).to(device)
+        explained[str(item.image_path)] = _nearest_patches(model, image, str(item.image_path))
+    return explained
+
+
+def _nearest_patches(model: ExDD, image_CHW: Tensor, path: str) -> NearestPatches:
+    explanation = explain_image(model.model, image_CHW, path, 1, model.decisions)
+    height, width = explanation.image_size
+    patch = explanation.patches[0]
+
+    def shares(found: TrainingPatch) -> dict[str, Any]:
+        place = {"row": found.row / height, "column": found.column / width}
+        return {"source": found.source, **place, "distance": found.distance}
+
+    defect = None if patch.defect is None else shares(patch.defect)
+    reason = None if explanation.reason is None else str(explanation.reason)
+    return NearestPatches(patch.row / height, patch.column / width, shares(patch.normal), defect, reason)
+
+
+def measure_speed(model: AnomalibModule, datamodule: AnomalibDataModule, device: torch.device) -> tuple[float, float]:
+    """Time the model with its pre-processing on test images in memory, after a warm-up.
+
+    Returns:
+        Images a second in batches, and milliseconds of a single image.
+    """
+    batches: list[Tensor] = []
+    for batch in datamodule.test_dataloader():
+        batches.append(batch.image)
+        if sum(len(images) for images in batches) >= SPEED_IMAGES:
+            break
+    model = model.to(device).eval()
+    with torch.inference_mode(), default_allocation():
+        model(batches[0].to(device))
+        seconds = [_seconds(model, images, device) for images in batches]
+        singles = [image[None] for images in batches for image in images][: LATENCY_IMAGES + _WARM_UP]
+        latencies = [_seconds(model, image, device) for image in singles]
+    latencies = latencies[_WARM_UP:] or latencies
+    return sum(len(images) for images in batches) / sum(seconds), 1000 * statistics.median(latencies)
+
+
+def peak_memory_mb() -> float | None:
+    """Return the largest resident memory of this process so far; None on Windows."""
+    try:
+        import resource  # noqa: PLC0415  not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def peak_gpu_memory_mb(device: torch.device) -> float | None:
+    """Return the largest memory allocated on a GPU so far; None without one."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+
+def _compute(metric_class: Any, scores: Tensor, labels: Tensor) -> float:
+    metric = metric_class(fields=["scores", "labels"])
+    metric.update(SimpleNamespace(scores=scores, labels=labels))
+    return float(metric.compute())
+
+
+def _seconds(model: AnomalibModule, images_BCHW: Tensor, device: torch.device) -> float:
+    images_BCHW = images_BCHW.to(device)
+    _synchronize(device)
+    start = time.perf_counter()
+    model(images_BCHW)
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

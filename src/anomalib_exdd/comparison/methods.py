@@ -1,0 +1,246 @@
+"""The methods of a comparison: as equal as their models allow, with notes on the differences; and their models."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Trainer
+
+from anomalib_exdd.models.components.transforms import crops_of
+from anomalib_exdd.models.defect_classifier import DefectClassifier
+from anomalib_exdd.models.exdd import ExDD
+from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
+
+from .config import ComparisonConfig, MethodConfig, find_class, instantiate, merge, resolve_arguments
+from .data import resolve_data
+
+_COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
+_TRAINER_ARGUMENTS = {
+    "accelerator", "barebones", "default_root_dir", "devices", "enable_progress_bar", "fast_dev_run", "logger",
+    "num_nodes", "strategy",
+}  # fmt: skip
+"""Arguments of models and of the trainer that the comparison sets itself."""
+
+
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method as it will run.
+
+    Attributes:
+        config: Its settings.
+        arguments: Arguments of its model, all but the seed of the run.
+        takes_seed: Whether the model takes the seed of the run.
+        image_size: Height and width of its input; None for the model's own.
+        weights: File of its backbone's weights; empty where the model finds them itself.
+        uses_defects: Whether it sees defective training images.
+        notes: What is not the same as for the other methods.
+    """
+
+    config: MethodConfig
+    arguments: dict[str, Any]
+    takes_seed: bool
+    image_size: tuple[int, int] | None
+    weights: str
+    uses_defects: bool
+    notes: list[str]
+
+    def run_settings(self, comparison: ComparisonConfig, seed: int) -> dict[str, Any]:
+        """Return everything that a run depends on, except for the content of the data and the versions."""
+        seeded = {"seed": seed} if self.takes_seed else {}
+        owner = f"Argument `data` of method {self.config.name!r}"
+        return {
+            "method": self.config.name,
+            "seed": seed,
+            "model": {"class_path": self.config.class_path, "init_args": {**self.arguments, **seeded}},
+            "trainer": dict(self.config.trainer),
+            "data": resolve_data(comparison.data, self.config.data, seed, owner),
+            "image_size": None if self.image_size is None else list(self.image_size),
+            "weights": self.weights,
+            "uses_defects": self.uses_defects,
+            "quick": comparison.quick,
+            "accelerator": comparison.accelerator,
+        }
+
+
+def resolve_method(method: MethodConfig, comparison: ComparisonConfig) -> ResolvedMethod:
+    """Give a method the settings that all methods share, where its model has an argument for them.
+
+    Raises:
+        ValueError: If the model is unknown or does not take an argument or a value.
+    """
+    owner = f"Method {method.name!r}"
+    try:
+        found = _model_class(method.class_path)
+    except ValueError as error:
+        msg = f"{owner}: {error}"
+        raise ValueError(msg) from error
+    given = dict(method.init_args)
+    if forbidden := sorted(_COMPONENTS & set(given)):
+        msg = f"{owner}: argument `{forbidden[0]}` is set by the comparison. For another input size give `image_size`."
+        raise ValueError(msg)
+    parameters = set(inspect.signature(found).parameters)
+    size = method.image_size or comparison.image_size
+    for name, value in {"backbone": comparison.backbone, "layers": comparison.layers, "image_size": size}.items():
+        if value is not None and name in parameters:
+            given.setdefault(name, list(value) if isinstance(value, tuple) else value)
+    takes_seed = "seed" in parameters and "seed" not in given
+    arguments = resolve_arguments(found, given, _COMPONENTS, f"{owner}, {found.__name__}")
+    if takes_seed:
+        arguments.pop("seed", None)
+    if arguments.get("image_size") is not None:
+        size = (arguments["image_size"][0], arguments["image_size"][1])
+    _check_trainer(method)
+    weights, weight_notes = _weights(arguments, parameters, comparison)
+    uses_defects = issubclass(found, ExDD | DefectClassifier) or arguments.get("supervised") is True
+    uses_defects = uses_defects if method.uses_defects is None else method.uses_defects
+    notes = [*method.notes, *_size_notes(found, size, comparison), *weight_notes]
+    notes += _data_notes(found, method, uses_defects=uses_defects)
+    return ResolvedMethod(method, arguments, takes_seed, size, weights, uses_defects, notes)
+
+
+def build_model(run: Mapping[str, Any]) -> AnomalibModule:
+    """Build the model of a run with raw scores, without metrics and pictures of its own.
+
+    Args:
+        run: Settings from :meth:`.ResolvedMethod.run_settings`.
+
+    Raises:
+        ValueError: If the weights do not fit.
+    """
+    found = _model_class(run["model"]["class_path"])
+    arguments = dict(run["model"]["init_args"])
+    for name in ("dtd_dir", "imagenet_dir"):
+        if arguments.get(name) is not None:
+            with suppress(OSError):  # a failed download leaves an empty folder, which Anomalib takes for a complete one
+                Path(arguments[name]).rmdir()
+    components: dict[str, Any] = {
+        # It changes nothing, because Anomalib's normalisation clips scores, but keeps a threshold that the model finds.
+        "post_processor": PostProcessor(
+            enable_normalization=False, enable_thresholding=False, enable_threshold_matching=False
+        ),
+        "evaluator": False,
+        "visualizer": False,
+    }
+    if run["image_size"] is not None:
+        components["pre_processor"] = _pre_processor(found, run["image_size"])
+    weights = run["weights"]
+    if not weights:
+        return instantiate(found, arguments, **components)
+    if "weights" in inspect.signature(found).parameters:
+        return instantiate(found, {**arguments, "weights": weights}, **components)
+    if "pre_trained" in arguments:
+        arguments["pre_trained"] = False
+    with _timm_without_downloads():
+        model = instantiate(found, arguments, **components)
+    _load_backbones(model, Path(weights))
+    return model
+
+
+def input_size(processor: PreProcessor) -> tuple[int, int] | None:
+    """Return the height and width that a pre-processor resizes to; None if it does not."""
+    if processor.transform is None:
+        return None
+    shape = processor.transform(torch.zeros(1, 3, 1, 1)).shape
+    return None if shape[-2:] == (1, 1) else (int(shape[-2]), int(shape[-1]))
+
+
+def _model_class(class_path: str) -> type[AnomalibModule]:
+    return find_class(class_path, AnomalibModule, "anomalib.models")
+
+
+def _pre_processor(found: type[AnomalibModule], size: tuple[int, int] | None) -> PreProcessor:
+    configure: Any = found.configure_pre_processor
+    if size is None or "image_size" not in inspect.signature(configure).parameters:
+        return configure()
+    return configure(image_size=tuple(size))
+
+
+def _check_trainer(method: MethodConfig) -> None:
+    owner = f"Argument `trainer` of method {method.name!r}"
+    if forbidden := sorted(_TRAINER_ARGUMENTS & set(method.trainer)):
+        msg = f"{owner} cannot give `{forbidden[0]}`: every run of a comparison has one device and a folder of its own."
+        raise ValueError(msg)
+    resolve_arguments(Trainer, method.trainer, set(), owner)
+
+
+def _size_notes(found: type[AnomalibModule], size: tuple[int, int] | None, comparison: ComparisonConfig) -> list[str]:
+    processor = _pre_processor(found, size)
+    actual, wanted = input_size(processor), comparison.image_size
+    notes = []
+    if wanted is not None and actual is not None and actual != tuple(wanted):
+        notes.append(f"Input {actual[0]} x {actual[1]} instead of {wanted[0]} x {wanted[1]}.")
+    if crops := crops_of(processor.transform):
+        notes.append(f"Crops images ({', '.join(map(str, crops))}); pixel metrics are of what is left.")
+    return notes
+
+
+def _data_notes(found: type[AnomalibModule], method: MethodConfig, *, uses_defects: bool) -> list[str]:
+    notes = []
+    if not uses_defects:
+        notes.append("Without the defective training images.")
+    elif issubclass(found, DefectClassifier):
+        notes.append("With the defective training images, without their masks.")
+    elif not issubclass(found, ExDD):
+        notes.append("With the defective training images and their masks.")
+    if method.data:
+        notes.append(f"Data with {', '.join(_flat(method.data))}.")
+    return notes
+
+
+def _weights(arguments: Mapping[str, Any], parameters: set[str], comparison: ComparisonConfig) -> tuple[str, list[str]]:
+    """Return the file of the backbone's weights (empty for the model's own), and notes."""
+    if "backbone" not in parameters:
+        return "", ["Network of its own, without the shared backbone."] if comparison.backbone else []
+    used, notes = str(arguments["backbone"]), []
+    if comparison.backbone is not None and used != comparison.backbone:
+        notes.append(f"Backbone {used} instead of {comparison.backbone}.")
+    if arguments.get("weights") is not None:
+        return "", [*notes, f"Weights of {Path(arguments['weights']).name}."]
+    if arguments.get("pre_trained") is False and used != "filter_bank":
+        return "", [*notes, "Backbone without trained weights."]
+    if comparison.weights is None or used == "filter_bank":
+        return "", notes
+    if used.partition(".")[0] != str(comparison.backbone).partition(".")[0]:
+        return "", [*notes, f"timm's weights, because {comparison.weights.name} is of {comparison.backbone}."]
+    return str(comparison.weights), notes
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    flat = []
+    for name, value in merge({}, settings).items():
+        if isinstance(value, Mapping):
+            flat += _flat(value, "" if name == "init_args" else f"{prefix}{name}.")
+        else:
+            flat.append(f"{prefix}{name} {value}")
+    return flat
+
+
+def _load_backbones(model: AnomalibModule, weights: Path) -> None:
+    """Load local weights into all timm backbones of a model."""
+    backbones = [each for each in model.modules() if isinstance(each, TimmFeatureExtractor)]
+    if not backbones:
+        msg = f"{type(model).__name__} has no timm backbone that {weights} could be loaded into."
+        raise ValueError(msg)
+    for each in backbones:
+        ours = PatchFeatureExtractor(str(each.backbone), [str(layer) for layer in each.layers], weights=weights)
+        ours.load_weights()
+        each.load_state_dict(ours.backbone.state_dict())
+
+
+@contextmanager
+def _timm_without_downloads() -> Iterator[None]:
+    """Let models that always take timm's pretrained weights be built without them."""
+    create = timm.create_model
+    timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False})
+    try:
+        yield
+    finally:
+        timm.create_model = create

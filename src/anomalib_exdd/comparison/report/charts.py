@@ -1,0 +1,277 @@
+"""Layout of the report's charts: scales, ticks, labels and positions, which `templates/charts.html` draws as SVG.
+
+A chart is 420 units wide, about a phone's width in CSS pixels, so that its texts are readable at every size. Colours
+and line styles are classes of the style sheet (`m0` to `m7`, `d0` to `d3`), so that they follow the light and dark
+theme.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalib_exdd.comparison.results import METRICS, Difference, Run
+
+from .curves import Curve, corners, mean_curve, precision_recall_points, roc_points
+from .formatting import COSTS, count, number, points
+from .reader import MethodResults, Results, RunResults
+from .summary import finite_differences
+
+WIDTH = 420
+COLOURS = 8
+DASHES = 4
+BINS = 30
+LABEL_GAP = 4
+"""Distance of a threshold's name from its line."""
+LABEL_HEIGHTS = (12, 26, 40)
+"""Baselines of the names of up to three thresholds."""
+_STEPS = (1, 2, 2.5, 5, 10)
+_NARROW, _WIDE = frozenset("iljtfrI.,;:'|()[] "), frozenset("mwMWO@%…")
+_LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of size 13, in wide fonts
+_FONT, _LINE = 13, 15  # size of letters, and distance of lines
+_NAMES, _PLOT, _TOP, _ROW = 108, 116, 8, 26  # row charts: end of the names, start of the plot, top, height of a row
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear scale from values (`low` to `high`) to positions in a drawing (`start` to `end`, ascending or not)."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return the position of a value."""
+        span = self.high - self.low
+        return self.start + (value - self.low) / span * (self.end - self.start) if span else self.start
+
+    def ticks(self, about: int, write: Callable[[float], str]) -> list[tuple[float, str]]:
+        """Return position and label of about so many round values."""
+        return [(self(value), write(value)) for value in round_values(self.low, self.high, about)]
+
+
+def round_values(low: float, high: float, about: int) -> list[float]:
+    """Choose about so many round values within a finite range."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in _STEPS if factor * magnitude >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [number * step + 0.0 for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def style_of(method: MethodResults) -> str:
+    """Return the classes of a method's colour and line style: no two of the first 32 methods share both."""
+    return f"m{method.number % COLOURS} d{(method.number + method.number // COLOURS) % DASHES}"
+
+
+def text_width(text: str) -> float:
+    """Return a width that a text does not exceed in any font a browser may use."""
+    narrow, usual, wide = _LETTER_WIDTHS
+    return sum(narrow if letter in _NARROW else wide if letter in _WIDE else usual for letter in text)
+
+
+def wrapped(name: str, width: float) -> list[str]:
+    """Divide a name into lines of at most a width, after spaces and punctuation where possible."""
+    lines: list[str] = []
+    current = ""
+    for part in re.findall(r"[^\s_/,-]*[\s_/,-]*", name):
+        if text_width((current + part).rstrip()) > width:
+            lines, current = [*lines, current], ""
+        for letter in part:
+            if text_width(current + letter) > width:
+                lines, current = [*lines, current], ""
+            current += letter
+    return [each.strip() for each in (*lines, current) if each.strip()]
+
+
+@dataclass(frozen=True)
+class RowLabel:
+    """A method's name beside its row: its lines, each with its baseline, and the middle of the row."""
+
+    lines: Sequence[tuple[float, str]]
+    y: float
+
+
+def row_labels(names: Sequence[str], width: float, top: float, height: float) -> tuple[list[RowLabel], float]:
+    """Stack names, wrapped to a width, in rows of at least a height; return them with the bottom of the last row."""
+    rows = []
+    for name in names:
+        lines = wrapped(name, width)
+        taller = height + _LINE * (len(lines) - 1)
+        baseline = top + (height + _FONT) / 2 - 2.5
+        rows.append(RowLabel([(baseline + _LINE * place, line) for place, line in enumerate(lines)], top + taller / 2))
+        top += taller
+    return rows, top
+
+
+def _row_chart(x: Scale, names: Sequence[str], content: Sequence[Any], write: Callable[[float], str]) -> dict[str, Any]:
+    labels, bottom = row_labels(names, _NAMES, _TOP, _ROW)
+    rows = list(zip(labels, content, strict=True))
+    return {"x": x, "ticks": x.ticks(3, write), "top": _TOP, "bottom": bottom, "names_end": _NAMES, "rows": rows}
+
+
+def difference_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out a forest plot of the paired differences of every metric."""
+    differences = finite_differences(results)
+    order = {metric: place for place, metric in enumerate(METRICS)}
+    charts = []
+    for metric in sorted({each.metric: None for each in differences}, key=lambda name: order.get(name, len(order))):
+        chosen: list[Difference] = [each for each in differences if each.metric == metric]
+        low = min(0.0, *(each.low for each in chosen))
+        high = max(0.0, *(each.high for each in chosen))
+        margin = 0.05 * (high - low) or 0.01
+        chart = _row_chart(
+            Scale(low - margin, high + margin, _PLOT, 240), [each.method for each in chosen], chosen, points
+        )
+        seeds = sorted({each.seeds for each in chosen})
+        over = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
+        over += " seed" if seeds[-1] == 1 else " seeds"
+        charts.append({**chart, "name": METRICS.get(metric, metric), "over": over})
+    return charts
+
+
+def cost_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out a bar chart of every cost that was measured."""
+    charts = []
+    for quantity, (name, unit, more) in COSTS.items():
+        measured = [method for method in results.methods if method.values(quantity)]
+        if measured:
+            highest = max(max(method.values(quantity)) for method in measured)
+            x = Scale(0, highest or 1.0, _PLOT, 336)
+            chart = _row_chart(x, [method.name for method in measured], measured, "{:,.10g}".format)
+            charts.append({**chart, "quantity": quantity, "name": name, "unit": unit, "more": more})
+    return charts
+
+
+def curve_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out ROC and precision-recall curves: every seed, and the mean over the seeds."""
+    drawn = [(method, [run for run in method.runs if run.has_both_labels]) for method in results.methods]
+    drawn = [(method, runs) for method, runs in drawn if runs]
+    if not drawn:
+        return []
+    prevalence = float(np.mean([run.labels.mean() for _, runs in drawn for run in runs]))
+    x, y = Scale(0, 1, 44, 410), Scale(0, 1, 356, 8)
+
+    def chart(
+        title: str, x_name: str, y_name: str, chance: tuple[float, float], points_of: Callable[[RunResults], Curve]
+    ) -> dict[str, Any]:
+        lines = []
+        for method, runs in drawn:
+            curves = [points_of(run) for run in runs]
+            seeds = [_polyline(curve, x, y) for curve in curves] if len(curves) > 1 else []
+            lines.append((method, seeds, _polyline(mean_curve(curves), x, y)))
+        return {"title": title, "x_name": x_name, "y_name": y_name, "chance": chance, "lines": lines, "x": x, "y": y}
+
+    return [
+        chart("ROC", "false positive rate", "true positive rate", (0, 1), roc_points),
+        chart("Precision and recall", "recall", "precision", (prevalence, prevalence), precision_recall_points),
+    ]
+
+
+def _polyline(curve: Curve, x: Scale, y: Scale) -> str:
+    return " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners(curve).tolist())
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A score at which the prediction changes: its name, the score, and the class of its line."""
+
+    name: str
+    score: float
+    style: str
+
+
+def thresholds_of(run: Run) -> list[Threshold]:
+    """Collect the finite thresholds of a run."""
+    known = (
+        ("threshold", run.threshold, "threshold"),
+        ("accept below", run.accept, "decision"),
+        ("reject from", run.reject, "decision"),
+    )
+    return [Threshold(name, score, style) for name, score, style in known if score is not None and np.isfinite(score)]
+
+
+def histogram_charts(results: Results) -> list[dict[str, Any]]:
+    """Lay out a histogram of the image scores of every method: normal images upwards, defective ones downwards."""
+    charts = []
+    top, middle, bottom = 48, 120, 192
+    for method, run in results.with_images:
+        finite = np.isfinite(run.scores)
+        if not finite.any():
+            continue
+        scores, labels = run.scores[finite], run.labels[finite]
+        thresholds = thresholds_of(run.run)
+        edges = histogram_edges(scores, [each.score for each in thresholds])
+        x = Scale(float(edges[0]), float(edges[-1]), 12, 408)
+        of_label = {"normal": scores[~labels], "defective": scores[labels]}
+        shares = {kind: np.histogram(found, edges)[0] / max(1, len(found)) for kind, found in of_label.items()}
+        tallest = max(1e-9, *(float(each.max()) for each in shares.values()))
+        bars = [
+            (kind, x(left) + 0.5, x(right) - x(left) - 1, middle - height if kind == "normal" else middle, height)
+            for kind, found in shares.items()
+            for left, right, height in zip(edges[:-1], edges[1:], found / tallest * (middle - top), strict=True)
+            if height > 0
+        ]
+        decides = {"accept below", "reject from"} <= {each.name for each in thresholds}
+        charts.append({
+            "method": method, "seed": run.run.seed, "x": x, "ticks": x.ticks(5, number), "bars": bars, "top": top,
+            "middle": middle, "bottom": bottom, "labels": place_labels(thresholds, x), "heights": LABEL_HEIGHTS,
+            "gap": LABEL_GAP, "notes": prediction_counts(run), "not_finite": int((~finite).sum()),
+            "review": sorted((x(run.run.accept or 0), x(run.run.reject or 0))) if decides else None,
+        })  # fmt: skip
+    return charts
+
+
+def histogram_edges(scores: NDArray[np.float64], thresholds: list[float]) -> NDArray[np.float64]:
+    """Divide the range of finite scores and thresholds into equal bins; return their edges, shape (BINS + 1,)."""
+    low, high = min([*scores.tolist(), *thresholds]), max([*scores.tolist(), *thresholds])
+    if low == high:
+        margin = max(abs(low), 1.0) / 2
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, BINS + 1)
+
+
+def prediction_counts(run: RunResults) -> list[str]:
+    """Count predictions of the test images by label, a sentence for the threshold and one for the decisions."""
+    labels, scores = run.labels, run.scores
+    threshold, accept, reject = run.run.threshold, run.run.accept, run.run.reject
+    sentences = []
+    if threshold is not None:
+        called = scores >= threshold
+        sentences.append(
+            f"At the threshold {(labels & ~called).sum()} of {count(int(labels.sum()), 'defective image')} are missed, "
+            f"and {(~labels & called).sum()} of {count(int((~labels).sum()), 'normal one')} are false alarms."
+        )
+    if accept is not None and reject is not None:
+        accepted, rejected = scores < accept, scores >= reject
+        named = (("Accepted:", accepted), ("for review:", ~accepted & ~rejected), ("rejected:", rejected))
+        parts = [f"{name} {(of & ~labels).sum()} normal and {(of & labels).sum()} defective" for name, of in named]
+        sentences.append("; ".join(parts) + ".")
+    return sentences
+
+
+def place_labels(thresholds: Sequence[Threshold], x: Scale) -> list[tuple[Threshold, bool]]:
+    """Order thresholds so that no line crosses the name of another.
+
+    Each name has a height of its own, and a line begins at its name. So only lines of higher names can cross a name:
+    names to the right of their lines descend to the right, names to the left of their lines descend to the left.
+
+    Returns:
+        The thresholds, that of the highest name first, each with whether its name is to the left of its line.
+    """
+    ends = {each: (x(each.score), LABEL_GAP + text_width(each.name)) for each in thresholds}
+    if all(place + width <= WIDTH for place, width in ends.values()):
+        left = set()
+    elif all(place >= width for place, width in ends.values()):
+        left = set(thresholds)
+    else:  # some are close to either edge: those of one half are far from the names of the other
+        left = {each for each, (place, _) in ends.items() if place > WIDTH / 2}
+    ordered = sorted(thresholds, key=lambda each: -each.score if each in left else each.score)
+    return [(each, each in left) for each in ordered]

@@ -1,0 +1,58 @@
+"""How the report writes numbers and names."""
+
+import math
+
+from anomalib_exdd.comparison.results import METRICS
+
+NOTHING = "–"  # noqa: RUF001  stands where there is no number
+
+COSTS: dict[str, tuple[str, str, bool]] = {
+    "fit_seconds": ("fit", "s", False),
+    "peak_memory_mb": ("peak memory", "MB", False),
+    "peak_gpu_memory_mb": ("peak GPU memory", "MB", False),
+    "images_per_second": ("speed", "images/s", True),
+    "latency_ms": ("latency", "ms", False),
+    "model_mb": ("model size", "MB", False),
+}
+"""Cost of a run -> name, unit, and whether more is better."""
+
+
+def higher_is_better(quantity: str) -> bool:
+    """Whether more of a metric or cost is better."""
+    return quantity in METRICS or COSTS[quantity][2]
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Write a share as a percentage without the sign."""
+    return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}"
+
+
+def points(difference: float) -> str:
+    """Write a difference of two shares in percentage points, with its sign."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "−")  # noqa: RUF001  a minus sign
+
+
+def amount(value: float | None) -> str:
+    """Write a cost with three significant digits, without exponent."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+
+
+def number(value: float) -> str:
+    """Write a score with three significant digits, from 1000 on without decimals."""
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+    return text.replace("-", "−")  # noqa: RUF001  a minus sign
+
+
+def exact(value: float | None) -> str:
+    """Write a number with six significant digits, whole numbers in full."""
+    if value is None:
+        return NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def count(items: int, one: str, many: str = "") -> str:
+    """Write a number of things: 1 image, 2 images."""
+    return f"{items:,} {one if items == 1 else many or one + 's'}"

@@ -1,0 +1,131 @@
+"""The report of a comparison: `report.html`, one file that needs nothing else.
+
+The summary and the table come first, the evidence below, and at the end what it takes to reproduce it. Style and script
+are allowed by their hashes and pictures as data; a browser refuses everything else, and all network.
+"""
+
+import csv
+import json
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path, PurePath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from anomalib_exdd.comparison.results import METRICS
+from anomalib_exdd.utils.files import sha256_of_file, write_file
+
+from . import formatting
+from .charts import cost_charts, curve_charts, difference_charts, histogram_charts, style_of
+from .formatting import COSTS, higher_is_better
+from .gallery import ERRORS_OF_EACH, MAX_IMAGES, error_cards, explained_methods
+from .outcomes import image_outcomes
+from .pictures import data_uri, decade_names, palette
+from .reader import MethodResults, Results, read_results
+from .summary import includes_zero, summary_facts
+
+REPORT_NAME = "report.html"
+MANIFEST_NAME = "data.csv"
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a comparison's folder into it; an old one stays until the new one is complete.
+
+    Args:
+        folder: Folder that `anomalib compare` wrote; see :mod:`anomalib_exdd.comparison.results`.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: If the folder has no `results.json`.
+        ValueError: If its schema is another version's, or files do not belong together.
+    """
+    path = folder / REPORT_NAME
+    write_file(path, report_page(read_results(folder)))
+    return path
+
+
+def report_page(results: Results) -> str:
+    """Return the report as HTML."""
+    environment = build_environment()
+    images = image_outcomes(results)
+    cards, decades = error_cards(results, images)
+    costs = [cost for cost in COSTS if any(method.values(cost) for method in results.methods)]
+    style = environment.get_template("report.css").render(methods=results.methods)
+    script = environment.get_template("report.js").render()
+    hashes = [b64encode(sha256(each.encode()).digest()).decode() for each in (style, script)]
+    return environment.get_template("page.html").render(
+        results=results,
+        comparison=results.comparison,
+        style=style,
+        script=script,
+        hashes=hashes,
+        facts=summary_facts(results),
+        costs=costs,
+        best={quantity: best_mean(results.methods, quantity) for quantity in (*METRICS, *costs)},
+        difference_charts=difference_charts(results),
+        curve_charts=curve_charts(results),
+        histogram_charts=histogram_charts(results),
+        cost_charts=cost_charts(results),
+        num_images=len(images),
+        num_errors=sum(bool(image.errors) for image in images),
+        cards=cards,
+        limits=(ERRORS_OF_EACH, MAX_IMAGES),
+        scale=None if decades is None else decade_names(decades),
+        explained=explained_methods(results, images),
+        manifest=_manifest(results),
+    )
+
+
+def best_mean(methods: Sequence[MethodResults], quantity: str) -> float | None:
+    """Return the best mean of a metric or cost; None if fewer than two methods have one."""
+    means = [mean for method in methods if (mean := method.mean(quantity)) is not None]
+    if len(means) < 2:
+        return None
+    return max(means) if higher_is_better(quantity) else min(means)
+
+
+def build_environment() -> Environment:
+    """Return the environment of the templates, with the filters that write numbers."""
+    environment = Environment(
+        loader=PackageLoader("anomalib_exdd.comparison.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        amount=formatting.amount,
+        count_of=formatting.count,
+        data_uri=data_uri,
+        exact=formatting.exact,
+        json=lambda content: json.dumps(content, indent=2, ensure_ascii=False),
+        name_of=lambda path: PurePath(path).name,
+        number=formatting.number,
+        percent=formatting.percent,
+        points=formatting.points,
+        px=lambda position: f"{position:.1f}",
+        style_of=style_of,
+    )
+    environment.tests["including_zero"] = includes_zero
+    environment.globals.update(METRICS=METRICS, COSTS=COSTS, NOTHING=formatting.NOTHING, palette=palette().tolist())
+    return environment
+
+
+def _manifest(results: Results) -> dict[str, Any]:
+    """Hash `data.csv` and count its rows by split and label."""
+    recorded = str(results.comparison.data.get("sha256") or "")
+    path = results.folder / MANIFEST_NAME
+    if not path.is_file():
+        return {"exists": False, "sha256": recorded or "not recorded"}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        counted = {"split", "label"} <= set(reader.fieldnames or ())
+        counts = Counter((row["split"], row["label"]) for row in reader) if counted else {}
+    actual = sha256_of_file(path)
+    changed = recorded if recorded not in {"", actual} else ""
+    return {"exists": True, "sha256": actual, "recorded": changed, "counts": sorted(counts.items())}

@@ -1,0 +1,186 @@
+"""Pictures of the report, embedded as data URIs, and one colour scale for the heat maps of all methods.
+
+Map values of different methods have no common unit. Comparable is the share of the pixels of normal test images below
+a value. Colours follow that share on a logarithmic scale (0 %, 90 %, 99 %, 99.9 %, ...): a value that one of ten
+thousand normal pixels exceeds has the same colour for all methods.
+"""
+
+import math
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from anomalib_exdd.images.masks import read_defect_pixels
+from anomalib_exdd.images.reading import DECODING_ERRORS, is_deep, open_image
+
+SIDE = 224
+"""Longest side of a picture, in pixels."""
+TILE = 128
+"""Side of the crop around a patch, in pixels."""
+_WINDOW = 0.2  # side of the crop, as a share of the image's longer side
+_MARK = 0.1  # half the side of the square around the patch, as a share of the crop
+_OUTLINE = (0, 229, 255)  # not in the palette
+_JPEG_QUALITY = 82
+LEVELS = 64
+MAX_DECADES = 4
+_CODES = 1 << 16  # bit patterns of a half-precision number
+
+# Ten colours of the map "inferno" (S. van der Walt and N. Smith, public domain): its brightness ascends evenly, which
+# is visible to people with any colour vision and in a grey print.
+_INFERNO = np.array([
+    (0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96),
+    (207, 68, 70), (237, 105, 37), (251, 155, 6), (247, 209, 61), (252, 255, 164),
+])  # fmt: skip
+
+
+def palette() -> NDArray[np.uint8]:
+    """Return the colour of every level, RGB, shape (LEVELS, 3)."""
+    places = np.linspace(0, len(_INFERNO) - 1, LEVELS)
+    channels = [np.interp(places, np.arange(len(_INFERNO)), _INFERNO[:, channel]) for channel in range(3)]
+    return np.column_stack(channels).round().astype(np.uint8)
+
+
+def order_codes(values: NDArray[np.float16]) -> NDArray[np.uint16]:
+    """Map half-precision numbers to integers of the same order; NaN becomes the lowest, -0 equals 0.
+
+    Exact ranks then need no sorting, only counts of 65,536 codes.
+    """
+    numbers = np.where(np.isnan(values), np.float16(-np.inf), values) + np.float16(0)
+    bits = np.ascontiguousarray(numbers).view(np.uint16)
+    return np.where(bits & 0x8000, ~bits, bits | 0x8000).astype(np.uint16)
+
+
+class HeatScale:
+    """The colour scale of one run.
+
+    Args:
+        normal_maps: Maps of the normal test images, float16, any shapes; iterated once.
+
+    Raises:
+        ValueError: If they have no pixel.
+    """
+
+    def __init__(self, normal_maps: Iterable[NDArray[np.float16]]) -> None:
+        counts = np.zeros(_CODES, dtype=np.int64)
+        for normal_map in normal_maps:
+            counts += np.bincount(order_codes(normal_map).ravel(), minlength=_CODES)
+        self.pixels = int(counts.sum())
+        if not self.pixels:
+            msg = "Argument `normal_maps` has to have at least one pixel to compare with, but has none."
+            raise ValueError(msg)
+        self._share_above = np.cumsum(counts[::-1])[::-1] / self.pixels
+
+    def share_below(self, values: NDArray[np.float16]) -> NDArray[np.float64]:
+        """Return the share of normal pixels below each value, 0 to 1, in the shape of the values."""
+        return 1 - self._share_above[order_codes(values)]
+
+    def levels(self, values: NDArray[np.float16], decades: int) -> NDArray[np.uint8]:
+        """Return the level of the palette of each value, for a scale of so many powers of ten."""
+        above = np.maximum(self._share_above, 10.0 ** -(decades + 1))
+        of_code = (np.clip(-np.log10(above) / decades, 0, 1) * (LEVELS - 1)).round().astype(np.uint8)
+        return of_code[order_codes(values)]
+
+
+def common_decades(pixels: Iterable[int]) -> int:
+    """Return how many powers of ten all scales can resolve, given the number of pixels of each: 1 to 4."""
+    return max(1, min(MAX_DECADES, *(math.floor(math.log10(count)) for count in pixels)))
+
+
+def decade_names(decades: int) -> list[str]:
+    """Name the powers of ten by the share of normal pixels below: 0 %, 90 %, 99 %, 99.9 %."""
+    return [f"{100 - 100 / 10**decade:.10g} %" for decade in range(decades + 1)]
+
+
+def read_picture(path: Path | None) -> Image.Image | None:
+    """Read an image as RGB."""
+    if path is None:
+        return None
+    try:
+        image = open_image(path)
+        if not is_deep(image):
+            return image.convert("RGB")
+        # Pillow clips 16 bits to white: stretch the image's own range instead.
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+    except DECODING_ERRORS:
+        return None
+    span = float(np.ptp(pixels)) or 1.0
+    return Image.fromarray(((pixels - pixels.min()) / span * 255).astype(np.uint8)).convert("RGB")
+
+
+def read_mask(path: Path | None) -> Image.Image | None:
+    """Read a mask as a grey image of 0 and 255."""
+    if path is None:
+        return None
+    try:
+        return Image.fromarray(read_defect_pixels(path).astype(np.uint8) * 255)
+    except DECODING_ERRORS:
+        return None
+
+
+def small_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return width and height of an image's picture, at most :data:`SIDE`."""
+    scale = min(1.0, SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def outline(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels of a mask's outline in a picture, two pixels wide, around the defect, shape (height, width)."""
+    # Any share of a small pixel counts, so that thin scratches stay visible.
+    inside = mask.resize(size, Image.Resampling.BOX).point([0, *[255] * 255])
+    around = inside.filter(ImageFilter.MaxFilter(5))
+    return np.asarray(np.asarray(around) != np.asarray(inside))
+
+
+def photo(image: Image.Image, edge: NDArray[np.bool_] | None = None) -> bytes:
+    """Return a small picture of an image, with an outline if one is given, as JPEG."""
+    small = image.resize(small_size(image.size), Image.Resampling.BOX)
+    if edge is not None:
+        small = Image.fromarray(np.where(edge[..., None], np.array(_OUTLINE, dtype=np.uint8), np.asarray(small)))
+    return _encode(small, "JPEG", quality=_JPEG_QUALITY)
+
+
+def heat_picture(levels_hw: NDArray[np.uint8], size: tuple[int, int], edge: NDArray[np.bool_] | None = None) -> bytes:
+    """Return a map of palette levels as PNG.
+
+    Args:
+        levels_hw: Levels, shape (height, width) of the map.
+        size: Width and height of the picture. Where it is smaller than the map, the highest level is shown.
+        edge: Outline of the true defect, in the picture's size.
+    """
+    for axis, length in enumerate(reversed(size)):
+        if length < levels_hw.shape[axis]:
+            starts = np.arange(length) * levels_hw.shape[axis] // length
+            levels_hw = np.maximum.reduceat(levels_hw, starts, axis=axis)
+    levels = np.asarray(Image.fromarray(levels_hw).resize(size, Image.Resampling.BILINEAR))
+    if edge is not None:
+        levels = np.where(edge, np.uint8(LEVELS), levels)
+    picture = Image.fromarray(levels)
+    picture.putpalette([*palette().ravel().tolist(), *_OUTLINE])
+    return _encode(picture, "PNG", optimize=True)
+
+
+def patch_tile(image: Image.Image, row: float, column: float) -> bytes:
+    """Crop an image around a patch and mark the patch, as JPEG; its centre is given in shares of height and width."""
+    x, y, half = column * image.width, row * image.height, _WINDOW * max(image.size) / 2
+    box = (round(x - half), round(y - half), round(x + half) + 1, round(y + half) + 1)
+    tile = image.crop(box).resize((TILE, TILE), Image.Resampling.BICUBIC)
+    low, high = TILE * (0.5 - _MARK), TILE * (0.5 + _MARK)
+    ImageDraw.Draw(tile).rectangle((low, low, high, high), outline=_OUTLINE, width=2)
+    return _encode(tile, "JPEG", quality=_JPEG_QUALITY)
+
+
+def data_uri(picture: bytes) -> str:
+    """Return a JPEG or PNG as a data URI."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{b64encode(picture).decode()}"
+
+
+def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

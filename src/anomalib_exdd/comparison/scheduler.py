@@ -1,0 +1,182 @@
+"""Executes the runs of a comparison, each in a process of its own, unless they are finished.
+
+Every process measures its own memory, and one that is killed leaves the other runs alone.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .environment import run_environment
+from .progress import PROGRESS_NAME, read_progress
+from .results import Run, write_json
+from .worker import RUN_NAME, SETTINGS_NAME
+
+LOG_NAME = "log.txt"
+WORKER = ("-m", "anomalib_exdd.comparison.worker")
+"""Arguments of Python that start the process of a run."""
+_PATIENCE = 10  # seconds that a process has to end after SIGTERM
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to execute.
+
+    Attributes:
+        folder: Folder of its files.
+        place: The same, relative to that of the comparison.
+        settings: Everything it depends on: `run`, `data` (fingerprint of the images) and `environment`, as JSON.
+    """
+
+    folder: Path
+    place: str
+    settings: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """Name of its method."""
+        return str(self.settings["run"]["method"])
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.settings["run"]["seed"])
+
+    def finished(self) -> Run | None:
+        """Return the result of an earlier call with the same settings; None without one, or if it failed."""
+        run = self._read(RUN_NAME)
+        if run is None or run.get("error") or self._read(SETTINGS_NAME) != self.settings:
+            return None
+        return Run(**run)
+
+    def changes(self) -> list[str]:
+        """Name the settings that differ from those of an earlier run in this folder; empty without one."""
+        before = self._read(SETTINGS_NAME)
+        return [] if before is None or self._read(RUN_NAME) is None else sorted(_changed(before, self.settings))
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start the process of the run in an emptied folder; its output goes to `log.txt`."""
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        write_json(self.settings, self.folder / SETTINGS_NAME)
+        paths = os.pathsep.join(path for path in sys.path if path)  # the process imports from where this one does
+        with (self.folder / LOG_NAME).open("wb") as log:
+            return subprocess.Popen(  # noqa: S603  this Python and our module
+                [sys.executable, *WORKER, str(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": paths, **run_environment()},
+            )
+
+    def result(self, returncode: int) -> Run:
+        """Read the result of a process that has ended, or write why there is none."""
+        found = self._read(RUN_NAME)
+        if found is not None:
+            return Run(**found)
+        self.clean()
+        run = Run(self.method, self.seed, self.place, error=_reason(returncode, self.folder / LOG_NAME))
+        write_json(asdict(run), self.folder / RUN_NAME)
+        return run
+
+    def clean(self) -> None:
+        """Remove what a killed process has left of its training."""
+        (self.folder / PROGRESS_NAME).unlink(missing_ok=True)
+        for left in self.folder.glob("training-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            content: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            return content
+        return None
+
+
+def execute_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
+    """Execute the runs that are not finished, with a progress bar.
+
+    Args:
+        planned: All runs.
+        finished: Gets the results as they come, so that the caller has them after an interruption.
+    """
+    known = [run.finished() for run in planned]
+    finished += [run for run in known if run is not None]
+    if finished:
+        print(f"{len(finished)} of {len(planned)} runs are there already and are kept.")
+    bar = tqdm(
+        total=len(planned),
+        initial=len(finished),
+        smoothing=0,
+        mininterval=1 if sys.stderr.isatty() else 60,  # seconds; a file keeps every state of the bar
+        miniters=0,
+        bar_format="{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+    )
+    with bar:
+        for run in (run for run, result in zip(planned, known, strict=True) if result is None):
+            if changes := run.changes():
+                bar.write(f"{run.method}, seed {run.seed}: run again, because of {', '.join(changes)}.")
+            bar.set_description(f"{run.method}, seed {run.seed}")
+            process = run.start()
+            try:
+                code = wait(process, partial(_show_progress, bar, run.folder))
+            except BaseException:
+                stop(process)
+                run.clean()
+                raise
+            bar.set_postfix_str("", refresh=False)
+            finished.append(run.result(code))
+            bar.write(str(finished[-1]))
+            bar.update()
+
+
+def wait(process: "subprocess.Popen[bytes]", tick: Callable[[], None]) -> int:
+    """Wait for a process, calling `tick` five times a second; return its exit code."""
+    while process.poll() is None:
+        time.sleep(0.2)
+        tick()
+    return int(process.returncode)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Terminate a process, and kill it if it does not end."""
+    process.terminate()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _show_progress(bar: Any, folder: Path) -> None:
+    progress = read_progress(folder)
+    bar.set_postfix_str("" if progress is None else str(progress), refresh=False)
+    bar.update(0)
+
+
+def _reason(returncode: int, log: Path) -> str:
+    """Explain in a line why a process ended without a result."""
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        hint = ": most likely out of memory" if name == "SIGKILL" else ""
+        return f"The process was ended by {name}{hint}."
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"The process ended with code {returncode}: {lines[-1].strip() if lines else 'it said nothing'}"
+
+
+def _changed(before: Any, now: Any, prefix: str = "") -> list[str]:
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [prefix.removesuffix(".")]
+    return [name for key in {*before, *now} for name in _changed(before.get(key), now.get(key), f"{prefix}{key}.")]

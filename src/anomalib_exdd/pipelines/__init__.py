@@ -1,1 +1,0 @@
-"""Subcommands that fit Anomalib's command line."""

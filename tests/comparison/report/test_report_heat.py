@@ -1,0 +1,168 @@
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageDraw
+
+from anomalib_exdd.comparison.report.pictures import (
+    LEVELS,
+    SIDE,
+    TILE,
+    HeatScale,
+    common_decades,
+    data_uri,
+    decade_names,
+    heat_picture,
+    order_codes,
+    outline,
+    palette,
+    patch_tile,
+    photo,
+    read_mask,
+    read_picture,
+    small_size,
+)
+
+HALVES = arrays(np.float16, st.integers(1, 40), elements=st.floats(width=16, allow_nan=True, allow_infinity=True))
+
+
+def opened(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
+
+
+@given(HALVES, HALVES)
+def test_share_below_is_that_of_going_through_all_pixels(normal: np.ndarray, values: np.ndarray) -> None:
+    shares = HeatScale([normal[:3], normal[3:]]).share_below(values)
+    lowest = np.float16(-np.inf)  # what is no number counts as
+    normal, values = np.where(np.isnan(normal), lowest, normal), np.where(np.isnan(values), lowest, values)
+    assert shares == pytest.approx([np.mean(normal < value) for value in values])
+
+
+@given(HALVES)
+def test_codes_have_the_order_of_the_numbers(values: np.ndarray) -> None:
+    numbers = np.where(np.isnan(values), -np.inf, values.astype(float))
+    codes = order_codes(values)
+    assert ((codes[:, None] < codes) == (numbers[:, None] < numbers)).all()
+    assert ((codes[:, None] == codes) == (numbers[:, None] == numbers)).all()
+
+
+def test_minus_zero_is_zero() -> None:
+    assert len(set(order_codes(np.array([-0.0, 0.0], dtype=np.float16)).tolist())) == 1
+
+
+def test_higher_values_never_get_lower_levels_and_decades_are_even() -> None:
+    normal = np.arange(1000, dtype=np.float16)
+    scale = HeatScale([normal])
+    levels = scale.levels(np.linspace(-5, 1500, 4000).astype(np.float16), 3).astype(int)
+    assert (np.diff(levels) >= 0).all()
+    assert (levels[0], levels[-1]) == (0, LEVELS - 1)
+    # 90 % of the normal pixels lie below 900, 99 % below 990.
+    assert scale.share_below(np.array([900, 990], dtype=np.float16)) == pytest.approx([0.9, 0.99])
+    assert scale.levels(np.array([900, 990], dtype=np.float16), 3).tolist() == [21, 42]  # a third, two thirds of 63
+
+
+def test_equal_ranks_get_equal_colours_whatever_the_scale() -> None:
+    random = np.random.default_rng(1)
+    one = np.unique(random.normal(size=600).astype(np.float16))
+    other = (np.arange(len(one)) * 3 - 700).astype(np.float16)  # same order, other numbers
+    assert len(np.unique(other)) == len(one)
+    values = random.permutation(len(one))[:50]
+    levels = [HeatScale([maps]).levels(maps[values], 3) for maps in (one, other)]
+    assert (levels[0] == levels[1]).all()
+
+
+def test_scale_spans_what_all_runs_can_tell_apart() -> None:
+    assert [common_decades(pixels) for pixels in ([10**6, 5000], [10**9], [3], [100, 10**5])] == [3, 4, 1, 2]
+    assert decade_names(4) == ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"]
+    with pytest.raises(ValueError, match="at least one pixel"):
+        HeatScale([])
+
+
+def test_palette_grows_brighter_evenly() -> None:
+    linear = np.where(palette() / 255 <= 0.04045, palette() / 255 / 12.92, ((palette() / 255 + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
+    lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+    steps = np.diff(lightness)
+    assert (steps > 0).all()
+    assert steps.max() < 3 * steps.mean()
+
+
+def test_heat_pictures_have_the_colours_of_the_palette() -> None:
+    levels = np.repeat(np.array([[0, 21], [42, 63]], dtype=np.uint8), 40, axis=0).repeat(40, axis=1)
+    edge = np.zeros((80, 80), dtype=bool)
+    edge[10] = True
+    picture = opened(heat_picture(levels, (80, 80), edge))
+    for row, column in ((20, 20), (20, 60), (60, 20), (60, 60)):
+        assert picture[row, column].tolist() == palette()[levels[row, column]].tolist()
+    assert (picture[10] == picture[10, 0]).all()
+    assert picture[10, 0].tolist() not in palette().tolist()
+
+
+def test_a_hot_spot_survives_a_smaller_picture() -> None:
+    levels = np.zeros((400, 200), dtype=np.uint8)
+    levels[123, 77] = LEVELS - 1
+    for width, height in ((50, 100), (199, 399), (33, 71)):
+        bright = (opened(heat_picture(levels, (width, height))) == palette()[-1]).all(axis=-1)
+        ((row, column),) = np.argwhere(bright)
+        assert row * 400 // height <= 123 < (row + 1) * 400 / height
+        assert column * 200 // width <= 77 < (column + 1) * 200 / width
+
+
+def test_outline_surrounds_the_defect_even_a_thin_one() -> None:
+    mask = Image.new("L", (800, 400))
+    ImageDraw.Draw(mask).line((200, 100, 600, 100), fill=255)  # a single row
+    size = small_size(mask.size)
+    assert max(size) == SIDE
+    edge = outline(mask, size)
+    row = round(100 * size[1] / 400)
+    assert not edge[row, size[0] // 2]
+    assert edge[row - 2 : row, size[0] // 2].any()
+    assert edge[row + 1 : row + 4, size[0] // 2].any()
+    rows, columns = edge.nonzero()
+    assert abs(rows.mean() - row) < 1.5
+    assert abs(columns.mean() - size[0] / 2) < 2
+
+
+def test_pictures_of_all_kinds_and_none(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.linspace(0, 60000, 64).reshape(8, 8).astype(np.uint16)).save(deep)
+    picture = read_picture(deep)
+    assert picture is not None
+    grey = np.asarray(picture)[..., 0].ravel()
+    assert (grey[0], grey[-1]) == (0, 255)
+    assert abs(int(grey[32]) - 129) < 3  # not clipped to white
+    (tmp_path / "torn.png").write_bytes(deep.read_bytes()[:60])
+    (tmp_path / "text.png").write_text("not a picture")
+    for path in (tmp_path / "torn.png", tmp_path / "text.png", tmp_path / "absent.png", None):
+        assert read_picture(path) is None
+        assert read_mask(path) is None
+
+
+def test_masks_are_what_is_not_black(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    pixels[1, 2, 2] = 1  # so dark a blue that its grey is 0
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png")
+    assert mask is not None
+    assert np.argwhere(np.asarray(mask)).tolist() == [[1, 2]]
+
+
+def test_tiles_are_centred_on_the_patch_even_at_the_border() -> None:
+    pixels = np.zeros((100, 100, 3), dtype=np.uint8)
+    pixels[:, 48:52] = 255
+    tile = opened(patch_tile(Image.fromarray(pixels), row=0.0, column=0.5)).astype(int)
+    assert tile.shape == (TILE, TILE, 3)
+    bright = (tile.min(axis=-1) > 180).any(axis=0).nonzero()[0]
+    assert abs(bright.mean() - TILE / 2) < 4
+    assert tile[: TILE // 2 - 20].max() < 40  # above the image there is nothing
+
+
+def test_small_images_keep_their_size_and_kinds_are_named() -> None:
+    picture = photo(Image.new("RGB", (30, 20), (200, 10, 10)))
+    assert opened(picture).shape == (20, 30, 3)
+    assert data_uri(picture).startswith("data:image/jpeg;base64,")
+    assert data_uri(heat_picture(np.zeros((3, 3), dtype=np.uint8), (3, 3))).startswith("data:image/png;base64,")
