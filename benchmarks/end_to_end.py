@@ -110,9 +110,9 @@ class Stopwatch:
         self.seconds = 0.0
         method = getattr(owner, name)
 
-        def measured(*arguments: Any) -> Any:
+        def measured(*arguments: Any, **keywords: Any) -> Any:
             start = time.perf_counter()
-            result = method(*arguments)
+            result = method(*arguments, **keywords)
             self.seconds += time.perf_counter() - start
             return result
 
