@@ -20,7 +20,7 @@ import torch
 from anomalib.models.components.sampling import KCenterGreedy
 from torch import Tensor
 
-from anomalib_exdd.sampling import greedy_k_center
+from anomalib_exdd.coreset import greedy_k_center
 from features import made_up
 from machine import describe, markdown_table
 

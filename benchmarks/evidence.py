@@ -136,7 +136,7 @@ class Study:
         start = time.perf_counter()
         self._add_normal(self.builder)
         self.builder.build_negative_bank()
-        self.model.model.negative_bank.look_around(NEIGHBORHOOD)  # for `patchcore` and `paper`
+        self.model.model.negative_bank.set_num_neighbors(NEIGHBORHOOD)  # for `patchcore` and `paper`
         self.build_seconds += time.perf_counter() - start
         self.negative = self._distances(self.model.model.negative_bank)
         self.known: dict[str, dict[str, float]] = {}
@@ -183,7 +183,7 @@ class Study:
         for row in rows:
             self._add_defective(builder, self.train, row)
         builder.build_positive_bank()
-        model.positive_bank.look_around(NEIGHBORHOOD)
+        model.positive_bank.set_num_neighbors(NEIGHBORHOOD)
         start = time.perf_counter()
         builder.fill_calibration_set()
         self.model.calibrate(learn_boundary=False)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
+from anomalib_exdd.coreset import gaussian_projection, greedy_k_center
 
 LARGEST_CORESET = 10_000  # larger banks are drawn at random: selecting them takes longer than measuring
 

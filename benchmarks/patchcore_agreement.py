@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from accuracy import spread
 from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.coreset import gaussian_projection, greedy_k_center
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.scoring import get_scoring
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 from machine import describe, markdown_table
 
 NUM_NEIGHBORS = 3

@@ -14,19 +14,18 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "anomalib_exdd"
 PACKAGE = "anomalib_exdd"
 
 # Room -> rooms it may import from. A room may always import from itself.
-FOUNDATIONS = {"images", "neighbors", "sampling", "synthesis"}
+FOUNDATIONS = {"coreset", "images", "search", "synthesis"}
 BUILT_ON_THEM = {"data", "models"}
 MAY_IMPORT = {
-    "precision": set(),  # a few lines of torch for everybody
-    "processes": set(),  # and a few for what processes tell each other
+    "utils": set(),  # for all others
     "images": set(),
-    "neighbors": {"precision"},
-    "sampling": {"precision", "processes"},
-    "synthesis": {"precision"},
-    "data": {"precision", *FOUNDATIONS},
-    "models": {"precision", "processes", *FOUNDATIONS},
+    "search": {"utils"},
+    "coreset": {"utils"},
+    "synthesis": {"utils"},
+    "data": {"utils", *FOUNDATIONS},
+    "models": {"utils", *FOUNDATIONS},
     "reporting": {"images"},  # decoding files: what a mask is, is decided once
-    "pipelines": {"precision", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
+    "pipelines": {"utils", *FOUNDATIONS, *BUILT_ON_THEM, "reporting"},
     "plugin": {"data", "models", "pipelines"},
     "_autoload": {"plugin"},
     "cli": {"plugin"},
@@ -35,7 +34,7 @@ MAY_IMPORT = {
 
 # Library -> the only place (file or folder) that imports it.
 ONLY_IN = {
-    "faiss": "neighbors/faiss_loader.py",
+    "faiss": "search/faiss_index.py",
     "accelerate": "synthesis",
     "diffusers": "synthesis",
     "peft": "synthesis",
@@ -44,8 +43,8 @@ ONLY_IN = {
 # Room -> libraries it must not know of.
 UNKNOWN_TO = {
     "images": {"lightning", "timm"},  # anomalib has the items that batches are made of
-    "neighbors": {"anomalib", "lightning", "timm", "torchvision"},
-    "sampling": {"anomalib", "lightning", "timm", "torchvision"},
+    "search": {"anomalib", "lightning", "timm", "torchvision"},
+    "coreset": {"anomalib", "lightning", "timm", "torchvision"},
     "synthesis": {"lightning", "timm"},  # anomalib has the Perlin noise
     "data": {"timm"},
     "reporting": {"anomalib", "lightning", "timm"},
@@ -136,7 +135,7 @@ def test_optional_libraries_wait_until_they_are_used() -> None:
         parts = [PACKAGE, *path.relative_to(SOURCE).with_suffix("").parts]
         module_files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     reached: set[str] = set()
-    todo = [name for name in module_files if name.count(".") <= 1 and not name.endswith("faiss_loader")]
+    todo = [name for name in module_files if name.count(".") <= 1]
     while todo:
         name = todo.pop()
         if name in reached or name not in module_files:

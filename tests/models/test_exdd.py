@@ -386,6 +386,22 @@ def test_prediction_takes_settings_from_the_checkpoint(
         torch.testing.assert_close(mine.anomaly_map, theirs.anomaly_map)
 
 
+def test_checkpoints_of_approximate_search_are_searched_exactly(
+    trained: tuple[ExDD, Path], small_data: Make, engine: Make, tmp_path: Path
+) -> None:
+    """It was an option of development versions."""
+    checkpoint, old = torch.load(trained[1], weights_only=True), tmp_path / "old.ckpt"
+    checkpoint["hyper_parameters"]["search"] = "approximate"
+    torch.save(checkpoint, old)
+    model = ExDD()
+    engine().predict(model=model, datamodule=small_data(), ckpt_path=old)
+    for restored in (model, ExDD.load_from_checkpoint(old)):
+        assert restored.settings.search == restored.model.negative_bank.search == "auto"
+        assert_same_banks(restored, trained[0])
+    with pytest.raises(ValueError, match="but got 'approximate'"):
+        ExDD.load_from_checkpoint(old, search="approximate")
+
+
 def test_settings_that_contradict_the_checkpoint_are_errors(
     trained: tuple[ExDD, Path], small_data: Make, engine: Make
 ) -> None:
@@ -443,6 +459,7 @@ def test_anomalibs_own_data_modules_work(sample_root: Path, small_model: Make, e
         ({"image_size": (8, 8)}, "`image_size` has to be"),
         ({"sigma": -1}, "`sigma` has to be positive"),
         ({"search": "annoy"}, "`search` has to be one of"),
+        ({"search": "approximate"}, r"has to be one of \('auto', 'torch', 'faiss'\), but got 'approximate'"),
         ({"backbone": "resnet_18"}, "`backbone` has to be a timm model, but got 'resnet_18'"),
         ({"layers": ["layer9"]}, "has the layers"),
         ({"layers": []}, "at least one layer"),

@@ -19,9 +19,9 @@ from anomalib_exdd import ExDD
 from anomalib_exdd.models.exdd import features as features_module
 from anomalib_exdd.models.exdd import memory_bank
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
-from anomalib_exdd.neighbors import create_index
-from anomalib_exdd.neighbors.principal import principal_axes
-from anomalib_exdd.precision import full_float32
+from anomalib_exdd.search import create_index
+from anomalib_exdd.search.pca import principal_axes
+from anomalib_exdd.utils.precision import full_float32
 
 THREADS = 8
 IMAGES = torch.rand(THREADS, 1, 3, 96, 64, generator=torch.Generator().manual_seed(0))

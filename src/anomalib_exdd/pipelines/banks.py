@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -157,7 +156,7 @@ def _load(ckpt_path: Path) -> ExDD:
     except (KeyError, RuntimeError) as error:
         msg = f"{ckpt_path} is no checkpoint of an ExDD model: {error}"
         raise ValueError(msg) from error
-    return cast("ExDD", model.eval())
+    return model.eval()
 
 
 def _box_mask(box: list[int], size: tuple[int, int]) -> Tensor:

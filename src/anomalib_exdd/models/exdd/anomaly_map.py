@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.models.components.pre_processor import resize_weights
-from anomalib_exdd.precision import Float32Buffers
+from anomalib_exdd.utils.precision import Float32Buffers
 
 _SIGNALS = 128  # blurred at a time
 _PIL_PASSES = 3

@@ -11,7 +11,7 @@ from anomalib_exdd.models.components.settings import (
     check_ratio,
     checkpoint_settings,
 )
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .memory_bank import BankPrecision
 from .scoring import ScoringName
@@ -92,6 +92,7 @@ def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mappin
     Raises:
         ValueError: If a given argument contradicts what the checkpoint's banks were built with.
     """
+    saved = {**saved, "search": "auto"} if saved.get("search") == "approximate" else saved  # a search of the past
     changes = checkpoint_settings(given, defaults, saved, FIXED_BY_BANKS)
     scoring, trained = changes.get("scoring", given.get("scoring")), saved.get("scoring", given.get("scoring"))
     if scoring != trained and "published" in {scoring, trained}:

@@ -13,7 +13,7 @@ from anomalib.data import ImageBatch
 from torch import Tensor
 from tqdm import tqdm
 
-from anomalib_exdd.processes import gather_objects, rank
+from anomalib_exdd.utils.distributed import gather_objects, rank
 
 from .calibration_set import CalibrationImage, Outline, drawn, others_distances, outline_of
 from .kinship import Origins

@@ -16,8 +16,8 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.precision import Float32Buffers, full_float32, one_thread
-from anomalib_exdd.processes import gather_objects
+from anomalib_exdd.utils.distributed import gather_objects
+from anomalib_exdd.utils.precision import Float32Buffers, full_float32, one_thread
 
 MAX_FOLDS = 5
 """Networks, at most; there are no more than defective images."""

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
-from anomalib_exdd.precision import Float32Buffers
+from anomalib_exdd.utils.precision import Float32Buffers
 
 from .decisions import Decisions, Floats, Thresholds, best_f1_threshold, decision_thresholds
 from .scoring import EVIDENCE, Coefficients, bounded_log_odds, top_count

@@ -15,8 +15,9 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_exdd.neighbors.exact import EXTRA_CANDIDATES, direct_distances
-from anomalib_exdd.precision import Float32Buffers, full_float32
+from anomalib_exdd.search.exact import EXTRA_CANDIDATES, direct_distances
+from anomalib_exdd.utils.distances import expanded_distances
+from anomalib_exdd.utils.precision import Float32Buffers, full_float32
 
 from .boundary import BoundaryData, Folds, LearntBoundary, name_hash
 from .calibration import ImagePatches
@@ -330,9 +331,7 @@ def others_distances(
         for query, image in zip(query_CD.split(_BLOCK_ROWS), image_C.split(_BLOCK_ROWS), strict=True):
             images, place = image.unique(return_inverse=True)
             own_IM = torch.stack([entries_of(left_out[number], source_M) for number in images.tolist()])
-            expanded = torch.addmm(norm_M, query - centre_D, centred_MD.T, alpha=-2).masked_fill_(
-                own_IM[place], torch.inf
-            )
+            expanded = expanded_distances(query - centre_D, centred_MD, norm_M).masked_fill_(own_IM[place], torch.inf)
             nearest = expanded.topk(min(k + EXTRA_CANDIDATES, len(bank_MD)), dim=1, largest=False)
             distances = direct_distances(query, bank_MD, nearest.indices).masked_fill_(
                 nearest.values.isinf(), torch.inf

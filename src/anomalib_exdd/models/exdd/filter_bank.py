@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.precision import Float32Buffers
+from anomalib_exdd.utils.precision import Float32Buffers
 
 STRIDE = 8
 _SCALES = (1.0, 2.0, 4.0)  # standard deviations in pixels

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback
 
 from anomalib_exdd.models.components.reason import Reason
-from anomalib_exdd.processes import gather_objects
+from anomalib_exdd.utils.distributed import gather_objects
 
 logger = logging.getLogger(__name__)
 

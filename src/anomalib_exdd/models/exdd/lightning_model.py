@@ -23,7 +23,7 @@ from anomalib_exdd.models.components.inspection import Inspection
 from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
 from anomalib_exdd.models.components.results import pictures_folder
 from anomalib_exdd.models.components.settings import default_arguments
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
 from .bank_builder import BankBuilder
@@ -93,7 +93,6 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
-            "approximate": in banks of 50,000 entries and more, nearly always the nearest entry, and faster.
         bank_precision: How the banks are stored, "float32" or "float16": half the checkpoint, and scores that differ by
             rounding.
         feature_store: Where the features of the training images wait until the banks are selected: "memory"; "disk", in
@@ -189,6 +188,16 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             tile_size=settings.tile_size,
             tile_overlap=settings.tile_overlap,
         )
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "ExDD":  # type: ignore[override]
+        """Load a model as Anomalib does; "approximate" search, which old checkpoints may ask for, becomes "auto"."""
+        try:
+            return cast("ExDD", super().load_from_checkpoint(*args, **kwargs))
+        except ValueError as error:
+            if "search" in kwargs or "'approximate'" not in str(error):
+                raise
+            return cast("ExDD", super().load_from_checkpoint(*args, search="auto", **kwargs))
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:

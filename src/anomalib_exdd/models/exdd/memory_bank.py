@@ -9,10 +9,9 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_exdd.neighbors import Neighbors, SearchBackend, create_index, dense_search
-from anomalib_exdd.neighbors.exact import direct_distances
-from anomalib_exdd.neighbors.index import NeighborIndex
-from anomalib_exdd.precision import Float32Buffers
+from anomalib_exdd.search import NeighborIndex, Neighbors, SearchBackend, create_index, dense_search
+from anomalib_exdd.search.exact import direct_distances
+from anomalib_exdd.utils.precision import Float32Buffers
 
 from .kinship import Origins
 from .scoring import PatchDistances
@@ -46,7 +45,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
 
     Args:
         num_neighbors: Size K of the neighbourhood that the weights of the scores look at, m* included.
-        search: Backend of the search; see :func:`anomalib_exdd.neighbors.create_index`.
+        search: Backend of the search; see :func:`anomalib_exdd.search.create_index`.
         precision: How features are stored; distances are computed in float32 from either.
 
     Attributes:
@@ -89,8 +88,8 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """The features in float32, shape (M, D)."""
         return self.features.float()
 
-    def look_around(self, num_neighbors: int) -> None:
-        """Change the size of the neighbourhoods, which training finds as the scoring needs them."""
+    def set_num_neighbors(self, num_neighbors: int) -> None:
+        """Change the size of the neighbourhoods, and find them anew."""
         self.num_neighbors = num_neighbors
         if len(self):
             self.neighborhood = self._neighborhoods()

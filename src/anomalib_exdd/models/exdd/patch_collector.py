@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anomalib_exdd.precision import full_float32
-from anomalib_exdd.processes import gather_objects, gather_tensors, rank
-from anomalib_exdd.sampling import FeatureStore, MemoryStore, Shard, gaussian_projection, greedy_k_center
+from anomalib_exdd.coreset import FeatureStore, MemoryStore, Shard, gaussian_projection, greedy_k_center
+from anomalib_exdd.utils.distributed import gather_objects, gather_tensors, rank
+from anomalib_exdd.utils.precision import full_float32
 
 from .memory_bank import BankContent
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomalib_exdd.neighbors.principal import principal_axes
-from anomalib_exdd.precision import full_float32
-from anomalib_exdd.sampling import gaussian_projection
+from anomalib_exdd.coreset import gaussian_projection
+from anomalib_exdd.search.pca import principal_axes
+from anomalib_exdd.utils.distances import expanded_distances
+from anomalib_exdd.utils.precision import full_float32
 
 from .boundary import Folds
 from .calibration_set import CalibrationImage, entries_of, high_patches
@@ -102,5 +103,5 @@ class _RoughBank:
             return None
         norm_M = self.norm_M[:entries].masked_fill(own_M, torch.inf)
         with full_float32(query_PS.device):
-            nearest_P = torch.addmm(norm_M, query_PS, self.entries_MS[:entries].T, alpha=-2).amin(dim=1)
+            nearest_P = expanded_distances(query_PS, self.entries_MS[:entries], norm_M).amin(dim=1)
             return (nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2

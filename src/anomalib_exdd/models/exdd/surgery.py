@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import Resize
 
+from anomalib_exdd.coreset import gaussian_projection, greedy_k_center
 from anomalib_exdd.images.masks import DefectMask
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center
 
 from .calibration_set import CalibrationImage, outline_of
 from .decisions import Decisions

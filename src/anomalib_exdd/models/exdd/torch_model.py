@@ -14,7 +14,7 @@ from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.neighbors import SearchBackend
+from anomalib_exdd.search import SearchBackend
 
 from .anomaly_map import PublishedMap, SmoothMap
 from .boundary import Folds, LearntBoundary, boundary_data

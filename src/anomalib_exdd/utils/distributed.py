@@ -1,4 +1,4 @@
-"""What the processes of a distributed training tell each other; a single process talks to itself."""
+"""What the processes of a distributed training exchange; a single process gets back what it gives."""
 
 from typing import TypeVar
 
@@ -28,13 +28,9 @@ def gather_objects(value: T) -> list[T]:
 
 
 def gather_tensors(value: Tensor) -> Tensor:
-    """Concatenate the tensors of all processes, in their order, along their first dimension; all have to call.
+    """Concatenate the tensors of all processes, in their order, on the device of ``value``; all have to call.
 
-    Args:
-        value: Tensor on any device; lengths may differ between the processes, other dimensions and the type may not.
-
-    Returns:
-        The concatenation, on the device of ``value``.
+    The tensors may differ in the length of their first dimension only.
     """
     if world_size() == 1:
         return value
@@ -46,5 +42,4 @@ def gather_tensors(value: Tensor) -> Tensor:
     padded[: len(local)] = local
     gathered = [torch.empty_like(padded) for _ in lengths]
     distributed.all_gather(gathered, padded)
-    parts = [part[:length] for part, length in zip(gathered, lengths, strict=True)]
-    return torch.cat(parts).to(value.device)
+    return torch.cat([part[:length] for part, length in zip(gathered, lengths, strict=True)]).to(value.device)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomalib_exdd.sampling import DiskStore, FeatureStore, MemoryStore, StoreFolder, store_folder
+from anomalib_exdd.coreset import DiskStore, FeatureStore, MemoryStore, StoreFolder, feature_store
 
 Image = tuple[str, Tensor, Tensor, Tensor]
 
@@ -92,7 +92,7 @@ class TestStoreFolder:
         old.release()
         StoreFolder(tmp_path, {"seed": 3}, 10).remove()
         assert old.path.is_dir()  # it may still be resumed
-        monkeypatch.setattr(store_folder, "_FORGET_AFTER", -1.0)
+        monkeypatch.setattr(feature_store, "KEPT_SECONDS", -1.0)
         StoreFolder(tmp_path, {"seed": 3}, 10).remove()
         assert not old.path.exists()
         assert running.path.is_dir()

@@ -9,7 +9,7 @@ def gaussian_projection(dimension: int, projected: int, seed: int) -> Tensor:
     """Draw the matrix that projects features before the coreset is selected (paper, section 3.2.3).
 
     The columns are Gaussian directions of unit length, so that a projected coordinate has the scale of the original
-    ones. NumPy's generator draws them, whose streams are the same on every machine.
+    ones. NumPy draws them, whose streams are the same on every machine.
 
     Args:
         dimension: Feature dimension D.

@@ -1,9 +1,8 @@
-"""Reducing many patch features to a representative few: where they wait, how they are projected and selected."""
+"""Coreset selection: where patch features wait for it, how they are projected, and which of them are kept."""
 
-from .feature_store import DiskStore, FeatureStore, MemoryStore
+from .feature_store import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
 from .k_center import Shard, greedy_k_center
 from .projection import gaussian_projection
-from .store_folder import StoreFolder, default_folder
 
 __all__ = [
     "DiskStore",

@@ -1,4 +1,4 @@
-"""Lower bounds lose no neighbour, and what they are made of is exact."""
+"""Pruning by lower bounds loses no neighbour, and what the bounds are made of is exact."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomalib_exdd.neighbors import Neighbors, bounds
-from anomalib_exdd.neighbors.exact import direct_distances, pair_distances
-from anomalib_exdd.neighbors.principal import GRID, principal_axes, shorten, shorten_on_grid
-from anomalib_exdd.neighbors.table import Scores, Table
-from anomalib_exdd.neighbors.torch_index import TorchIndex
+from anomalib_exdd.search import Neighbors, torch_index
+from anomalib_exdd.search.exact import direct_distances, pair_distances
+from anomalib_exdd.search.pca import compress, principal_axes
+from anomalib_exdd.search.torch_index import GroupedScores, TorchIndex
 
 Draw = Callable[[int, int], Tensor]
 
@@ -33,23 +32,25 @@ def index(bank: Tensor) -> TorchIndex:
 
 
 @pytest.mark.parametrize("k", [1, 3, 40])
-def test_bounds_settle_real_like_features_exactly(index: TorchIndex, bank: Tensor, draw_features: Draw, k: int) -> None:
+def test_pruned_search_of_features_like_real_ones_is_exact(
+    index: TorchIndex, bank: Tensor, draw_features: Draw, k: int
+) -> None:
     query = draw_features(300, 2)
-    assert index.bounds is not None
-    assert index.bounds.axes_DP.shape[1] < 40
-    found, settled = index.bounds.search(query, k)
-    assert settled.float().mean() > (0.9 if k < 40 else 0.01)  # many neighbours are cheaper by a full product
+    assert index.axes_DP is not None
+    assert index.axes_DP.shape[1] < 40
+    found, exact = index.pruned_search(query, k)
+    assert exact.float().mean() > (0.9 if k < 40 else 0.01)  # many neighbours are cheaper by a full product
     expected = nearest_in_float64(query, bank, k)
-    torch.testing.assert_close(found.distances[settled], expected[settled], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.distances[exact], expected[exact], rtol=1e-5, atol=0)
     torch.testing.assert_close(index.search(query, k).distances, expected, rtol=1e-5, atol=0)
     assert torch.equal(direct_distances(query, bank, found.indices), found.distances)
 
 
-@pytest.mark.parametrize("strangeness", [0.3, 2.0, 1000.0])
+@pytest.mark.parametrize("distance", [0.3, 2.0, 1000.0])
 def test_queries_unlike_the_bank_are_searched_in_all_dimensions(
-    index: TorchIndex, bank: Tensor, draw_features: Draw, strangeness: float
+    index: TorchIndex, bank: Tensor, draw_features: Draw, distance: float
 ) -> None:
-    query = draw_features(200, 3) + strangeness * torch.randn(200, 96, generator=torch.Generator().manual_seed(3))
+    query = draw_features(200, 3) + distance * torch.randn(200, 96, generator=torch.Generator().manual_seed(3))
     found = index.search(query, 2)
     torch.testing.assert_close(found.distances, nearest_in_float64(query, bank, 2), rtol=1e-5, atol=0)
 
@@ -69,7 +70,7 @@ def test_does_not_depend_on_the_batch_size(index: TorchIndex, draw_features: Dra
 def test_any_scale_and_offset(bank: Tensor, draw_features: Draw, offset: float, scale: float) -> None:
     scaled, query = scale * bank + offset, scale * draw_features(100, 10) + offset
     index = TorchIndex(scaled)
-    assert index.bounds is not None
+    assert index.axes_DP is not None
     expected = nearest_in_float64(query, scaled, 3)
     torch.testing.assert_close(index.search(query, 3).distances, expected, rtol=1e-5, atol=0)
 
@@ -99,11 +100,11 @@ def test_a_query_that_is_not_a_number_harms_no_other(index: TorchIndex, draw_fea
     assert found.distances[7].isnan().all()
 
 
-def test_banks_that_gain_nothing_have_no_bounds(bank: Tensor) -> None:
-    assert TorchIndex(bank[:1000]).bounds is None
-    assert TorchIndex(torch.randn(5000, 16, generator=torch.Generator().manual_seed(7))).bounds is None
+def test_small_or_varied_banks_are_not_pruned(bank: Tensor) -> None:
+    assert TorchIndex(bank[:1000]).axes_DP is None
+    assert TorchIndex(torch.randn(5000, 16, generator=torch.Generator().manual_seed(7))).axes_DP is None
     same = TorchIndex(torch.ones(5000, 8))
-    assert same.bounds is None
+    assert same.axes_DP is None
     assert torch.equal(same.search(torch.zeros(2, 8), 1).distances, torch.full((2, 1), 8**0.5))
 
 
@@ -126,34 +127,18 @@ def test_threads_do_not_change_axes(bank: Tensor) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 30), st.integers(0, 2**31), st.floats(-4, 4))
-def test_short_distances_never_exceed_the_true_ones(dimension: int, seed: int, log_scale: float) -> None:
+def test_distances_of_compressed_vectors_never_exceed_the_true_ones(
+    dimension: int, seed: int, log_scale: float
+) -> None:
     rng = torch.Generator().manual_seed(seed)
     axes = torch.linalg.qr(torch.randn(dimension, dimension, dtype=torch.float64, generator=rng)).Q
     axes = axes[:, : 1 + seed % dimension]
     left, right = 10**log_scale * torch.randn(2, 50, dimension, generator=rng)
-    short_left, short_right = shorten(left, axes), shorten(right, axes)
-    bound = torch.linalg.vector_norm(short_left.double() - short_right, dim=1)
+    compressed_left, compressed_right = compress(left, axes), compress(right, axes)
+    bound = torch.linalg.vector_norm(compressed_left.double() - compressed_right, dim=1)
     scale = torch.linalg.vector_norm(left, dim=1) + torch.linalg.vector_norm(right, dim=1)
     assert (bound <= torch.linalg.vector_norm(left.double() - right, dim=1) + 1e-7 * scale).all()
-    torch.testing.assert_close(short_left.norm(dim=1), left.norm(dim=1), rtol=1e-5, atol=0)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 60), st.integers(0, 2**31))
-def test_numbers_on_the_grid_do_not_depend_on_the_order_of_sums(count: int, seed: int) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    bank = torch.randn(300, 40, generator=rng)
-    axes = torch.linalg.qr(torch.randn(40, 7, dtype=torch.float64, generator=rng)).Q
-    step = float(bank.norm(dim=1).max()) / GRID
-    whole = shorten_on_grid(bank, axes, step)
-    assert torch.equal(whole, whole.round())
-    assert whole.abs().max() <= GRID + 1
-    torch.testing.assert_close(whole * step, shorten(bank, axes), rtol=0, atol=0.51 * step)
-    order = torch.randperm(40, generator=rng)  # another order of the same sums
-    assert torch.equal(shorten_on_grid(bank[:count, order], axes[order], step), whole[:count])
-    products = [scores.score_QM for _, scores in Table(whole).scores(whole[:count])]
-    exact = whole.double().square().sum(dim=1) / 2 - whole[:count].double() @ whole.double().T
-    assert torch.equal(torch.cat(products).double(), exact)
+    torch.testing.assert_close(compressed_left.norm(dim=1), left.norm(dim=1), rtol=1e-5, atol=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,7 +149,7 @@ def test_selections_from_scores(rows: int, size: int, seed: int, ties: bool) -> 
     if ties:
         score = score.round()
     count = 1 + seed % min(size, 12)
-    scores = Scores(score)
+    scores = GroupedScores(score)
     lowest = scores.smallest(count)
     assert torch.equal(lowest.distances, score.sort(dim=1).values[:, :count])
     assert torch.equal(score.gather(1, lowest.indices), lowest.distances)
@@ -173,7 +158,7 @@ def test_selections_from_scores(rows: int, size: int, seed: int, ties: bool) -> 
     row, column = scores.up_to(limit)
     found = torch.zeros(rows, size, dtype=torch.int64).index_put_((row, column), torch.tensor(1), accumulate=True)
     assert torch.equal(found, (score <= limit.unsqueeze(1)).long())
-    assert (scores.groups_up_to(limit) <= found.sum(dim=1)).all()
+    assert (scores.count_groups(limit) <= found.sum(dim=1)).all()
 
 
 def test_pairs_have_the_distances_of_lists() -> None:
@@ -189,7 +174,7 @@ def test_the_limit_of_affordable_work_changes_no_result(
 ) -> None:
     query = draw_features(100, 9)
     expected = index.search(query, 3)
-    monkeypatch.setattr(bounds, "_AFFORDABLE", 1 / 500)
+    monkeypatch.setattr(torch_index, "AFFORDABLE_SHARE", 1 / 500)
     found = index.search(query, 3)
     assert torch.equal(found.distances, expected.distances)
     assert torch.equal(found.indices, expected.indices)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.sampling import gaussian_projection, greedy_k_center, k_center
+from anomalib_exdd.coreset import gaussian_projection, greedy_k_center, k_center
+from anomalib_exdd.coreset.coverage import Coverage
 
 
 def assert_greedy(points: np.ndarray, chosen: list[int]) -> None:
@@ -61,16 +62,16 @@ def test_radius_of_any_point_set(total: int, dimension: int, count: int, candida
 def test_an_interrupted_selection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
     whole = greedy_k_center(points, 300, candidates=16)
-    monkeypatch.setattr(k_center, "_SAVE_EVERY", -1.0)
-    advance, state = k_center._Selection.advance, tmp_path / "state.safetensors"
+    monkeypatch.setattr(k_center, "SAVE_INTERVAL", -1.0)
+    farthest, state = Coverage.farthest, tmp_path / "state.safetensors"
 
-    def stop_half_way(selection: k_center._Selection, *arguments: int) -> None:
-        if len(selection) > 150:
+    def stop_half_way(coverage: Coverage, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if coverage.num_centres > 150:
             raise KeyboardInterrupt
-        advance(selection, *arguments)
+        return farthest(coverage, count)
 
     with monkeypatch.context() as patched:
-        patched.setattr(k_center._Selection, "advance", stop_half_way)
+        patched.setattr(Coverage, "farthest", stop_half_way)
         with pytest.raises(KeyboardInterrupt):
             greedy_k_center(points, 300, candidates=16, state=state)
     assert state.is_file()
@@ -79,7 +80,7 @@ def test_an_interrupted_selection_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert not state.exists()
     state.write_bytes(larger)
     done = []
-    monkeypatch.setattr(k_center._Selection, "advance", lambda *a: (done.append(len(a[0])), advance(*a)))
+    monkeypatch.setattr(Coverage, "farthest", lambda *a: (done.append(a[0].num_centres), farthest(*a))[1])
     assert torch.equal(greedy_k_center(points, 300, candidates=16, state=state), whole)
     assert min(done) > 100  # it did not start anew
     assert not state.exists()

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+_BLOCK_ROWS = 4096  # rows converted to float64 at a time
+
 
 class _Precision:
     """The process's precision of float32 products, and how many threads want all of it just now."""
@@ -38,6 +40,27 @@ def full_float32(device: torch.device) -> Iterator[None]:
                 torch.set_float32_matmul_precision(_Precision.outside)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's products in one thread: sums, and what is learnt by them, are the same on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threadpoolctl does not reach MKL, of which torch sets the number for each thread
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def mean_of_rows(points_ND: Tensor) -> Tensor:
+    """Return the mean, float32, shape (D,), the same for any number of threads.
+
+    It is summed in float64, except on devices that have none.
+    """
+    wide = torch.float64 if points_ND.device.type in {"cpu", "cuda"} else torch.float32
+    sums = [block_ND.sum(dim=0, dtype=wide) for block_ND in points_ND.split(_BLOCK_ROWS)]
+    return (torch.stack(sums).sum(dim=0) / len(points_ND)).float()
+
+
 class Float32Buffers(nn.Module):
     """A module whose floating-point buffers stay as they are when the model is moved to another precision.
 
@@ -55,14 +78,3 @@ class Float32Buffers(nn.Module):
             if moved.dtype != buffer.dtype:
                 setattr(module, leaf, buffer.to(moved.device))
         return self
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch's products in one thread: sums, and what is learnt by them, are the same on any number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threadpoolctl does not reach MKL, of which torch sets the number for each thread
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

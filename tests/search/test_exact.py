@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.neighbors import create_index, dense_search
-from anomalib_exdd.neighbors.exact import brute_force, certified, direct_distances
-from anomalib_exdd.neighbors.faiss_loader import faiss_available
-from anomalib_exdd.neighbors.index import NeighborIndex
+from anomalib_exdd.search import NeighborIndex, Neighbors, create_index, dense_search
+from anomalib_exdd.search.exact import direct_distances
+from anomalib_exdd.search.faiss_index import faiss_available
 
 BACKENDS = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(not faiss_available(), reason="no FAISS"))]
 
@@ -56,7 +55,7 @@ def test_does_not_depend_on_the_batch_size(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_near_ties_far_from_the_origin(backend: str) -> None:
-    """More near-duplicates than candidates: only the certificate and its fall-back find the nearest one."""
+    """More near-duplicates than candidates: only the bound on rounding errors and brute force find the nearest one."""
     rng = torch.Generator().manual_seed(2)
     point = torch.randn(1, 64, generator=rng)
     cluster = point + 1e-4 * torch.randn(400, 64, generator=rng)
@@ -111,11 +110,19 @@ def test_reduced_precision_of_the_surroundings_changes_nothing() -> None:
     assert torch.equal(found.distances, expected.distances)
 
 
-def test_certificate_refuses_what_rounding_could_reverse() -> None:
-    bank = torch.zeros(1, 4)
-    found = brute_force(torch.ones(2, 4), bank, 1)  # squared distance 4
-    last = torch.tensor([4.5, 4.0])
-    assert certified(found, last, torch.full((2,), 2.0), 0.0, 4).tolist() == [True, False]
+@pytest.mark.parametrize(("last_squared", "nearest"), [(4.5, 2.0), (4.0, 1.0)])
+def test_brute_force_decides_what_rounding_could_reverse(last_squared: float, nearest: float) -> None:
+    """Candidates without the nearest entry are believed only if the last of them is farther than what was found."""
+
+    class Forgetful(NeighborIndex):
+        def build(self, centred_MD: torch.Tensor) -> None:
+            pass
+
+        def candidates(self, centred_QD: torch.Tensor, count: int) -> Neighbors:
+            return Neighbors(torch.full((1, count), last_squared), torch.arange(1, 1 + count).unsqueeze(0))
+
+    bank = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
+    assert Forgetful(bank).search(torch.zeros(1, 1), 1).distances.item() == nearest
 
 
 def test_bad_arguments_are_named() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from anomalib_exdd.sampling import Shard, greedy_k_center
+from anomalib_exdd.coreset import Shard, greedy_k_center
 
 TOTAL, COUNT = 600, 80
 

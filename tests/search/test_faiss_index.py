@@ -8,10 +8,10 @@ from importlib import metadata
 import pytest
 import torch
 
-from anomalib_exdd.neighbors import create_index, faiss_loader
-from anomalib_exdd.neighbors.torch_index import TorchIndex
+from anomalib_exdd.search import create_index, faiss_index
+from anomalib_exdd.search.torch_index import TorchIndex
 
-needs_faiss = pytest.mark.skipif(not faiss_loader.installed_flavours(), reason="no FAISS")
+needs_faiss = pytest.mark.skipif(not faiss_index.installed_flavours(), reason="no FAISS")
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -22,19 +22,16 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_flavours_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "version", lambda name: "1" if name in {"faiss-cpu", "faiss-gpu"} else _missing(name))
+    installed = {"faiss-cpu", "faiss-gpu"}
+    monkeypatch.setattr(metadata, "distributions", lambda name: [object()] if name in installed else [])
     with pytest.raises(ImportError, match="faiss-cpu and faiss-gpu are installed together"):
         create_index(torch.randn(3, 2), "auto")
 
 
-def _missing(name: str) -> str:
-    raise metadata.PackageNotFoundError(name)
-
-
 def test_without_faiss_torch_searches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_loader, "installed_flavours", list)
-    monkeypatch.setattr(faiss_loader.util, "find_spec", lambda name: None)
-    faiss_loader.load_faiss.cache_clear()
+    monkeypatch.setattr(faiss_index, "installed_flavours", list)
+    monkeypatch.setattr(faiss_index.util, "find_spec", lambda name: None)
+    faiss_index.load_faiss.cache_clear()
     assert isinstance(create_index(torch.randn(3, 2), "auto"), TorchIndex)
     with pytest.raises(ImportError, match="FAISS is not installed"):
         create_index(torch.randn(3, 2), "faiss")
@@ -44,16 +41,16 @@ def test_without_faiss_torch_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernel_is_set_for_the_import_only() -> None:
     code = """
 import os, sys, importlib, torch
-from anomalib_exdd.neighbors import faiss_loader
+from anomalib_exdd.search import faiss_index
 seen = []
 class Spy:
     def find_spec(self, name, path=None, target=None):
         if name == "faiss":
             seen.append(os.environ.get("OPENBLAS_CORETYPE"))
 sys.meta_path.insert(0, Spy())
-faiss_loader.load_faiss()
+faiss_index.load_faiss()
 capability = torch.backends.cpu.get_cpu_capability()
-assert seen[-1] == faiss_loader._KERNEL_OF.get(capability), (seen, capability)
+assert seen[-1] == faiss_index.OPENBLAS_KERNELS.get(capability), (seen, capability)
 assert "OPENBLAS_CORETYPE" not in os.environ
 """
     result = run(code)
@@ -64,8 +61,8 @@ assert "OPENBLAS_CORETYPE" not in os.environ
 def test_a_kernel_that_the_user_chose_is_kept() -> None:
     code = """
 import os
-from anomalib_exdd.neighbors import faiss_loader
-faiss_loader.load_faiss()
+from anomalib_exdd.search import faiss_index
+faiss_index.load_faiss()
 assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
 """
     result = run(code, OPENBLAS_CORETYPE="Haswell")
@@ -73,13 +70,15 @@ assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
 
 
 @needs_faiss
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in faiss_loader._KERNEL_OF, reason="no fast kernel")
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in faiss_index.OPENBLAS_KERNELS, reason="no fast kernel"
+)
 def test_a_slow_kernel_is_reported() -> None:
     code = """
 import torch, faiss, logging
 logging.basicConfig()
-from anomalib_exdd.neighbors import faiss_loader
-faiss_loader.load_faiss()
+from anomalib_exdd.search import faiss_index
+faiss_index.load_faiss()
 """
     result = run(code)
     assert result.returncode == 0, result.stderr
@@ -88,7 +87,7 @@ faiss_loader.load_faiss()
 
 @needs_faiss
 def test_not_in_a_data_loader_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    faiss_loader.load_faiss.cache_clear()
+    faiss_index.load_faiss.cache_clear()
     monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
     with pytest.raises(RuntimeError, match="data loader's worker"):
-        faiss_loader.load_faiss()
+        faiss_index.load_faiss()

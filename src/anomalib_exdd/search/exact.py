@@ -1,0 +1,177 @@
+"""Exact nearest-neighbour search from candidates that are found quickly.
+
+Expanding ``|q - m|^2 = |q|^2 + |m|^2 - 2 q.m`` turns distances into a matrix multiplication, but cancels up to all
+digits where a query lies close to an entry. Here the expansion only proposes candidates. Their distances are computed
+by direct difference, and a bound on the rounding error tells which queries have to be searched by brute force.
+
+Shape suffixes: Q queries, M bank entries, D feature dimension, K neighbours, C candidates (C >= K), N pairs.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomalib_exdd.utils.distances import expanded_distances
+from anomalib_exdd.utils.precision import full_float32, mean_of_rows
+
+EXTRA_CANDIDATES = 3
+"""Candidates beyond k. More make brute force rarer and the ranking slower; with 3 it is under 1 query in 10^4."""
+_BRUTE_FORCE_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
+_CPU_DIFFERENCES = 1 << 18  # differences held at once on a CPU: 1 MiB, so that they stay in its cache
+_ACCELERATOR_DIFFERENCES = 1 << 26  # 256 MiB elsewhere: few and large launches
+
+
+class Neighbors(NamedTuple):
+    """The k nearest bank entries of each query, nearest first.
+
+    Attributes:
+        distances: Euclidean distances, float32, shape (Q, K).
+        indices: Rows of the bank, int64, shape (Q, K).
+    """
+
+    distances: Tensor
+    indices: Tensor
+
+
+class NeighborIndex(ABC):
+    """Exact k-nearest-neighbour search in one bank.
+
+    Subclasses propose candidates from the bank centred on its mean, which makes the rounding errors of expanded
+    distances small. Results agree between subclasses, batch sizes and devices to float32 rounding.
+
+    Args:
+        bank_MD: Bank, float32, shape (M, D), M >= 1. It is referenced, not copied.
+    """
+
+    def __init__(self, bank_MD: Tensor) -> None:
+        self.bank_MD = bank_MD
+        self.mean_D = mean_of_rows(bank_MD)
+        self.description = f"exact, in all {bank_MD.shape[1]} dimensions"
+        centred_MD = bank_MD - self.mean_D
+        self._largest_norm = float(torch.linalg.vector_norm(centred_MD, dim=1).max())
+        with full_float32(bank_MD.device):
+            self.build(centred_MD)
+
+    @abstractmethod
+    def build(self, centred_MD: Tensor) -> None:
+        """Prepare for proposing candidates from the centred bank, float32, shape (M, D), contiguous."""
+
+    @abstractmethod
+    def candidates(self, centred_QD: Tensor, count: int) -> Neighbors:
+        """Propose the ``count`` nearest entries of centred queries, float32, shape (Q, D).
+
+        Returns:
+            Entries by ascending expanded *squared* distance, both of shape (Q, C); the order need not be exact.
+        """
+
+    def search(self, query_QD: Tensor, k: int) -> Neighbors:
+        """Find the k nearest entries, 1 <= k <= M, of queries on the bank's device, floating point, shape (Q, D).
+
+        Raises:
+            ValueError: If k or the queries' dimension do not fit the bank.
+        """
+        bank_size, dimension = self.bank_MD.shape
+        if not 1 <= k <= bank_size:
+            msg = f"Argument `k` has to be between 1 and the bank's size {bank_size}, but got {k}."
+            raise ValueError(msg)
+        if query_QD.ndim != 2 or query_QD.shape[1] != dimension:
+            msg = f"Queries have to be of shape (Q, {dimension}), but got {tuple(query_QD.shape)}."
+            raise ValueError(msg)
+        query_QD = query_QD.float()
+        with torch.no_grad(), full_float32(query_QD.device):
+            found, exact_Q = self.search_candidates(query_QD, k)
+            rest_Q = (~exact_Q).nonzero().squeeze(1)
+            if len(rest_Q):
+                found.distances[rest_Q], found.indices[rest_Q] = _brute_force(query_QD[rest_Q], self.bank_MD, k)
+        return found
+
+    def search_candidates(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
+        """Find the nearest candidates, and for which queries no other entry can be nearer, boolean, shape (Q,)."""
+        bank_size = len(self.bank_MD)
+        count = min(k + EXTRA_CANDIDATES, bank_size)
+        centred_QD = query_QD - self.mean_D
+        proposed = self.candidates(centred_QD, count)
+        found = rerank(query_QD, self.bank_MD, proposed.indices, k)
+        if count == bank_size:
+            return found, torch.ones_like(found.indices[:, 0], dtype=torch.bool)
+        others_Q = proposed.distances[:, -1] - self.rounding_error(centred_QD)
+        return found, found.distances[:, -1].square() <= others_Q
+
+    def rounding_error(self, centred_QD: Tensor) -> Tensor:
+        """Bound the rounding error of the queries' expanded squared distances, shape (Q,).
+
+        The bound is ``2 sqrt(D) eps (|q| + max|m|)^2``, twice the usual probabilistic one of a float32 dot product
+        (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019).
+        """
+        scale_Q = (torch.linalg.vector_norm(centred_QD, dim=1) + self._largest_norm).square()
+        return 2 * math.sqrt(centred_QD.shape[1]) * torch.finfo(torch.float32).eps * scale_Q
+
+
+def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Tensor:
+    """Compute the distance of every query to its own list of bank entries by direct difference.
+
+    Args:
+        query_QD: Queries, float32, shape (Q, D).
+        bank_MD: Bank, float32 or float16, shape (M, D).
+        index_QC: Rows of the bank for every query, integer, shape (Q, C).
+
+    Returns:
+        Euclidean distances, float32, shape (Q, C). The distance of an exact duplicate is exactly 0.
+    """
+    if torch.compiler.is_compiling():  # a traced graph has no data-dependent loop
+        return torch.linalg.vector_norm(query_QD.unsqueeze(1) - bank_MD[index_QC], dim=-1)
+    rows = _rows_at_once(query_QD, index_QC.shape[1])
+    blocks = [query_QD.new_empty(0, index_QC.shape[1])]
+    for query, index in zip(query_QD.split(rows), index_QC.split(rows), strict=True):
+        # One selected copy, changed in place: indexing and a second copy take three times as long.
+        difference = bank_MD.index_select(0, index.flatten()).float().unflatten(0, index.shape)
+        blocks.append(torch.linalg.vector_norm(difference.sub_(query.unsqueeze(1)), dim=-1))
+    return torch.cat(blocks)
+
+
+def pair_distances(query_QD: Tensor, bank_MD: Tensor, row_N: Tensor, index_N: Tensor) -> Tensor:
+    """Compute distances of pairs of a query and an entry, shape (N,), to the bit those of :func:`direct_distances`."""
+    pairs = _rows_at_once(query_QD, 1)
+    blocks = [
+        direct_distances(query_QD.index_select(0, row), bank_MD, index.unsqueeze(1))
+        for row, index in zip(row_N.split(pairs), index_N.split(pairs), strict=True)
+    ]
+    return torch.cat(blocks).squeeze(1)
+
+
+def rerank(query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int) -> Neighbors:
+    """Order candidates by their directly computed distance and keep the k nearest."""
+    distance_QC = direct_distances(query_QD, bank_MD, candidate_QC)
+    distance_QK, column_QK = distance_QC.topk(k, dim=1, largest=False)
+    return Neighbors(distance_QK, candidate_QC.gather(1, column_QK))
+
+
+def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
+    """Search with one matrix product and no branch on data: the form that is exported to ONNX and OpenVINO.
+
+    Args:
+        query_QD: Queries, float32, shape (Q, D).
+        bank_MD: Bank, float32, shape (M, D), M known while tracing.
+        k: Number of neighbours, at most M.
+    """
+    mean_D = bank_MD.mean(dim=0)
+    expanded_QM = expanded_distances(query_QD - mean_D, bank_MD - mean_D)
+    candidate_QC = expanded_QM.topk(min(k + EXTRA_CANDIDATES, len(bank_MD)), dim=1, largest=False).indices
+    return rerank(query_QD, bank_MD, candidate_QC, k)
+
+
+def _brute_force(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
+    """Search by direct differences to all entries, with the same arithmetic in the end as for all other queries."""
+    indices = []
+    for query in query_QD.split(max(1, _BRUTE_FORCE_ELEMENTS // len(bank_MD))):
+        distance_QM = torch.cdist(query, bank_MD, compute_mode="donot_use_mm_for_euclid_dist")
+        indices.append(distance_QM.topk(k, dim=1, largest=False).indices)
+    return rerank(query_QD, bank_MD, torch.cat(indices), k)
+
+
+def _rows_at_once(query_QD: Tensor, candidates: int) -> int:
+    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
+    return max(1, elements // max(1, candidates * query_QD.shape[1]))

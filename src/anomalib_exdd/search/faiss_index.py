@@ -1,0 +1,136 @@
+"""Exact search through FAISS: ``IndexFlatL2`` on the CPU, its GPU twin where faiss-gpu and a GPU are there.
+
+This is the only file that imports FAISS, because how it is imported decides whether it is fast and sound. The wheels'
+OpenBLAS falls back to an SSE kernel on recent x86-64 processors, four to five times slower in ``IndexFlatL2``, unless
+``OPENBLAS_CORETYPE`` names a better kernel *before* the library is loaded. And torch has to be imported first, so that
+both share one OpenMP runtime.
+"""
+
+import logging
+import os
+import platform
+import sys
+import threading
+from contextlib import nullcontext
+from functools import lru_cache
+from importlib import import_module, metadata, util
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .exact import NeighborIndex, Neighbors
+
+logger = logging.getLogger(__name__)
+
+FLAVOURS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+OPENBLAS_KERNELS = {"AVX512": "SkylakeX", "AVX2": "Haswell"}
+"""Kernel for each of torch's names of what a processor can do."""
+
+
+class FaissIndex(NeighborIndex):
+    """FAISS proposes the candidates; what is returned is computed as for every other index.
+
+    It takes torch's tensors without copies, on a GPU on torch's current stream.
+
+    Raises:
+        ImportError: If FAISS is not installed, or two flavours of it are.
+        ValueError: If the bank lies on a device that this FAISS cannot search.
+    """
+
+    def build(self, centred_MD: Tensor) -> None:
+        """See :meth:`NeighborIndex.build`."""
+        faiss = load_faiss()
+        device = centred_MD.device
+        self._lock = threading.Lock() if device.type == "cuda" else nullcontext()  # one search at a time on a GPU
+        self._index = faiss.IndexFlatL2(centred_MD.shape[1])
+        if device.type == "cuda":
+            if not gpu_search_available():
+                msg = (
+                    "Argument `search` is 'faiss', but the installed FAISS has no GPU support and the model is on "
+                    f"{device}. Install the extra `gpu` instead of `cpu`, or use search 'auto' or 'torch'."
+                )
+                raise ValueError(msg)
+            self._resources = faiss.StandardGpuResources()
+            self._index = faiss.index_cpu_to_gpu(self._resources, device.index or 0, self._index)
+        elif device.type != "cpu":
+            msg = f"FAISS searches on the CPU or CUDA, but the model is on {device}. Use search 'torch'."
+            raise ValueError(msg)
+        self._index.add(centred_MD.contiguous())
+
+    def candidates(self, centred_QD: Tensor, count: int) -> Neighbors:
+        """See :meth:`NeighborIndex.candidates`."""
+        if len(centred_QD) == 0:
+            return Neighbors(centred_QD.new_empty(0, count), centred_QD.new_empty(0, count, dtype=torch.int64))
+        with self._lock:
+            return Neighbors(*self._index.search(centred_QD.contiguous(), count))
+
+
+def installed_flavours() -> list[str]:
+    """Return the names of the installed distributions that provide the module ``faiss``."""
+    return [name for name in FLAVOURS if any(metadata.distributions(name=name))]
+
+
+def faiss_available() -> bool:
+    """Tell whether FAISS is installed.
+
+    Raises:
+        ImportError: If two flavours are installed, which overwrite each other's files.
+    """
+    flavours = installed_flavours()
+    if len(flavours) > 1:
+        msg = (
+            f"{' and '.join(flavours)} are installed together, but they overwrite each other's files. Uninstall all of "
+            f"them (`pip uninstall {' '.join(flavours)}`), then install one: `anomalib-exdd[cpu]` or "
+            "`anomalib-exdd[gpu]`."
+        )
+        raise ImportError(msg)
+    return util.find_spec("faiss") is not None
+
+
+def gpu_search_available() -> bool:
+    """Tell whether the installed FAISS can search on a GPU of this machine."""
+    faiss = load_faiss()
+    # The GPU wheel imports on machines without a GPU as well, so that the count decides, not the class's presence.
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+@lru_cache(maxsize=1)
+def load_faiss() -> ModuleType:
+    """Import FAISS with its fast kernel and with torch tensors as arguments.
+
+    Raises:
+        ImportError: If FAISS is not installed, or two flavours of it are.
+        RuntimeError: In a worker of a data loader, where a forked FAISS can hang.
+    """
+    if not faiss_available():
+        msg = (
+            "Argument `search` is 'faiss', but FAISS is not installed. Install `anomalib-exdd[cpu]` or "
+            "`anomalib-exdd[gpu]`, or use search 'auto' or 'torch'."
+        )
+        raise ImportError(msg)
+    if torch.utils.data.get_worker_info() is not None:
+        msg = "FAISS cannot be used inside a data loader's worker: a search in a forked process can hang."
+        raise RuntimeError(msg)
+    kernel = None
+    if platform.machine() in {"x86_64", "AMD64"} and not os.environ.get("OPENBLAS_CORETYPE"):
+        kernel = OPENBLAS_KERNELS.get(torch.backends.cpu.get_cpu_capability())
+    if kernel and "faiss" in sys.modules:
+        logger.warning(
+            "FAISS was imported before anomalib-exdd and may use a slow matrix kernel. Set the environment variable "
+            "OPENBLAS_CORETYPE=%s, or import anomalib_exdd's model first.",
+            kernel,
+        )
+        kernel = None
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports every kernel that it does not find
+    try:
+        if kernel:
+            os.environ["OPENBLAS_CORETYPE"] = kernel
+        faiss = import_module("faiss")
+    finally:
+        if kernel:  # the library has read it; other programs need not inherit it
+            del os.environ["OPENBLAS_CORETYPE"]
+    if platform.system() == "Darwin":  # two OpenMP runtimes in one process crash there
+        faiss.omp_set_num_threads(1)
+    import_module("faiss.contrib.torch_utils")  # teaches indexes to take torch tensors, without copies
+    return faiss

@@ -1,0 +1,1 @@
+"""Helpers that all other packages may use."""
