@@ -29,7 +29,7 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small version of the generated surfaces: 12 normal and 16 defective training, 3 and 3 test images."""
-    from anomalib_exdd.data.sample import generate_sample  # noqa: PLC0415  only tests that train pay for the import
+    from anomalib_exdd.data.surfaces import generate_sample  # noqa: PLC0415  only tests that train pay for the import
 
     root = tmp_path_factory.mktemp("sample") / "surfaces"
     generate_sample(root, train=(12, 16), test=(3, 3))

@@ -43,7 +43,7 @@ FILES = {
         class Compare: ...
     """,
     "anomalib_exdd/pipelines/synthesize.py": """
-        from anomalib_exdd.data.defect_folder import DefectFolder
+        from anomalib_exdd.data.folder import DefectFolder
         class Synthesize: ...
     """,
     f"anomalib_exdd/{MODEL_HOME}": """
@@ -60,11 +60,11 @@ FILES = {
         from anomalib.data import AnomalibDataModule
         class KSDD2(AnomalibDataModule): ...
     """,
-    "anomalib_exdd/data/defect_folder.py": """
+    "anomalib_exdd/data/folder.py": """
         from anomalib.data import AnomalibDataModule
         class DefectFolder(AnomalibDataModule): ...
     """,
-    "anomalib_exdd/data/surface_sample.py": """
+    "anomalib_exdd/data/surfaces.py": """
         from anomalib_exdd.data.ksdd2 import KSDD2
         class SurfaceSample(KSDD2): ...
     """,
@@ -74,9 +74,9 @@ FILES = {
     """,
     "anomalib_exdd/data/__init__.py": """
         import anomalib.data
-        from .defect_folder import DefectFolder
+        from .folder import DefectFolder
         from .ksdd2 import KSDD2
-        from .surface_sample import SurfaceSample
+        from .surfaces import SurfaceSample
         from .synthetic_defects import SyntheticDefects
     """,
 }
@@ -142,7 +142,7 @@ FIRST_IMPORTS = [
     "import anomalib_exdd.models",
     "from anomalib_exdd.models.exdd import ExDD",
     "from anomalib_exdd.data import KSDD2",
-    "from anomalib_exdd.data.surface_sample import SurfaceSample",
+    "from anomalib_exdd.data.surfaces import SurfaceSample",
     "from anomalib_exdd import ExDD",
     "from anomalib_exdd import SurfaceSample",
     "import anomalib_exdd; anomalib_exdd.register()",
@@ -265,7 +265,7 @@ def test_class_of_anomalibs_own_is_kept_and_ours_not_imported(stage: Stage) -> N
     with (stage.root / "anomalib/data/__init__.py").open("a") as file:
         file.write("class KSDD2: ...\n")
     stage.write("anomalib_exdd/data/__init__.py", "import anomalib.data\n")
-    stage.write("anomalib_exdd/data/surface_sample.py", "class SurfaceSample: ...\n")
+    stage.write("anomalib_exdd/data/surfaces.py", "class SurfaceSample: ...\n")
     done = stage.succeeds(f"""
         import sys
         {INSTALL.strip()}
@@ -273,7 +273,7 @@ def test_class_of_anomalibs_own_is_kept_and_ours_not_imported(stage: Stage) -> N
         anomalib_exdd.register()
         assert anomalib.data.KSDD2.__module__ == "anomalib.data"
         assert "anomalib_exdd.data.ksdd2" not in sys.modules
-        assert anomalib.data.DefectFolder.__module__ == "anomalib_exdd.data.defect_folder"
+        assert anomalib.data.DefectFolder.__module__ == "anomalib_exdd.data.folder"
     """)
     assert done.stderr.count("UserWarning: anomalib.data has a class KSDD2 of its own") == 1
 

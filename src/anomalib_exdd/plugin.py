@@ -18,9 +18,9 @@ MODELS = {
     "ExDD": "anomalib_exdd.models.exdd.lightning_model",
 }
 DATAMODULES = {
-    "DefectFolder": "anomalib_exdd.data.defect_folder",
+    "DefectFolder": "anomalib_exdd.data.folder",
     "KSDD2": "anomalib_exdd.data.ksdd2",
-    "SurfaceSample": "anomalib_exdd.data.surface_sample",
+    "SurfaceSample": "anomalib_exdd.data.surfaces",
     "SyntheticDefects": "anomalib_exdd.data.synthetic_defects",
 }
 # Subcommand -> the file its class is defined in, and the class.

@@ -15,7 +15,8 @@ from torchvision.tv_tensors import Mask
 
 from anomalib_exdd.data import DefectDataset
 from anomalib_exdd.data.dataset import collate
-from anomalib_exdd.images.reading import read_image, read_mask
+from anomalib_exdd.images.masks import read_mask
+from anomalib_exdd.images.reading import read_image
 from made_up_images import SIZE, save_image, save_mask
 
 

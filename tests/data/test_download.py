@@ -41,7 +41,7 @@ def published(make_ksdd2: Callable[..., Path], file_server: Any, monkeypatch: py
     )
     monkeypatch.setattr(ksdd2, "KSDD2_ARCHIVE", archive)
     monkeypatch.setattr(ksdd2, "KSDD2_COUNTS", COUNTS)
-    monkeypatch.setattr(download, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 500)
     return archive
 
 
@@ -80,7 +80,7 @@ def test_download_is_announced_with_the_way_to_stop_it(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**10))
-    monkeypatch.setattr(download, "_transfer", stop)
+    monkeypatch.setattr(download, "transfer", stop)
     monkeypatch.chdir(tmp_path)
     if is_there:
         Path("KSDDD2").mkdir()
@@ -260,45 +260,10 @@ def test_interrupted_check_leaves_no_folder(published: Archive, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["KolektorSDD2.zip"]
 
 
-def save_zip(path: Path, name: str, content: bytes = b"x", attributes: int = 0) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("harmless.txt", b"x")
-        member = zipfile.ZipInfo(name)
-        member.external_attr = attributes << 16
-        archive.writestr(member, content)
-    return path
-
-
-@pytest.mark.parametrize(
-    "name", ["../out.txt", "a/../../out.txt", "/out.txt", "C:\\out.txt", "..\\out.txt", "\\out.txt"]
-)
-def test_paths_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
-    target = tmp_path / "target"
-    target.mkdir()
-    archive = save_zip(tmp_path / "evil.zip", name)
-    with pytest.raises(ValueError, match="leads out of the folder"):
-        unpack(archive, target, max_bytes=1000)
-    assert list(target.iterdir()) == [], "nothing is written before all members are checked"
-
-
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
-def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
-    archive = save_zip(tmp_path / "evil.zip", "link", b"/etc", kind | 0o777)
-    with pytest.raises(ValueError, match="`link`, a link or a path"):
-        unpack(archive, tmp_path, max_bytes=1000)
-
-
-def test_zip_bomb_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", bytes(100_000))
-    with pytest.raises(ValueError, match="100000 bytes together, more than"):
-        unpack(tmp_path / "bomb.zip", tmp_path, max_bytes=99_999)
-
-
 def test_broken_zip_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"broken\.zip` cannot be unpacked"):
-        unpack(tmp_path / "broken.zip", tmp_path, max_bytes=1000)
+        unpack(tmp_path / "broken.zip", tmp_path)
 
 
 def test_official_archive_is_as_published() -> None:

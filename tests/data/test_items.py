@@ -10,7 +10,7 @@ from anomalib.data import ImageBatch, ImageItem
 from lightning.fabric.utilities import move_data_to_device
 from reading_back import ready_folder
 
-from anomalib_exdd.data.items import DefectBatch, DefectItem
+from anomalib_exdd.data.dataset import DefectBatch, DefectItem
 from made_up_images import save_image
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_exdd.data.kinds import kinds_of, words_of_folders
+from anomalib_exdd.data.annotations import kinds_of, words_of_folders
 from made_up_images import save_image
 
 

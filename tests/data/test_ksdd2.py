@@ -16,8 +16,8 @@ from reading_back import kinds_by_name, split_counts
 from torchvision.transforms import v2
 
 from anomalib_exdd.data import KSDD2, ksdd2
-from anomalib_exdd.data.official_splits import read_official_split
-from anomalib_exdd.images import reading
+from anomalib_exdd.data.ksdd2 import read_official_split
+from anomalib_exdd.images.masks import inspect_masks
 from made_up_images import invert, save_image, save_mask
 
 Make = Callable[..., Path]
@@ -199,11 +199,11 @@ def test_few_defects_stay_in_training(make_ksdd2: Make, caplog: pytest.LogCaptur
 
 def test_files_are_read_once_for_all_stages(make_ksdd2: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = []
-    monkeypatch.setattr(ksdd2, "map_files", lambda *given: scans.append(given) or reading.map_files(*given))
+    monkeypatch.setattr(ksdd2, "inspect_masks", lambda pairs: scans.append(pairs) or inspect_masks(pairs))
     data = KSDD2(make_ksdd2(), num_workers=0)
     for stage in (TrainerFn.FITTING, TrainerFn.VALIDATING, TrainerFn.TESTING, None):
         data.setup(stage)
-    assert len(scans) == 2  # train and test
+    assert len(scans) == 1
 
 
 def test_model_resize_reaches_image_and_mask(make_ksdd2: Make) -> None:
@@ -365,11 +365,11 @@ def test_large_folder_with_sizes_of_ksdd2_is_suspicious(
     root = make_ksdd2()
     ready(root)
     assert "incomplete" not in caplog.text
-    monkeypatch.setattr(ksdd2, "_OFFICIAL_HEIGHTS", range(12, 13))
-    monkeypatch.setattr(ksdd2, "_OFFICIAL_WIDTHS", range(8, 9))
+    monkeypatch.setattr(ksdd2, "OFFICIAL_HEIGHTS", range(12, 13))
+    monkeypatch.setattr(ksdd2, "OFFICIAL_WIDTHS", range(8, 9))
     ready(root)
     assert "incomplete" not in caplog.text, "a small sample is no broken extraction"
-    monkeypatch.setattr(ksdd2, "_LOOKALIKE_IMAGES", 18)
+    monkeypatch.setattr(ksdd2, "LOOKALIKE_IMAGES", 18)
     ready(root)
     assert "If this should be KSDD2, it is incomplete" in caplog.text
 

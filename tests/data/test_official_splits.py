@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomalib_exdd.data.official_splits import read_official_split
+from anomalib_exdd.data.ksdd2 import read_official_split
 
 
 class RunsCode:

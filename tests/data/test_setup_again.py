@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_exdd.data import KSDD2
-from anomalib_exdd.data.sample import generate_sample
+from anomalib_exdd.data.surfaces import generate_sample
 
 STAGES = (TrainerFn.TESTING, TrainerFn.FITTING, None, TrainerFn.PREDICTING, TrainerFn.FITTING)
 Tables = dict[str, list[str]]

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from reading_back import kinds_by_name, split_counts
 
-from anomalib_exdd.data import KSDD2, SurfaceSample, surface_sample
-from anomalib_exdd.data.sample import generate_sample, surface_image
+from anomalib_exdd.data import KSDD2, SurfaceSample, surfaces
+from anomalib_exdd.data.surfaces import generate_sample, surface_image
 
 
 def test_generates_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surface_sample, "generate_sample", partial(generate_sample, train=(5, 3), test=(2, 2)))
+    monkeypatch.setattr(surfaces, "generate_sample", partial(generate_sample, train=(5, 3), test=(2, 2)))
     data = SurfaceSample(tmp_path / "new", num_defects=3, num_workers=0, eval_batch_size=2, val_split_ratio=0.34)
     data.prepare_data()
     data.setup()
@@ -41,7 +41,7 @@ def test_kinds_are_those_that_were_drawn(sample_root: Path, tmp_path: Path) -> N
 
 def test_asks_for_the_full_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(surface_sample, "generate_sample", lambda *args, **kwargs: asked.append((args, kwargs)))
+    monkeypatch.setattr(surfaces, "generate_sample", lambda *args, **kwargs: asked.append((args, kwargs)))
     SurfaceSample(tmp_path).prepare_data()
     assert asked == [((tmp_path,), {})]
 

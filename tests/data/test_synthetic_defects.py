@@ -23,7 +23,8 @@ from reading_back import ready_folder, split_counts
 from torchvision.transforms.v2 import RandomHorizontalFlip, RandomVerticalFlip
 
 from anomalib_exdd.data import KSDD2, DefectFolder
-from anomalib_exdd.data.items import DefectBatch
+from anomalib_exdd.data.base import DefectDataModule
+from anomalib_exdd.data.dataset import DefectBatch
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
 from anomalib_exdd.synthesis.manifest import Record, manifest_json
 from made_up_images import invert, save_mask, save_pairs
@@ -400,7 +401,9 @@ def test_settings_of_the_loader_are_those_given_or_else_the_bases(root: Path, sy
         assert each.val_augmentations is mirrored
     settings = ["num_workers", "train_batch_size", "eval_batch_size"]
     settings += ["train_augmentations", "val_augmentations", "test_augmentations", "augmentations"]
-    assert {*settings} <= {*inspect.signature(SyntheticDefects).parameters} & {*inspect.signature(KSDD2).parameters}
+    assert {*settings} <= {*inspect.signature(SyntheticDefects).parameters} & {
+        *inspect.signature(DefectDataModule).parameters
+    }
 
 
 MODEL = ["--model", "ExDD", "--model.backbone", "filter_bank", "--model.image_size", "[48, 32]"]

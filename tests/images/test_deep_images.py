@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_exdd.images.photos import PhotoLoader
+from anomalib_exdd.images.predict_loader import PredictLoader
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, warn_of_unused_range
 
 
@@ -27,7 +27,7 @@ def test_the_advice_fits_the_camera(
     warn_of_unused_range([path] * 40, WHITE_LEVEL)
     assert f"the highest number in some of them is {highest} (`{path}`)" in caplog.text
     assert f"`white_level` {white} " in caplog.text
-    loader = PhotoLoader([path])
+    loader = PredictLoader([path])
     loader.white_level = white
     (batch,) = loader
     assert batch.image.max() == pytest.approx(highest / white)

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strate
 from toy_surfaces import HEIGHT, WIDTH, write_toy
 
 from anomalib_exdd import DefectClassifier, ExDD
-from anomalib_exdd.data.sample import generate_sample
+from anomalib_exdd.data.surfaces import generate_sample
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "anomalib"
 PROCESSES = {1: [], 2: ["--trainer.strategy", "ddp"]}

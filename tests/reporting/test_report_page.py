@@ -14,6 +14,7 @@ from page_tree import Element, read_page
 from anomalib_exdd.reporting.comparison import METRICS, Method, read_comparison
 from anomalib_exdd.reporting.comparison_report import write_report
 from anomalib_exdd.reporting.comparison_report.gallery import ErrorCard, within_budget
+from anomalib_exdd.utils.files import PARTIAL_FILES
 
 NASTY = '<script>alert(1)</script><b onclick="x">&amp; "@TITLE@" \'</title></style>'
 
@@ -276,7 +277,7 @@ def test_an_old_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> No
     maps.unlink()
     write_report(folder)
     assert b"Another title" in report.read_bytes()
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(PARTIAL_FILES))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

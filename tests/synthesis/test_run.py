@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from made_up_defects import textured, with_defect
 
-from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer, run_folder
+from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer
 from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
 from anomalib_exdd.synthesis.material import Material, ReadLater
 from anomalib_exdd.synthesis.run import SynthesisRun, synthesize
 from anomalib_exdd.synthesis.run_settings import RunSettings
+from anomalib_exdd.utils.files import PARTIAL_FILES
 
 SIZE = (48, 40)
 COUNT = 6
@@ -177,26 +179,27 @@ class KilledError(BaseException):
 def test_interruptions_at_any_moment_leave_no_trace(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is written, then flushed to the disk, then renamed: ending there is ending anywhere."""
     flush, moments = os.fsync, []
-    monkeypatch.setattr(run_folder.os, "fsync", lambda file: (moments.append(None), flush(file)))
+    monkeypatch.setattr(os, "fsync", lambda file: (moments.append(None), flush(file)))
     whole = through(make("whole"))
     assert len(moments) == len(whole)
     for moment in range(len(moments)):
-        left = moment
+        left, broken = moment, make(f"broken{moment}")
 
-        def fsync(file: int) -> None:
+        def fsync(file: int, root: Path = broken.folder.root) -> None:
             nonlocal left
             left -= 1
             if left < 0:
+                for partial in root.rglob(PARTIAL_FILES):  # a killed process cannot remove it
+                    shutil.copy(partial, partial.with_name(f".killed{partial.name}"))
                 raise KilledError
             flush(file)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_folder.os, "fsync", fsync)
+            patch.setattr(os, "fsync", fsync)
             with pytest.raises(KilledError):
-                through(make(f"broken{moment}"))
-        broken = make(f"broken{moment}")
-        assert any(path.name.endswith(".part") for path in broken.folder.root.rglob("*"))
-        assert through(broken) == whole
+                through(broken)
+        assert list(broken.folder.root.rglob(PARTIAL_FILES))
+        assert through(make(f"broken{moment}")) == whole
 
 
 def test_only_missing_images_are_made_again(make: Make) -> None:

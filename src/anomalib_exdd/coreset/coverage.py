@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomalib_exdd.utils.distances import expanded_distances
+from anomalib_exdd.utils.files import write_atomically
 
 _BLOCK_ELEMENTS = 1 << 20  # distances held at once: 4 MiB, so that a block stays in the cache
 _ROWS = 1 << 16  # points copied at once
@@ -78,9 +79,8 @@ class Coverage:
         self._write_back()
         threshold = torch.tensor(self.threshold, dtype=torch.float64)
         state = {"nearest": self._nearest_N, "seen": self._seen_N, "threshold": threshold, "chosen": chosen_K}
-        partial = path.with_suffix(".partial")
-        save_file(state | {"centres": torch.cat(self._centres)}, partial)
-        partial.replace(path)
+        with write_atomically(path) as partial:
+            save_file(state | {"centres": torch.cat(self._centres)}, partial)
 
     def load(self, path: Path) -> Tensor:
         """Continue from a saved state of the same points, and return the indices of its centres."""

@@ -21,6 +21,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from anomalib_exdd.utils.files import write_file
+
 logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 7 * 24 * 3600.0  # how long an interrupted training can be resumed, where space is not short
@@ -142,9 +144,7 @@ class DiskStore(FeatureStore):
             self._register(image["name"], image["rows"])
         for path, row in self._columns.items():
             os.truncate(path, self._rows * row.itemsize)
-        partial = self._index.with_suffix(".partial")
-        partial.write_text("".join(_index_line(*image) for image in self.lengths.items()), encoding="utf-8")
-        partial.replace(self._index)
+        write_file(self._index, "".join(_index_line(*image) for image in self.lengths.items()))
 
 
 def _index_line(name: str, rows: int) -> str:

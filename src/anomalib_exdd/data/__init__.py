@@ -14,9 +14,9 @@
 import anomalib.data  # noqa: F401
 
 from .dataset import DefectDataset
-from .defect_folder import DefectFolder
+from .folder import DefectFolder
 from .ksdd2 import KSDD2
-from .surface_sample import SurfaceSample
+from .surfaces import SurfaceSample
 from .synthetic_defects import SyntheticDefects
 
 __all__ = ["KSDD2", "DefectDataset", "DefectFolder", "SurfaceSample", "SyntheticDefects"]

@@ -1,22 +1,73 @@
-"""The data set behind all data modules here: one table of samples, read with masks that keep their defects."""
+"""The data set behind all data modules here: a table of samples, read to items that keep their defects and kinds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from anomalib import TaskType
-from anomalib.data import AnomalibDataset
+from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
 from anomalib.data.utils import LabelName
 from pandas import DataFrame
+from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as transforms
 
-from anomalib_exdd.images.masks import DefectMask
-from anomalib_exdd.images.reading import WHITE_LEVEL, check_same_size, read_image, read_mask
+from anomalib_exdd.images.masks import DefectMask, check_same_size, read_mask
+from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 
-from .items import DefectBatch, DefectItem
+# Items and batches differ from Anomalib's own by plain attributes, not by fields of the dataclass: Anomalib builds
+# other classes from the fields (NumPy items, its own batches where a tiled ensemble collates), and these would refuse
+# an unknown one. Every model of Anomalib's therefore sees an ordinary batch.
+
+
+class DefectItem(ImageItem):  # type: ignore[misc]
+    """An image with label, mask, kind of its defect and origins, see :func:`with_optional_columns`."""
+
+    origins: Sequence[str] = ()
+    kind: str = ""
+
+
+class DefectBatch(ImageBatch):  # type: ignore[misc]
+    """A batch of images with labels, masks, and origins and kind of each item.
+
+    Either list is empty if nothing is known of any item.
+    """
+
+    item_class = DefectItem
+    origins: Sequence[Sequence[str]] = ()
+    kinds: Sequence[str] = ()
+
+    @property
+    def is_synthetic(self) -> Tensor:
+        """Whether each image is synthetic, bool, shape (B,), on the device of the images."""
+        images = cast("Tensor", self.image)
+        origins = self.origins or [()] * len(images)
+        return torch.tensor([bool(paths) for paths in origins], dtype=torch.bool, device=images.device)
+
+    @property
+    def items(self) -> list[ImageItem]:
+        """The items of the batch, :class:`DefectItem`, each with its own origins and kind."""
+        items = super().items
+        origins, kinds = self.origins or [()] * len(items), self.kinds or [""] * len(items)
+        for item, paths, kind in zip(cast("list[DefectItem]", items), origins, kinds, strict=True):
+            item.origins, item.kind = paths, kind
+        return items
+
+    @classmethod
+    def collate(cls, items: Sequence[ImageItem]) -> DefectBatch:
+        """Collate items to a batch; those of other classes are real images, of no known kind."""
+        batch = cast("DefectBatch", super().collate(list(items)))
+        batch.origins = [list(getattr(item, "origins", ())) for item in items]
+        batch.kinds = [getattr(item, "kind", "") for item in items]
+        return batch
+
+    def update(self, in_place: bool = True, **changes: Any) -> DefectBatch:
+        """Replace fields, in this batch or in a copy of it; the images' origins and kinds stay."""
+        updated = cast("DefectBatch", super().update(in_place, **changes))
+        updated.origins, updated.kinds = self.origins, self.kinds
+        return updated
 
 
 class DefectDataset(AnomalibDataset):  # type: ignore[misc]
@@ -27,8 +78,9 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
 
     Args:
         samples: Table with the columns ``image_path``, ``mask_path`` (empty where there is none), ``label_index``
-            (0 normal, 1 defective) and ``split``. ``attrs["task"]`` overrides the task found from the masks: a
-            defective image without one then has an all-zero mask. Further columns may say more, see :func:`completed`.
+            (0 normal, 1 defective) and ``split``, and optionally those that :func:`with_optional_columns` adds.
+            ``attrs["task"]`` overrides the task found from the masks: a defective image without one then has an
+            all-zero mask.
         name: Name of the data set.
         augmentations: Transforms applied to image and mask together.
         white_level: The number that is white in images of more than 8 bits.
@@ -46,7 +98,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         self.white_level = white_level
         samples = samples.copy()
         samples.attrs["task"] = samples.attrs.get("task", task_of(samples))
-        self.samples = completed(samples)
+        self.samples = with_optional_columns(samples)
 
     @property
     def name(self) -> str:
@@ -60,14 +112,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         return TaskType(self.samples.attrs.get("task", task_of(self.samples)))
 
     def __getitem__(self, index: int) -> DefectItem:
-        """Read one image, its mask and its label, and apply the augmentations to image and mask together.
-
-        Args:
-            index: Row of ``samples``.
-
-        Returns:
-            Item with the image ``[3, H, W]`` (float32, 0..1), the mask ``[H, W]`` (bool; only for segmentation), the
-            label, the kind of its defect and, if it is synthetic, what it was made from.
+        """Read an image ``[3, H, W]`` (float32, 0..1) with its mask ``[H, W]`` (bool; only for segmentation).
 
         Raises:
             ValueError: If the image or the mask cannot be decoded, or if they differ in size.
@@ -88,27 +133,19 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
             image_path=str(sample.image_path),
             mask_path=str(sample.mask_path),
         )
-        item.origins = list(getattr(sample, "origins", ()))
-        item.kind = str(getattr(sample, "kind", ""))
+        item.origins, item.kind = list(sample.origins), str(sample.kind)
         return item
 
     @property
     def collate_fn(self) -> Callable[[list[DefectItem]], DefectBatch]:
-        """Collate items to a batch; images of different sizes are resized to the one with the longest edge."""
+        """See :func:`collate`."""
         return collate
 
 
 def collate(items: list[DefectItem]) -> DefectBatch:
-    """Collate items to a batch, without losing a defect where sizes differ.
+    """Collate items to a batch with images ``[B, 3, H, W]``, of the size of the item with the longest edge.
 
-    Anomalib resizes items of different sizes to that with the longest edge, and masks by the nearest pixel. Usually the
-    model's own resize has made all sizes equal before; here it is done for those who use the data alone.
-
-    Args:
-        items: Items of a :class:`DefectDataset`.
-
-    Returns:
-        The batch, with images ``[B, 3, H, W]``.
+    Anomalib does the same, but resizes masks by the nearest pixel, which may lose a defect.
     """
     sizes = [tuple(torch.as_tensor(item.image).shape[-2:]) for item in items]
     if len(set(sizes)) > 1:
@@ -121,29 +158,17 @@ def collate(items: list[DefectItem]) -> DefectBatch:
 
 
 def task_of(samples: DataFrame) -> str:
-    """Say which task a table of samples allows.
-
-    Args:
-        samples: Table with the columns ``label_index`` and ``mask_path``.
-
-    Returns:
-        ``segmentation`` if every defective image has a mask, else ``classification``.
-    """
+    """Return ``segmentation`` if every defective image of a table has a mask, else ``classification``."""
     defective = samples[samples["label_index"] == LabelName.ABNORMAL]
     return str(TaskType.SEGMENTATION.value if (defective["mask_path"] != "").all() else TaskType.CLASSIFICATION.value)
 
 
-def completed(samples: DataFrame) -> DataFrame:
-    """Complete a table by the columns that not every data set has.
+def with_optional_columns(samples: DataFrame) -> DataFrame:
+    """Return a copy of a table of samples with the columns that not every data set has.
 
-    Args:
-        samples: Table of samples. Its column ``origins``, if it has one, holds for each row the paths of the images
-            that a synthetic image was made from (at least one), and nothing for a real image. Its column ``kind``, if
-            it has one, holds the kind of the defect (str), and nothing where it is unknown and for normal images.
-
-    Returns:
-        Copy of the table with the columns ``origins`` (tuples; empty ones where the table has none), ``is_synthetic``
-        (bool) and ``kind`` (empty where the table has none).
+    - ``origins``: for a synthetic image the paths of the images that it was made from, at least one; else empty.
+    - ``is_synthetic``: whether there are origins.
+    - ``kind``: kind of the defect; empty where it is unknown and for normal images.
     """
     samples = samples.copy()
     if "origins" not in samples:
@@ -154,7 +179,7 @@ def completed(samples: DataFrame) -> DataFrame:
     return samples
 
 
-def _read_sample_mask(sample: Any, image: torch.Tensor) -> DefectMask:
+def _read_sample_mask(sample: Any, image: Tensor) -> DefectMask:
     if sample.label_index == LabelName.NORMAL or not sample.mask_path:
         return DefectMask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
     mask = read_mask(sample.mask_path)

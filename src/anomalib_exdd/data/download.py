@@ -1,8 +1,8 @@
 """Downloading and unpacking a data set so that a folder is either complete or not there at all.
 
 Anomalib's own helper checks the hash of a fresh download only, and extracts into the final folder: an archive that lies
-there already is trusted, and an interrupted extraction looks like a data set. Here the hash is always checked, the
-archive is unpacked beside the target, and the finished folder is renamed into place.
+there already is trusted, and an interrupted extraction looks like a data set. Here the hash is always checked, and the
+archive is unpacked beside its place.
 """
 
 from __future__ import annotations
@@ -12,39 +12,32 @@ import http.client
 import logging
 import os
 import shutil
-import stat
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 from anomalib.data.utils import DownloadInfo
-from anomalib.data.utils.download import DownloadProgressBar, generate_hash
+from tqdm import tqdm
+
+from anomalib_exdd.utils.files import sha256_of_file, write_folder_atomically
 
 logger = logging.getLogger(__name__)
 
+CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 3
-_CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
-_MAX_MEMBERS = 100_000
-_SPARE_RATIO = 1.05  # images hardly compress: an archive unpacks to little more than its own size
+_UNPACKED_RATIO = 1.05  # images hardly compress: an archive unpacks to little more than its own size
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 @dataclass
 class Archive(DownloadInfo):  # type: ignore[misc]
-    """A published archive; ``hashsum`` is its SHA-256.
+    """A published zip archive; ``hashsum`` is its SHA-256."""
 
-    Args:
-        md5: MD5 of the archive, for those who check it by hand.
-        num_bytes: Size of the archive.
-        licence: Terms under which its images may be used.
-    """
-
-    md5: str = ""
+    md5: str = ""  # for those who check it by hand
     num_bytes: int = 0
     licence: str = ""
 
@@ -54,14 +47,7 @@ class Archive(DownloadInfo):  # type: ignore[misc]
         return str(self.filename or self.url.rsplit("/", maxsplit=1)[-1])
 
     def by_hand(self, root: Path) -> str:
-        """Say how to get the data without this program.
-
-        Args:
-            root: Folder of the data set.
-
-        Returns:
-            A sentence naming the address, the place of the file and its checksums.
-        """
+        """Tell how to get the archive for the folder ``root`` without this program, for messages."""
         return (
             f"To do it by hand, download {self.url} on any machine and put it, as it is, at "
             f"`{root.parent / self.file_name}` (SHA-256 {self.hashsum}, MD5 {self.md5}, {self.num_bytes} bytes)."
@@ -82,7 +68,7 @@ def fetch_folder(archive: Archive, root: Path, check: Callable[[Path], None]) ->
     Raises:
         ConnectionError: If the download fails.
         OSError: If the disk is too small.
-        ValueError: If the archive is not the published one, or cannot be unpacked safely.
+        ValueError: If the archive is not the published one, or cannot be unpacked.
     """
     root = Path(os.path.realpath(root))  # a link to an empty disk stays a link
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -90,43 +76,39 @@ def fetch_folder(archive: Archive, root: Path, check: Callable[[Path], None]) ->
     for left in root.parent.glob(f"{glob.escape(root.name)}.partial-*"):
         logger.warning("`%s` may be what a killed run has left. If no other run is unpacking, delete it.", left)
     if found:
-        verify(archive, found[0], root)
-    still_to_come = 0 if found else archive.num_bytes - _size(_partial_path(root.parent / archive.file_name))
-    _check_disk_space(archive, root, still_to_come + int(archive.num_bytes * _SPARE_RATIO))
+        _verify(archive, found[0], root)
+    still_to_come = 0 if found else archive.num_bytes - _size(_partial_path(archive, root))
+    _check_disk_space(archive, root, still_to_come + int(archive.num_bytes * _UNPACKED_RATIO))
     _announce(archive, root, found)
     path = found[0] if found else download(archive, root)
-    unpacked = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-", dir=root.parent))
-    try:
-        unpack(path, unpacked, max_bytes=3 * max(archive.num_bytes, _CHUNK_BYTES))
+    with write_folder_atomically(root) as unpacked:
+        unpack(path, unpacked)
         check(unpacked)
-        _move_into_place(unpacked, root, path)
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+        others = [other.name for other in root.iterdir() if other != path] if root.is_dir() else []
+        if others:
+            msg = (
+                f"While the data set was unpacked, `{others[0]}` appeared in `{root}`. Start again, or remove it first."
+            )
+            raise FileExistsError(msg)
+        if path.parent == root:
+            path.replace(unpacked / path.name)
     if not found:
         path.unlink()
 
 
 def download(archive: Archive, root: Path) -> Path:
-    """Download an archive beside the root of its data set, resuming what an earlier attempt left.
-
-    Args:
-        archive: What to download.
-        root: Folder of the data set.
-
-    Returns:
-        Path of the verified archive.
+    """Download an archive beside the folder ``root``, resuming what an earlier attempt left; return its path.
 
     Raises:
         ConnectionError: If the server cannot be reached, or breaks off too often.
         ValueError: If the server sends another file than the published one.
     """
-    target = root.parent / archive.file_name
-    part = _partial_path(target)
+    target, part = root.parent / archive.file_name, _partial_path(archive, root)
     resumed = _size(part) > 0
     for _ in range(_ATTEMPTS):
         before = _size(part)
         try:
-            _transfer(archive, part)
+            transfer(archive, part)
         except _NETWORK_ERRORS as error:
             if _size(part) > before:
                 continue  # something arrived: ask for the rest
@@ -134,7 +116,7 @@ def download(archive: Archive, root: Path) -> Path:
             raise ConnectionError(msg) from error
         if _size(part) < archive.num_bytes:
             continue  # the server broke off
-        if _size(part) == archive.num_bytes and generate_hash(part) == archive.hashsum:
+        if _size(part) == archive.num_bytes and sha256_of_file(part) == archive.hashsum:
             part.replace(target)
             return target
         part.unlink()
@@ -152,18 +134,40 @@ def download(archive: Archive, root: Path) -> Path:
     raise ConnectionError(msg)
 
 
-def verify(archive: Archive, path: Path, root: Path) -> None:
-    """Refuse an archive that is not the published one.
+def transfer(archive: Archive, part: Path) -> None:
+    """Write what the server sends to the partial file, from where that file ends if the server can do so."""
+    if not archive.url.startswith(("https://", "http://")):
+        msg = f"The address of {archive.name} has to start with https:// or http://, but it is {archive.url}."
+        raise ValueError(msg)
+    start = _size(part)
+    if start >= archive.num_bytes:
+        return  # all there; the caller checks the hash
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(archive.url, headers=headers)  # noqa: S310 (checked above)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            start = 0  # the server sends the whole file
+        bar = tqdm(desc=archive.name, total=archive.num_bytes, initial=start, unit="B", unit_scale=True, miniters=1)
+        with bar, part.open("ab" if start else "wb") as file:
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+                if file.tell() > archive.num_bytes:
+                    return  # too long already; the caller refuses it
 
-    Args:
-        archive: What the file should be.
-        path: The file.
-        root: Folder of the data set, for the message.
 
-    Raises:
-        ValueError: If the SHA-256 differs.
-    """
-    found = generate_hash(path)
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a verified zip archive into an existing folder."""
+    try:
+        with ZipFile(path) as archive:
+            archive.extractall(folder)
+    except (BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        msg = f"The archive `{path}` cannot be unpacked ({error}). Delete it, and it is downloaded anew."
+        raise ValueError(msg) from error
+
+
+def _verify(archive: Archive, path: Path, root: Path) -> None:
+    found = sha256_of_file(path)
     if found != archive.hashsum:
         msg = (
             f"The file `{path}` ({path.stat().st_size} bytes, SHA-256 {found}) is not the published archive of "
@@ -173,69 +177,8 @@ def verify(archive: Archive, path: Path, root: Path) -> None:
         raise ValueError(msg)
 
 
-def unpack(path: Path, target: Path, max_bytes: int) -> None:
-    """Unpack a zip archive, every member of which stays in the target folder.
-
-    All members are looked at before the first is written.
-
-    Args:
-        path: The archive.
-        target: Existing folder.
-        max_bytes: Upper bound of the unpacked size.
-
-    Raises:
-        ValueError: If the archive is broken, too large, or holds a link or a path that leads out of the folder.
-    """
-    try:
-        with ZipFile(path) as archive:
-            members = archive.infolist()
-            total = sum(member.file_size for member in members)
-            if total > max_bytes or len(members) > _MAX_MEMBERS:
-                msg = (
-                    f"The archive `{path}` would unpack to {len(members)} files of {total} bytes together, more than "
-                    f"the {_MAX_MEMBERS} files and {max_bytes} bytes that are allowed. It is not unpacked."
-                )
-                raise ValueError(msg)
-            for member in members:
-                _check_member(member, path)
-            for member in members:
-                archive.extract(member, target)
-    except (BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        msg = f"The archive `{path}` cannot be unpacked ({error}). Delete it, and it is downloaded anew."
-        raise ValueError(msg) from error
-
-
-def _transfer(archive: Archive, part: Path) -> None:
-    """Write what the server sends to the partial file, from where that file ends if the server can do so."""
-    if not archive.url.startswith(("https://", "http://")):
-        msg = f"The address of {archive.name} has to start with https:// or http://, but it is {archive.url}."
-        raise ValueError(msg)
-    start = _size(part)
-    if start >= archive.num_bytes:
-        return  # all there; the caller looks at the hash
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    request = urllib.request.Request(archive.url, headers=headers)  # noqa: S310 (checked above)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
-        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            start = 0  # the server sends the whole file
-        bar = DownloadProgressBar(
-            desc=archive.name,
-            total=archive.num_bytes,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            miniters=1,
-        )
-        with bar, part.open("ab" if start else "wb") as file:
-            while chunk := response.read(_CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
-                if file.tell() > archive.num_bytes:
-                    return  # too long already; the caller refuses it
-
-
-def _partial_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}.part")
+def _partial_path(archive: Archive, root: Path) -> Path:
+    return root.parent / f"{archive.file_name}.part"
 
 
 def _size(path: Path) -> int:
@@ -243,11 +186,11 @@ def _size(path: Path) -> int:
 
 
 def _announce(archive: Archive, root: Path, found: list[Path]) -> None:
-    """Say what is about to happen, under which licence, and before a download how to stop it."""
+    """Log what happens now, under which licence, and before a download how to stop it."""
     if found:
         logger.info("%s (%s) is unpacked from `%s` to `%s`.", archive.name, archive.licence, found[0], root)
         return
-    # A warning, because Python shows nothing below it by default, and the folder may be a slip of the pen.
+    # A warning, because Python shows nothing below it by default, and the folder may be a typing error.
     logger.warning(
         "The folder `%s` %s, so %s (%.0f MB) is downloaded to it now. Its licence is %s. If you meant another folder, "
         "stop with Ctrl+C, set `root` to that folder, and delete `%s`, which holds what has arrived.",
@@ -256,21 +199,8 @@ def _announce(archive: Archive, root: Path, found: list[Path]) -> None:
         archive.name,
         archive.num_bytes / 1e6,
         archive.licence,
-        _partial_path(root.parent / archive.file_name),
+        _partial_path(archive, root),
     )
-
-
-def _check_member(member: ZipInfo, archive_path: Path) -> None:
-    name = member.filename
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    leads_out = posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if leads_out or kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
-        msg = (
-            f"The archive `{archive_path}` holds `{name}`, a link or a path that leads out of the folder. "
-            "It is not unpacked."
-        )
-        raise ValueError(msg)
 
 
 def _check_disk_space(archive: Archive, root: Path, needed: int) -> None:
@@ -281,17 +211,3 @@ def _check_disk_space(archive: Archive, root: Path, needed: int) -> None:
             f"{free / 1e9:.1f} GB are free. Make room, or choose another `root`."
         )
         raise OSError(msg)
-
-
-def _move_into_place(unpacked: Path, root: Path, archive_path: Path) -> None:
-    """Rename the finished folder; an archive that lay in the root moves along."""
-    unpacked.chmod(0o755)  # mkdtemp's folders are for their owner alone
-    others = [path.name for path in root.iterdir() if path != archive_path] if root.is_dir() else []
-    if others:
-        msg = f"While the data set was unpacked, `{others[0]}` appeared in `{root}`. Start again, or remove it first."
-        raise FileExistsError(msg)
-    if archive_path.parent == root:
-        archive_path.replace(unpacked / archive_path.name)
-    if root.is_dir():
-        root.rmdir()
-    unpacked.rename(root)

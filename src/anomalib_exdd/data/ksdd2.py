@@ -23,23 +23,23 @@ Reference:
 
 from __future__ import annotations
 
+import io
 import logging
+import pickle
 import re
-from dataclasses import dataclass
+import reprlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from anomalib.data.utils import LabelName
 from pandas import DataFrame
-from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import WHITE_LEVEL, InspectedPair, inspect_pair, map_files, warn_of_inverted_masks
-from anomalib_exdd.images.sources import contents_of
+from anomalib_exdd.images.file_discovery import contents_of
+from anomalib_exdd.images.masks import inspect_masks
 
-from .csv_samples import read_kinds
-from .defect_datamodule import DefectDataModule
+from .annotations import KINDS_FILE, kinds_of, read_kind_table
+from .base import DefectDataModule, count_labels
 from .download import Archive, fetch_folder
-from .kinds import SOURCES_NAME, kinds_of
-from .official_splits import OFFICIAL_SPLITS, read_official_split, split_path
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,15 @@ KSDD2_ARCHIVE = Archive(
 )
 # Number of normal and defective images.
 KSDD2_COUNTS: dict[str, tuple[int, int]] = {"train": (2085, 246), "test": (894, 110)}
+OFFICIAL_SPLITS: tuple[int, ...] = (0, 16, 53, 126, 246)
+OFFICIAL_HEIGHTS, OFFICIAL_WIDTHS = range(597, 666), range(184, 242)
+LOOKALIKE_IMAGES = 500  # an extraction that broke off leaves hundreds of training images; fewer are a sample
 
+_OFFICIAL_IDS = {"train": range(10_000, 12_331), "test": range(20_000, 21_004)}
 _IMAGE_NAME = re.compile(r"^\d{5}\.png$")  # "10301 (copy).png" in the archive is a stray copy
 _MASK_NAME = re.compile(r"^\d{5}_GT\.png$")
-_OFFICIAL_IDS = {"train": range(10_000, 12_331), "test": range(20_000, 21_004)}
-_OFFICIAL_HEIGHTS, _OFFICIAL_WIDTHS = range(597, 666), range(184, 242)
-_LOOKALIKE_IMAGES = 500  # an extraction that broke off leaves hundreds of training images; fewer are a sample
+_MAX_ID = 99_999
+_MAX_SPLIT_BYTES = 16_000_000  # the published files hold some 3,300 pairs
 
 
 class KSDD2(DefectDataModule):
@@ -75,22 +78,8 @@ class KSDD2(DefectDataModule):
             may name the kinds of the defects.
         official_split: 0, 16, 53, 126 or 246: use only the defective training images whose masks the published file
             ``split_weakly_N.pyb`` releases, and leave out the others. Not together with ``num_defects``.
-        num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
-            a larger one. Default: all. 0 leaves normal images only.
-        val_split_ratio: Share of the training images kept aside as validation images. Default: none, because ExDD finds
-            its thresholds on its training images. Give 0.2 for other models, and for ExDD with another ``scoring`` than
-            "calibrated": they find threshold and normalisation, and DefectClassifier its best epoch, on validation
-            images. If that means fewer than 3 defective images, all of those stay in training.
-        seed: Seed of the draws.
-        train_batch_size: Images per training batch.
-        eval_batch_size: Images per validation or test batch.
-        num_workers: Processes that read images.
-        train_augmentations: Transforms applied to training images and their masks.
-        val_augmentations: Transforms applied to validation images and their masks.
-        test_augmentations: Transforms applied to test images and their masks.
-        augmentations: Transforms for every stage that has none of its own.
-        white_level: The number that is white in images of more than 8 bits: 4095 for a camera of 12 bits whose images
-            are files of 16. Checkpoints keep it, so that `predict` reads alike.
+        **kwargs: Further arguments of :class:`.DefectDataModule`: ``num_defects``, ``val_split_ratio``, ``seed``,
+            ``white_level``, and those of the loaders.
 
     Example:
         >>> from anomalib_exdd.data import KSDD2
@@ -99,74 +88,41 @@ class KSDD2(DefectDataModule):
         'KSDD2'
     """
 
-    def __init__(
-        self,
-        root: str | Path = "./datasets/KSDD2",
-        official_split: int | None = None,
-        num_defects: int | None = None,
-        val_split_ratio: float = 0.0,
-        seed: int = 0,
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 4,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        white_level: int = WHITE_LEVEL,
-    ) -> None:
+    def __init__(self, root: str | Path = "./datasets/KSDD2", official_split: int | None = None, **kwargs: Any) -> None:
         if official_split is not None and official_split not in OFFICIAL_SPLITS:
             msg = f"Argument `official_split` has to be one of {list(OFFICIAL_SPLITS)}, but got {official_split}."
             raise ValueError(msg)
-        if official_split is not None and num_defects is not None:
+        super().__init__(root, **kwargs)
+        if official_split is not None and self.num_defects is not None:
             msg = (
-                f"Arguments `official_split` ({official_split}) and `num_defects` ({num_defects}) both choose the "
+                f"Arguments `official_split` ({official_split}) and `num_defects` ({self.num_defects}) both choose the "
                 "defective training images. Give one of them."
             )
             raise ValueError(msg)
-        super().__init__(
-            root,
-            num_defects=num_defects,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            white_level=white_level,
-        )
         self.official_split = official_split
 
     def prepare_data(self) -> None:
         """Download the data set if the root does not exist or is empty (but for the archive)."""
-        if _is_vacant(self.root):
+        if not self.root.is_file() and all(path.name == KSDD2_ARCHIVE.file_name for path in _entries(self.root)):
             fetch_folder(KSDD2_ARCHIVE, self.root, check=_check_official_counts)
 
     def read_samples(self) -> DataFrame:
-        """Read the folder, find each image's label in its mask, and check that nothing is missing.
+        """Read the folder, find each image's label in its mask, and check that nothing is missing."""
+        images = _read_images(self.root)
+        _check_complete(self.root, images)
+        path = self.root / KINDS_FILE
+        words = read_kind_table(path) if path.is_file() else {}
+        rows = zip(images["split"], images["id"], images["label_index"], strict=True)
+        images["kind"] = kinds_of([words.get((split, name), "") if label else "" for split, name, label in rows])
+        if self.official_split is not None:
+            images = self._keep_released(images, self.official_split)
+        return images.drop(columns=["id", "size"])
 
-        Returns:
-            Table with the columns ``image_path``, ``mask_path``, ``label_index``, ``split`` and ``kind``.
-
-        Raises:
-            FileNotFoundError: If the root, an image or a mask is missing.
-            ValueError: If a file cannot be read, a mask does not fit its image, or images are missing.
-        """
-        scans = _scan(self.root)
-        _check_complete(self.root, scans)
-        samples = _table(scans)
-        samples["kind"] = _kinds(samples, self.root / SOURCES_NAME)
-        return samples if self.official_split is None else self._keep_released(samples, self.official_split)
-
-    def _keep_released(self, samples: DataFrame, number: int) -> DataFrame:
+    def _keep_released(self, images: DataFrame, number: int) -> DataFrame:
         """Leave out the defective training images whose masks the published split of this number does not release."""
-        path = split_path(self.root, number)
-        released_ids = read_official_split(path).released_ids
-        released = samples["image_path"].map(lambda image_path: Path(image_path).stem in released_ids)
-        defective = (samples["split"] == "train") & (samples["label_index"] == LabelName.ABNORMAL)
+        path = self.root / f"split_weakly_{number}.pyb"
+        released = images["id"].isin(read_official_split(path).released_ids)
+        defective = (images["split"] == "train") & (images["label_index"] == LabelName.ABNORMAL)
         count = int((defective & released).sum())
         if count != number:
             msg = (
@@ -175,47 +131,107 @@ class KSDD2(DefectDataModule):
                 "from the same archive."
             )
             raise ValueError(msg)
-        return samples[~defective | released]
+        return images[~defective | released]
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """What one of the folders ``train`` and ``test`` holds, in the order of the ids."""
+class OfficialSplit(NamedTuple):
+    """Ids of all training images, of those whose masks may be used, and of all test images."""
 
-    images: list[Path]
-    masks: list[Path]
-    inspected: list[InspectedPair]
-
-    @property
-    def defective(self) -> list[bool]:
-        """Whether each image is defective."""
-        return [pair.has_defect for pair in self.inspected]
-
-    @property
-    def ids(self) -> set[str]:
-        """The five digits that name each image."""
-        return {image.stem for image in self.images}
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Number of normal and of defective images."""
-        return len(self.images) - sum(self.defective), sum(self.defective)
+    train_ids: frozenset[str]
+    released_ids: frozenset[str]
+    test_ids: frozenset[str]
 
 
-def _scan(root: Path) -> dict[str, _Scan]:
+def read_official_split(path: Path) -> OfficialSplit:
+    """Read a published split without running anything it contains.
+
+    It is a pickle of ``(train_samples, test_samples)``, each a list of ``(image id, mask may be used)``. A pickle can
+    run any code when it is read, and these come from a download: only lists, tuples, numbers, strings and booleans are
+    built here, and everything else is refused.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds anything but two lists of pairs of an id and a truth value.
+    """
+    if not path.is_file():
+        msg = (
+            f"There is no `{path}`. Argument `official_split` needs the file that comes with the official KSDD2; "
+            "for a folder of your own use `num_defects` instead."
+        )
+        raise FileNotFoundError(msg)
+    try:
+        train, test = _unpickle_split(path)
+    except Exception as error:  # a broken pickle may raise nearly any
+        msg = (
+            f"The file `{path}` is no KSDD2 split: {str(error) or type(error).__name__}. Extract it again from the "
+            "archive of the data set."
+        )
+        raise ValueError(msg) from error
+    released = frozenset(image_id for image_id, is_released in train.items() if is_released)
+    return OfficialSplit(frozenset(train), released, frozenset(test))
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds plain containers, strings and numbers; every other object would have to be looked up here."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        msg = f"it asks for `{module_name}.{global_name}`, and only lists, numbers and strings are allowed"
+        raise pickle.UnpicklingError(msg)
+
+
+def _unpickle_split(path: Path) -> list[dict[str, bool]]:
+    """Return by id whether the mask may be used, of training and of test images."""
+    if path.stat().st_size > _MAX_SPLIT_BYTES:
+        msg = f"it has {path.stat().st_size} bytes, more than {_MAX_SPLIT_BYTES}"
+        raise ValueError(msg)
+    content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+    if not (isinstance(content, (tuple, list)) and len(content) == 2):
+        msg = "it holds no pair of training and test images"
+        raise ValueError(msg)
+    return [_released_by_id(samples) for samples in content]
+
+
+def _released_by_id(samples: Any) -> dict[str, bool]:
+    if not isinstance(samples, list):
+        msg = f"a list of images is expected, but it holds a {type(samples).__name__}"
+        raise TypeError(msg)
+    released: dict[str, bool] = {}
+    for sample in samples:
+        if not _is_pair(sample):
+            # reprlib: a pickle of a few bytes may nest lists whose full text never ends
+            msg = f"pairs of an image id and a truth value are expected, but it holds {reprlib.repr(sample)}"
+            raise ValueError(msg)
+        image_id, is_released = sample
+        name = f"{image_id:05d}" if isinstance(image_id, int) else image_id
+        if name in released:
+            msg = f"it lists the image {reprlib.repr(name)} twice"
+            raise ValueError(msg)
+        released[name] = bool(is_released)
+    return released
+
+
+def _is_pair(sample: Any) -> bool:
+    if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
+        return False
+    image_id, is_released = sample
+    known_id = isinstance(image_id, str) or (type(image_id) is int and 0 <= image_id <= _MAX_ID)
+    return known_id and isinstance(is_released, int) and is_released in {0, 1}
+
+
+def _read_images(root: Path) -> DataFrame:
+    """Read a table of all images, with id and size (height and width) besides the columns of samples."""
     _check_layout(root)
-    listings = {split: _list_pairs(root / split) for split in KSDD2_COUNTS}
-    scans = {split: _read_pairs(split, pairs) for split, pairs in listings.items()}
-    pairs = [pair for scan in scans.values() for pair in zip(scan.masks, scan.inspected, strict=True)]
-    warn_of_inverted_masks([mask for mask, inspected in pairs if inspected.looks_inverted])
-    return scans
-
-
-def _read_pairs(split: str, pairs: list[tuple[Path, Path]]) -> _Scan:
-    return _Scan(
-        images=[image for image, _ in pairs],
-        masks=[mask for _, mask in pairs],
-        inspected=map_files(lambda pair: inspect_pair(*pair), pairs, f"Reading the {split} masks"),
+    listed = [(split, image, mask) for split in KSDD2_COUNTS for image, mask in _list_pairs(root / split)]
+    found = inspect_masks([(image, mask) for _, image, mask in listed])
+    return DataFrame(
+        {
+            "image_path": [str(image) for _, image, _ in listed],
+            "mask_path": [str(mask) for _, _, mask in listed],
+            "label_index": [int(bool(info.has_defect)) for info in found],
+            "split": [split for split, _, _ in listed],
+            "id": [image.stem for _, image, _ in listed],
+            "size": [info.size for info in found],
+        }
     )
 
 
@@ -259,21 +275,20 @@ def _check_layout(root: Path) -> None:
     raise FileNotFoundError(msg)
 
 
-def _check_complete(root: Path, scans: dict[str, _Scan]) -> None:
-    """Refuse an incomplete copy of the official data set, and leave other folders in its layout alone.
+def _check_complete(root: Path, images: DataFrame) -> None:
+    """Refuse an incomplete copy of the official data set, and accept other folders in its layout.
 
     Only the official data set has ``split_weakly_N.pyb`` files, and these list all of its images.
     """
-    published = sorted(root.glob("split_weakly_*.pyb"))
-    if published:
-        _check_listed(root, published[0], scans)
+    parts = {split: images[images["split"] == split] for split in KSDD2_COUNTS}
+    if published := sorted(root.glob("split_weakly_*.pyb")):
+        _check_listed(root, published[0], parts)
         return
-    counts = {split: scan.counts for split, scan in scans.items()}
+    counts = {split: count_labels(part) for split, part in parts.items()}
     if counts == KSDD2_COUNTS:
         return
     logger.info("`%s` is not the official KSDD2, but a folder in its layout.", root)
-    many = len(scans["train"].images) >= _LOOKALIKE_IMAGES
-    if many and all(_looks_official(split, scan) for split, scan in scans.items()):
+    if len(parts["train"]) >= LOOKALIKE_IMAGES and all(_looks_official(split, part) for split, part in parts.items()):
         logger.warning(
             "The ids and sizes of the images in `%s` are those of KSDD2, but there are %s instead of %s (normal, "
             "defective). If this should be KSDD2, it is incomplete: remove the folder, and it is downloaded anew.",
@@ -283,11 +298,11 @@ def _check_complete(root: Path, scans: dict[str, _Scan]) -> None:
         )
 
 
-def _check_listed(root: Path, path: Path, scans: dict[str, _Scan]) -> None:
+def _check_listed(root: Path, path: Path, parts: dict[str, DataFrame]) -> None:
     published = read_official_split(path)
     for split, ids in (("train", published.train_ids), ("test", published.test_ids)):
         listed = {image_id for image_id in ids if _IMAGE_NAME.match(f"{image_id}.png")}  # without the stray copy
-        missing = sorted(listed - scans[split].ids)
+        missing = sorted(listed - set(parts[split]["id"]))
         if missing:
             msg = (
                 f"`{root}` is an incomplete copy of KSDD2: `{path.name}` lists {len(listed)} {split} images, but "
@@ -295,49 +310,29 @@ def _check_listed(root: Path, path: Path, scans: dict[str, _Scan]) -> None:
                 f"downloaded anew. {KSDD2_ARCHIVE.by_hand(root)}"
             )
             raise FileNotFoundError(msg)
-        is_official = listed == {str(number) for number in _OFFICIAL_IDS[split]}
-        if is_official and scans[split].counts != KSDD2_COUNTS[split]:
-            raise ValueError(_wrong_counts(root, split, scans[split]))
+        if listed == {str(number) for number in _OFFICIAL_IDS[split]}:
+            _check_counts(root, split, parts[split])
 
 
 def _check_official_counts(root: Path) -> None:
-    for split, scan in _scan(root).items():
-        if scan.counts != KSDD2_COUNTS[split]:
-            raise ValueError(_wrong_counts(root, split, scan))
+    images = _read_images(root)
+    for split in KSDD2_COUNTS:
+        _check_counts(root, split, images[images["split"] == split])
 
 
-def _wrong_counts(root: Path, split: str, scan: _Scan) -> str:
-    return (
-        f"KSDD2 has {KSDD2_COUNTS[split]} (normal, defective) {split} images, but `{root}` has {scan.counts}. Remove "
-        "the folder, and it is downloaded anew."
-    )
+def _check_counts(root: Path, split: str, part: DataFrame) -> None:
+    if (counts := count_labels(part)) != KSDD2_COUNTS[split]:
+        msg = (
+            f"KSDD2 has {KSDD2_COUNTS[split]} (normal, defective) {split} images, but `{root}` has {counts}. Remove "
+            "the folder, and it is downloaded anew."
+        )
+        raise ValueError(msg)
 
 
-def _looks_official(split: str, scan: _Scan) -> bool:
-    heights, widths = zip(*(pair.size for pair in scan.inspected), strict=True)
-    known_sizes = set(heights) <= set(_OFFICIAL_HEIGHTS) and set(widths) <= set(_OFFICIAL_WIDTHS)
-    return known_sizes and {int(image_id) for image_id in scan.ids} <= set(_OFFICIAL_IDS[split])
-
-
-def _table(scans: dict[str, _Scan]) -> DataFrame:
-    return DataFrame(
-        [
-            {"image_path": str(image), "mask_path": str(mask), "label_index": int(defective), "split": split}
-            for split, scan in scans.items()
-            for image, mask, defective in zip(scan.images, scan.masks, scan.defective, strict=True)
-        ],
-    )
-
-
-def _kinds(samples: DataFrame, path: Path) -> list[str]:
-    """Find the kind of each image in the file that names them, if there is one."""
-    words = read_kinds(path) if path.is_file() else {}
-    rows = zip(samples["split"], samples["image_path"], samples["label_index"], strict=True)
-    return kinds_of([words.get((split, Path(image).stem), "") if defective else "" for split, image, defective in rows])
-
-
-def _is_vacant(root: Path) -> bool:
-    return not root.is_file() and all(path.name == KSDD2_ARCHIVE.file_name for path in _entries(root))
+def _looks_official(split: str, part: DataFrame) -> bool:
+    heights, widths = zip(*part["size"], strict=True)
+    known_sizes = set(heights) <= set(OFFICIAL_HEIGHTS) and set(widths) <= set(OFFICIAL_WIDTHS)
+    return known_sizes and set(part["id"].map(int)) <= set(_OFFICIAL_IDS[split])
 
 
 def _entries(folder: Path) -> list[Path]:

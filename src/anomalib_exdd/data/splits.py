@@ -18,26 +18,10 @@ MIN_TRAINING_NORMALS = 2
 MIN_VALIDATION_NORMALS = 1
 
 
-def needed_normals(val_ratio: float) -> int:
-    """Count the normal images that training takes, and validation if there is any.
-
-    Args:
-        val_ratio: Share of the training images that is wanted for validation, from 0 on.
-    """
-    return MIN_TRAINING_NORMALS + (MIN_VALIDATION_NORMALS if val_ratio else 0)
-
-
 def draw(keys: Sequence[str], count: int, *, seed: int, purpose: str) -> list[int]:
-    """Draw some of the keys.
+    """Draw some of the keys, which are distinct, and return their positions in ascending order.
 
-    Args:
-        keys: Distinct names.
-        count: How many to draw.
-        seed: Seed; another one gives another draw.
-        purpose: What the draw is for; draws of different purposes are independent of each other.
-
-    Returns:
-        Positions of the drawn keys, ascending. The same keys are drawn in whatever order they are given.
+    Which keys are drawn does not depend on their order. Draws of different purposes are independent of each other.
 
     Raises:
         ValueError: If there are fewer keys than are to be drawn.
@@ -72,19 +56,16 @@ def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, i
     Args:
         normal: Number of normal training images.
         defective: Number of defective training images.
-        ratio: Share that is wanted for validation, between 0 and 1; 0 for none.
-
-    Returns:
-        Number of normal and of defective images for validation.
+        ratio: Share that is wanted for validation, from 0 (none) to less than 1.
 
     Raises:
-        ValueError: If there are too few normal images for training, and for validation if it is wanted.
+        ValueError: If there are too few normal images.
 
     Example:
         >>> validation_counts(600, 100, 0.2), validation_counts(600, 10, 0.2), validation_counts(600, 100, 0)
         ((120, 20), (120, 0), (0, 0))
     """
-    needed = needed_normals(ratio)
+    needed = _needed_normals(ratio)
     if normal < needed:
         purpose = (
             f": {MIN_TRAINING_NORMALS} to train with and {MIN_VALIDATION_NORMALS} to validate with (`val_split_ratio`)"
@@ -105,24 +86,19 @@ def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, i
 def held_out_counts(
     normal: int, defective: int, ratio: float, labels: Collection[int], val_ratio: float
 ) -> tuple[int, int]:
-    """Decide how many of the given images are held out for testing.
-
-    At least one image of each label, if enough are left to train with.
+    """Decide how many normal and defective images are held out for testing: at least one of each, if possible.
 
     Args:
         normal: Number of normal images.
         defective: Number of defective images.
         ratio: Share that is wanted for testing, between 0 and 1.
         labels: Labels (0 normal, 1 defective) for which images have to be held out.
-        val_ratio: Share of the rest that is wanted for validation, between 0 and 1; 0 for none.
-
-    Returns:
-        Number of normal and of defective images for testing.
+        val_ratio: Share of the rest that is wanted for validation, from 0 (none) to less than 1.
 
     Raises:
-        ValueError: If there are too few normal images for training, testing and, if it is wanted, validation.
+        ValueError: If there are too few normal images.
     """
-    needed = needed_normals(val_ratio)
+    needed = _needed_normals(val_ratio)
     normal_count = defect_count = 0
     if 0 in labels:
         if normal <= needed:
@@ -137,32 +113,13 @@ def held_out_counts(
     return normal_count, defect_count
 
 
-def check_ratio(name: str, value: float) -> None:
-    """Refuse a share that is not strictly between 0 and 1.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: Its value.
-
-    Raises:
-        ValueError: If the value is out of range.
-    """
-    if not 0 < value < 1:
-        msg = f"Argument `{name}` has to lie between 0 and 1, without either, but got {value}."
-        raise ValueError(msg)
-
-
 def key_of(path: str | Path, root: str | Path) -> str:
-    """Name a file independently of where its data set lies: its path relative to the root, with forward slashes.
-
-    Args:
-        path: File.
-        root: Folder of the data set.
-
-    Returns:
-        The relative path. A file outside the root is named by the way to it, if there is one.
-    """
+    """Name a file independently of where its data set lies: its path relative to the root, with forward slashes."""
     try:
         return Path(os.path.relpath(path, root)).as_posix()
     except ValueError:  # another drive of Windows: there is no way from the root to the file
         return Path(path).as_posix()
+
+
+def _needed_normals(val_ratio: float) -> int:
+    return MIN_TRAINING_NORMALS + (MIN_VALIDATION_NORMALS if val_ratio else 0)

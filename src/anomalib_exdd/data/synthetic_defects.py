@@ -1,18 +1,17 @@
 """Synthetic defects in the training data of any other data module.
 
 Only training gets them: validation and test images are those of the base, so that thresholds and metrics are measured
-on real images. For the same reason an image that was made from a validation or test image is left out. What a LoRA has
-learnt from is not in the manifest, and not looked at.
+on real images. For the same reason an image that was made from a validation or test image is left out. What a LoRA was
+trained with is not in the manifest, and not checked.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 from anomalib import TaskType
@@ -23,12 +22,12 @@ from pandas import DataFrame
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.reading import inspect_pair, map_files, warn_of_inverted_masks
+from anomalib_exdd.images.masks import inspect_masks
 from anomalib_exdd.synthesis.manifest import SyntheticImage, read_synthetic
 from anomalib_exdd.synthesis.review import REVIEW_NAME
 
-from .dataset import completed
-from .defect_datamodule import DefectDataModule
+from .base import DefectDataModule
+from .dataset import with_optional_columns
 from .splits import draw, key_of
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ class SyntheticDefects(DefectDataModule):
         if count is not None and count < 0:
             msg = f"Argument `count` has to be at least 0, but got {count}."
             raise ValueError(msg)
-        given = {
+        of_loaders = {
             "train_batch_size": train_batch_size,
             "eval_batch_size": eval_batch_size,
             "num_workers": num_workers,
@@ -98,7 +97,7 @@ class SyntheticDefects(DefectDataModule):
             "val_augmentations": val_augmentations or augmentations,
             "test_augmentations": test_augmentations or augmentations,
         }
-        for name, value in given.items():
+        for name, value in of_loaders.items():
             if value is not None:
                 setattr(base, name, value)
         super().__init__(
@@ -106,9 +105,8 @@ class SyntheticDefects(DefectDataModule):
             num_defects=base.num_defects,
             val_split_ratio=base.val_split_ratio,
             seed=seed,
-            **{name: getattr(base, name) for name in given},
-            augmentations=None,
             white_level=base.white_level,
+            **{name: getattr(base, name) for name in of_loaders},
         )
         self.category = base.category
         self.base = base
@@ -129,10 +127,7 @@ class SyntheticDefects(DefectDataModule):
         return self.base.read_samples()
 
     def split_samples(self) -> dict[Split, DataFrame]:
-        """Split the real images as the base does, and add the synthetic ones to the training images.
-
-        Returns:
-            The base's tables; the training table has rows with ``origins`` besides, see :func:`.completed`.
+        """Split the real images as the base does, and add rows of synthetic ones to the training table.
 
         Raises:
             FileNotFoundError: If the synthetic folder or one of its files is missing.
@@ -142,9 +137,9 @@ class SyntheticDefects(DefectDataModule):
         tables = self.base.split_samples()
         if self.count == 0:
             return tables
-        drawn = self._draw(self._usable(_RealImages(tables)))
-        logger.info("%s: %d synthetic defects of `%s` join the training.", self.name, len(drawn), self.synthetic_root)
-        return {**tables, Split.TRAIN: _joined(tables[Split.TRAIN], drawn)}
+        chosen = self._choose(self._usable(_BaseImages(tables)))
+        logger.info("%s: %d synthetic defects of `%s` join the training.", self.name, len(chosen), self.synthetic_root)
+        return {**tables, Split.TRAIN: _joined(tables[Split.TRAIN], chosen)}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load training images, real and synthetic ones."""
@@ -152,58 +147,55 @@ class SyntheticDefects(DefectDataModule):
             logger.warning("Batches are not built by this data module: models take synthetic defects for real ones.")
         return super().train_dataloader()
 
-    def _usable(self, real: _RealImages) -> list[_Synthetic]:
-        """List the accepted synthetic images that were made from training images."""
-        accepted = [_traced(image, real) for image in read_synthetic(self.synthetic_root)]
-        if copies := [image.path for image in accepted if real.find(image.path, moved=False)]:
+    def _usable(self, base_images: _BaseImages) -> DataFrame:
+        """Return samples of the accepted synthetic images that were made from training images."""
+        accepted = DataFrame([_sample(image, base_images) for image in read_synthetic(self.synthetic_root)])
+        if accepted.empty:
+            raise ValueError(self._too_few(0))
+        if copies := [path for path in accepted["image_path"] if base_images.find(path, moved=False)]:
             msg = (
                 f"The image `{copies[0]}` in argument `synthetic_root` is already an image of {self.name} (and "
                 f"{len(copies) - 1} others are). Name the folder that `anomalib synthesize` wrote."
             )
             raise ValueError(msg)
-        if strangers := sum(image.is_stranger for image in accepted):
+        if untraced := int(accepted["is_untraced"].sum()):
             logger.warning(
-                "%d of %d synthetic images in `%s` were made from images that %s does not have, or nobody wrote down "
+                "%d of %d synthetic images in `%s` were made from images that %s does not have, or it is not recorded "
                 "from which. That these are none of the validation or test images cannot be checked.",
-                strangers,
+                untraced,
                 len(accepted),
                 self.synthetic_root,
                 self.name,
             )
-        usable = [image for image in accepted if not image.leaks]
+        usable = accepted[~accepted["is_leak"]]
         if len(usable) < len(accepted):
-            self._report_leaks(accepted, len(usable))
+            msg = (
+                f"{len(accepted) - len(usable)} of {len(accepted)} synthetic images in `{self.synthetic_root}` were "
+                f"made from validation or test images of {self.name} and are left out. Synthesize with the settings of "
+                f"`base` that you train with: `seed` ({self.base.seed}), `val_split_ratio` "
+                f"({self.base.val_split_ratio:g}) and `num_defects` ({self.base.num_defects})."
+            )
+            if usable.empty:
+                raise ValueError(msg)
+            logger.warning("%s", msg)
         return usable
 
-    def _report_leaks(self, accepted: list[_Synthetic], usable: int) -> None:
-        msg = (
-            f"{len(accepted) - usable} of {len(accepted)} synthetic images in `{self.synthetic_root}` were made from "
-            f"validation or test images of {self.name} and are left out. Synthesize with the settings of `base` that "
-            f"you train with: `seed` ({self.base.seed}), `val_split_ratio` ({self.base.val_split_ratio:g}) and "
-            f"`num_defects` ({self.base.num_defects})."
-        )
-        if not usable:
-            raise ValueError(msg)
-        logger.warning("%s", msg)
-
-    def _draw(self, usable: list[_Synthetic]) -> list[_Synthetic]:
+    def _choose(self, usable: DataFrame) -> DataFrame:
         """Draw as many as are wanted, and check their masks."""
         count = len(usable) if self.count is None else self.count
-        if count > len(usable) or not usable:
+        if count > len(usable):
             raise ValueError(self._too_few(len(usable)))
-        keys = [key_of(image.path, self.synthetic_root) for image in usable]
-        drawn = [usable[position] for position in draw(keys, count, seed=int(self.seed or 0), purpose="synthetic")]
-        inspected = map_files(lambda image: inspect_pair(image.path, image.mask), drawn, "Reading the synthetic masks")
-        pairs = list(zip(drawn, inspected, strict=True))
-        warn_of_inverted_masks([image.mask for image, pair in pairs if pair.looks_inverted])
-        for image, pair in pairs:
-            if not pair.has_defect:
+        keys = [key_of(path, self.synthetic_root) for path in usable["image_path"]]
+        chosen = usable.iloc[draw(keys, count, seed=int(self.seed or 0), purpose="synthetic")]
+        found = inspect_masks(list(zip(chosen["image_path"], chosen["mask_path"], strict=True)))
+        for mask, info in zip(chosen["mask_path"], found, strict=True):
+            if not info.has_defect:
                 msg = (
-                    f"The mask `{image.mask}` of a synthetic defect is all black or transparent. Correct it, "
+                    f"The mask `{mask}` of a synthetic defect is all black or transparent. Correct it, "
                     f"or reject the image in `{self.synthetic_root / REVIEW_NAME}`."
                 )
                 raise ValueError(msg)
-        return drawn
+        return chosen
 
     def _too_few(self, usable: int) -> str:
         images = read_synthetic(self.synthetic_root, with_rejected=True)
@@ -217,83 +209,56 @@ class SyntheticDefects(DefectDataModule):
         )
 
 
-@dataclass(frozen=True)
-class _Synthetic:
-    """A synthetic image.
-
-    Attributes:
-        path: The image.
-        mask: Its mask.
-        origins: Paths of the images that it was made from, as the base's tables write them; its own if nobody knows.
-        leaks: Whether one of them is a validation or test image.
-        is_stranger: Whether one of them is unknown.
-        kind: Kind of the real defect among them, from the base or else from the manifest; empty if neither tells.
-    """
+class _BaseImage(NamedTuple):
+    """An image of the base, with its path as the base's tables write it."""
 
     path: str
-    mask: str
-    origins: tuple[str, ...]
-    leaks: bool
-    is_stranger: bool
+    is_for_training: bool
     kind: str
 
 
-class _RealImages:
-    """The real images of the base, found by the paths that the manifest of a synthetic folder gives."""
+class _BaseImages:
+    """The images of the base, found by the paths in the manifest of a synthetic folder."""
 
     def __init__(self, tables: dict[Split, DataFrame]) -> None:
-        tables = {split: completed(table) for split, table in tables.items()}
-        self._split = {path: split for split, table in tables.items() for path in table["image_path"]}
-        self._kinds: dict[str, str] = {}
-        self._path = {Path(path).resolve(): path for path in self._split}
-        self._paths_of_name: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-        for table in tables.values():
-            self._kinds.update(zip(table["image_path"], table["kind"], strict=True))
-            for path in table["image_path"][~table["is_synthetic"]]:
-                self._paths_of_name[_name(path)].append(path)
+        self._by_path: dict[Path, _BaseImage] = {}
+        self._real_by_name: defaultdict[tuple[str, ...], list[_BaseImage]] = defaultdict(list)
+        for split, table in tables.items():
+            for row in with_optional_columns(table).itertuples():
+                image = _BaseImage(str(row.image_path), split == Split.TRAIN, str(row.kind))
+                self._by_path[Path(image.path).resolve()] = image
+                if not row.is_synthetic:
+                    self._real_by_name[_name(image.path)].append(image)
 
-    def find(self, path: str, *, moved: bool = True) -> str | None:
-        """Return an image's path as the table has it; None if it is no image of the base.
-
-        Args:
-            path: Path of the image.
-            moved: Look also for an image whose name and folder have the same names: data are moved, or synthesized
-                from on another machine.
-        """
-        if (found := self._path.get(Path(path).resolve())) or not moved:
+    def find(self, path: str, *, moved: bool = True) -> _BaseImage | None:
+        """Return the image of a path, or the only one whose file and folder have the same names if it may be moved."""
+        if (found := self._by_path.get(Path(path).resolve())) or not moved:
             return found
-        namesakes = self._paths_of_name[_name(path)]
+        namesakes = self._real_by_name[_name(path)]
         return namesakes[0] if len(namesakes) == 1 else None
 
-    def kind(self, path: str | None) -> str:
-        """Return the kind of the defect in an image that :meth:`find` has found; empty if it is not known."""
-        return self._kinds.get(path, "") if path else ""
 
-    def is_for_training(self, path: str) -> bool:
-        """Tell whether an image that :meth:`find` has found is a training image."""
-        return self._split[path] == Split.TRAIN
-
-
-def _traced(image: SyntheticImage, real: _RealImages) -> _Synthetic:
-    """Find the real images that a synthetic one was made from."""
+def _sample(image: SyntheticImage, base_images: _BaseImages) -> dict[str, Any]:
+    """Return the sample of a synthetic image, and whether a source is no training image of the base or unknown."""
     record = image.record
     sources = [] if record is None else [str(path) for path in (record.source, record.defect) if path]
-    found = [real.find(source) for source in sources]
-    told = "" if record is None else str(record.details.get("kind", ""))
-    # One of unknown descent has itself: no real image would have any.
-    origins = [path or source for path, source in zip(found, sources, strict=True)] or [str(image.image_path)]
-    return _Synthetic(
-        path=str(image.image_path),
-        mask=str(image.mask_path),
-        origins=tuple(origins),
-        leaks=any(path is not None and not real.is_for_training(path) for path in found),
-        is_stranger=not found or None in found,
-        kind=next(filter(None, map(real.kind, found)), told),
-    )
+    found = [base_images.find(source) for source in sources]
+    recorded_kind = "" if record is None else str(record.details.get("kind", ""))
+    origins = [known.path if known else source for known, source in zip(found, sources, strict=True)]
+    return {
+        "image_path": str(image.image_path),
+        "mask_path": str(image.mask_path),
+        "label_index": int(LabelName.ABNORMAL),
+        "split": Split.TRAIN.value,
+        "origins": tuple(origins or [str(image.image_path)]),  # none would make it a real image
+        "kind": next((known.kind for known in found if known and known.kind), recorded_kind),
+        "is_leak": any(known is not None and not known.is_for_training for known in found),
+        "is_untraced": not found or None in found,
+    }
 
 
-def _joined(train: DataFrame, synthetic: Sequence[_Synthetic]) -> DataFrame:
-    """Append rows of synthetic images to a training table; those of real images stay first and as they are."""
+def _joined(train: DataFrame, synthetic: DataFrame) -> DataFrame:
+    """Append samples of synthetic images to a training table, whose own rows stay first and unchanged."""
     without = int(((train["label_index"] == LabelName.ABNORMAL) & (train["mask_path"] == "")).sum())
     if without:
         logger.warning(
@@ -301,20 +266,8 @@ def _joined(train: DataFrame, synthetic: Sequence[_Synthetic]) -> DataFrame:
             "for the real ones. ExDD does not look at those with `--model.positive_patches farthest`.",
             without,
         )
-    rows = DataFrame(
-        [
-            {
-                "image_path": image.path,
-                "mask_path": image.mask,
-                "label_index": int(LabelName.ABNORMAL),
-                "split": Split.TRAIN.value,
-                "origins": image.origins,
-                "kind": image.kind,
-            }
-            for image in synthetic
-        ],
-    )
-    joined = pd.concat([completed(train), completed(rows)], ignore_index=True)
+    synthetic = with_optional_columns(synthetic.drop(columns=["is_leak", "is_untraced"]))
+    joined = pd.concat([with_optional_columns(train), synthetic], ignore_index=True)
     joined.attrs["task"] = TaskType.SEGMENTATION.value
     return joined
 

@@ -1,1 +1,1 @@
-"""Image files as a user has them: found, told from masks, read, with errors that name the file."""
+"""Image files: found, told apart from masks, and read, with errors that name the file."""

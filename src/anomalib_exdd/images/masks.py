@@ -1,22 +1,33 @@
-"""Masks that keep their defects: a torchvision mask type whose resize never loses a thin line.
+"""Masks of defects: read, checked against their images, and resized without losing a thin line.
 
 torchvision resizes masks by picking the nearest pixel, and picks nothing of a one-pixel crack between two samples. An
 image labelled defective would then reach the model with an empty mask. :class:`DefectMask` brings its own resize
 kernel, so that any transform that resizes image and mask together (a ``Resize`` in a ``Compose``, or the one that
 Anomalib appends for the model's input size) keeps every defect without knowing about it.
-
-Shapes: masks are ``[..., H, W]``, zero is background, positive numbers are defect.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import Mask, wrap
+
+from .reading import decoding_errors_named, inspect_image, is_deep, map_files, open_image
+
+logger = logging.getLogger(__name__)
+
+_LOSSY_FORMATS = {"JPEG", "MPO", "JPEG2000", "AVIF"}
+_LOSSY_COMPRESSIONS = {"jpeg", "tiff_jpeg", "webp"}  # of a TIFF
+_LOSSY_MASK_LEVEL = 127
 
 
 class DefectMask(Mask):
@@ -32,6 +43,90 @@ class DefectMask(Mask):
         >>> int(Resize((8, 8))(Mask(mask)).sum()), int(Resize((8, 8))(DefectMask(mask)).sum())
         (0, 8)
     """
+
+
+class MaskInfo(NamedTuple):
+    """Whether a mask shows a defect at its own resolution (None without a mask), and height and width of its image."""
+
+    has_defect: bool | None
+    size: tuple[int, int]
+
+
+def read_mask(path: str | Path) -> DefectMask:
+    """Read a mask ``[H, W]``, uint8, 0 or 1, as :func:`read_defect_pixels` does."""
+    return DefectMask(torch.from_numpy(read_defect_pixels(path).astype(np.uint8)))
+
+
+def read_defect_pixels(path: str | Path) -> NDArray[np.bool_]:
+    """Tell which pixels of a mask are defect: those that are neither black nor transparent.
+
+    Lossy compression leaves dark grey around every edge: in such a file only what is brighter than half the range
+    counts.
+
+    Returns:
+        Boolean, shape (H, W).
+
+    Raises:
+        ValueError: If the file cannot be decoded.
+    """
+    with decoding_errors_named("mask", path):
+        level = _LOSSY_MASK_LEVEL if _is_lossy(path) else 0
+        mask = open_image(path)
+        if is_deep(mask) or (mask.mode in {"1", "L"} and not mask.has_transparency_data):
+            return np.asarray(np.asarray(mask) > level)
+        # A dark colour rounds to grey 0: look at the channels, not at their brightness.
+        pixels = np.asarray(mask.convert("RGBA"))
+        return np.asarray((pixels[..., :3] > level).any(axis=-1) & (pixels[..., 3] > level))
+
+
+def inspect_masks(pairs: Sequence[tuple[str | Path, str | Path | None]]) -> list[MaskInfo]:
+    """Check masks against their images, and warn of those that look inverted.
+
+    Args:
+        pairs: Each image with its mask, if it has one.
+
+    Raises:
+        ValueError: If a file cannot be decoded, or a mask has another size than its image.
+    """
+    found = map_files(_inspect, pairs, "Reading the masks")
+    warn_of_inverted_masks([str(pair[1]) for pair, (_, inverted) in zip(pairs, found, strict=True) if inverted])
+    return [info for info, _ in found]
+
+
+def looks_inverted(defect_pixels: NDArray[np.bool_]) -> bool:
+    """Tell whether a mask, boolean, shape (H, W), looks as if its black and white were swapped.
+
+    Of 510 masks of four real data sets (defects of up to 58 % of the image) none does, and 99 % of their inverses do.
+    """
+    border = np.concatenate([defect_pixels[[0, -1]].ravel(), defect_pixels[:, [0, -1]].ravel()])
+    return bool(defect_pixels.mean() > 0.5 and border.mean() > 0.5)
+
+
+def warn_of_inverted_masks(paths: Sequence[str | Path]) -> None:
+    """Warn once of all masks that look inverted, if there are any."""
+    if paths:
+        logger.warning(
+            "Most of the image and of its border is defect by these masks (%d): %s. What is neither black nor "
+            "transparent in a mask is defect: if black and white are swapped, invert the files. Otherwise the model "
+            "learns good surface as defective.",
+            len(paths),
+            ", ".join(f"`{path}`" for path in paths),
+        )
+
+
+def check_same_size(
+    image_path: str | Path, image_size: Sequence[int], mask_path: str | Path, mask_size: Sequence[int]
+) -> None:
+    """Raise a ValueError if height and width of a mask are not its image's."""
+    if tuple(image_size) == tuple(mask_size):
+        return
+    msg = (
+        f"The mask `{mask_path}` is {mask_size[1]} x {mask_size[0]} pixels (width x height), but its image "
+        f"`{image_path}` is {image_size[1]} x {image_size[0]}. Save the mask in the size of its image."
+    )
+    if tuple(image_size) == tuple(mask_size)[::-1]:
+        msg += " Images are turned as their EXIF orientation says: draw masks on them as viewers show them."
+    raise ValueError(msg)
 
 
 def resize_defects(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -69,17 +164,7 @@ def resize_defect_mask(
     max_size: int | None = None,
     **_kwargs: Any,
 ) -> DefectMask:
-    """Resize a :class:`DefectMask` as torchvision resizes the image beside it, without losing a defect.
-
-    Args:
-        mask: Mask ``[..., H, W]``.
-        size: Target size in any form that ``Resize`` takes.
-        interpolation: The image's interpolation; a mask has no use for it.
-        max_size: Upper bound of the longer edge, as in ``Resize``.
-
-    Returns:
-        The resized mask, of the size that torchvision gives to an image of the same height and width.
-    """
+    """Resize a mask to the size that torchvision gives to an image of its height and width."""
     target = resized_size(mask.shape[-2:], size, max_size)
     resized: DefectMask = wrap(resize_defects(mask.as_subclass(torch.Tensor), target), like=mask)
     return resized
@@ -87,29 +172,22 @@ def resize_defect_mask(
 
 @transforms.register_kernel(transforms.resized_crop, DefectMask)  # type: ignore[untyped-decorator]
 def resized_crop_defect_mask(
-    mask: DefectMask,
-    top: int,
-    left: int,
-    height: int,
-    width: int,
-    size: list[int],
-    **_kwargs: Any,
+    mask: DefectMask, top: int, left: int, height: int, width: int, size: list[int], **_kwargs: Any
 ) -> DefectMask:
-    """Crop a :class:`DefectMask`, then resize it, as ``RandomResizedCrop`` does with the image.
-
-    Args:
-        mask: Mask ``[..., H, W]``.
-        top: First row of the crop.
-        left: First column of the crop.
-        height: Height of the crop.
-        width: Width of the crop.
-        size: Target size.
-
-    Returns:
-        The cropped and resized mask; every defect inside the crop is still there.
-    """
+    """Crop a mask, then resize it, as ``RandomResizedCrop`` does with the image."""
     resized: DefectMask = transforms.resize(transforms.crop(mask, top, left, height, width), size)
     return resized
+
+
+def resized_size(image_size: Sequence[int], size: int | Sequence[int] | None, max_size: int | None) -> tuple[int, int]:
+    """Return height and width that torchvision's ``Resize(size, max_size=max_size)`` gives to an image."""
+    height, width = image_size
+    if size is not None and not isinstance(size, int) and len(size) == 2 and max_size is None:
+        return int(size[0]), int(size[1])
+    # Its rule is private: an expanded single element is resized, which costs next to nothing.
+    stand_in = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width)
+    resized = transforms.resize(stand_in, size=size, max_size=max_size, antialias=False)
+    return int(resized.shape[-2]), int(resized.shape[-1])
 
 
 def _nearest(source: int, target: int) -> torch.Tensor:
@@ -117,22 +195,31 @@ def _nearest(source: int, target: int) -> torch.Tensor:
     return torch.arange(target) * source // target
 
 
-def resized_size(image_size: Sequence[int], size: int | Sequence[int] | None, max_size: int | None) -> tuple[int, int]:
-    """Ask torchvision for the size that a resize gives to an image.
+def _inspect(pair: tuple[str | Path, str | Path | None]) -> tuple[MaskInfo, bool]:
+    """Return what is known of an image and its mask, and whether the mask looks inverted."""
+    image_path, mask_path = pair
+    size = inspect_image(image_path)
+    if mask_path is None:
+        return MaskInfo(None, size), False
+    defect_pixels = read_defect_pixels(mask_path)
+    check_same_size(image_path, size, mask_path, defect_pixels.shape)
+    return MaskInfo(bool(defect_pixels.any()), size), looks_inverted(defect_pixels)
 
-    Its rule for one-number sizes and ``max_size`` is private; an expanded single element costs next to nothing.
 
-    Args:
-        image_size: Height and width of the image.
-        size: Target size in any form that ``Resize`` takes.
-        max_size: Upper bound of the longer edge, as in ``Resize``.
+def _is_lossy(path: str | Path) -> bool:
+    with Image.open(path) as image:
+        if image.format == "WEBP":
+            return _is_lossy_webp(path)
+        return image.format in _LOSSY_FORMATS or image.info.get("compression") in _LOSSY_COMPRESSIONS
 
-    Returns:
-        Height and width after it.
-    """
-    height, width = image_size
-    if size is not None and not isinstance(size, int) and len(size) == 2 and max_size is None:
-        return int(size[0]), int(size[1])
-    stand_in = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width)
-    resized = transforms.resize(stand_in, size=size, max_size=max_size, antialias=False)
-    return int(resized.shape[-2]), int(resized.shape[-1])
+
+def _is_lossy_webp(path: str | Path) -> bool:
+    """Tell which of the two compressions a WebP file has; Pillow does not."""
+    with Path(path).open("rb") as file:
+        file.seek(12)  # behind the name of the container
+        while len(head := file.read(8)) == 8:
+            name, length = head[:4], int.from_bytes(head[4:], "little")
+            if name in {b"VP8 ", b"VP8L"}:
+                return name == b"VP8 "
+            file.seek(16 if name == b"ANMF" else length + length % 2, 1)  # a frame of an animation holds the image
+    return True

@@ -8,16 +8,12 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from anomalib_exdd.images.reading import (
-    check_same_size,
-    looks_inverted,
-    read_image,
-    read_mask,
-    warn_of_inverted_masks,
-)
+from anomalib_exdd.images.masks import check_same_size, looks_inverted, read_mask, warn_of_inverted_masks
+from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.checkpoints import save_changed
 from anomalib_exdd.models.exdd.surgery import kinds_summary, summary
+from anomalib_exdd.utils.files import write_file
 
 from .verb import Verb
 
@@ -44,7 +40,7 @@ class Info(Verb):
                 "history": model.history,
                 "decisions": None if decisions is None else decisions._asdict(),
             }
-            config.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_file(config.json, json.dumps(content, indent=2) + "\n")
         for bank in ("negative", "positive"):
             print(f"{bank.capitalize()} bank: {summary(info, bank)}")
             ours = [each for each in info if each.bank == bank]

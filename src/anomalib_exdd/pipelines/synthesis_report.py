@@ -6,7 +6,8 @@ from pathlib import Path
 from anomalib_exdd.reporting.contact_sheet import MAX_IMAGES, Entry, contact_sheet
 from anomalib_exdd.reporting.synthesis_page import PageImage, synthesis_page
 from anomalib_exdd.synthesis.manifest import Record, SyntheticImage, read_synthetic
-from anomalib_exdd.synthesis.run_folder import PAGE_NAME, PREVIEWS, SHEET_NAME, write_file
+from anomalib_exdd.synthesis.run_folder import PAGE_NAME, PREVIEWS, SHEET_NAME
+from anomalib_exdd.utils.files import write_file
 
 _SHOWN_REASONS = 5
 

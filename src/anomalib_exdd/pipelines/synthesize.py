@@ -18,8 +18,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from tqdm import tqdm
 
-from anomalib_exdd.data.defect_datamodule import DefectDataModule
-from anomalib_exdd.images.reading import WHITE_LEVEL, read_image, read_mask
+from anomalib_exdd.data.base import DefectDataModule
+from anomalib_exdd.images.masks import read_mask
+from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 from anomalib_exdd.reporting.contact_sheet import preview
 from anomalib_exdd.synthesis.change import MaskMode
 from anomalib_exdd.synthesis.diag import DiagSynthesizer
@@ -209,7 +210,8 @@ def _train_command(datamodule: DefectDataModule, config: Namespace) -> str:
     """Return the command that trains with the images, for the same split of the same data."""
     words = ["anomalib", "train", "--model", "ExDD", "--data", "SyntheticDefects"]
     words += ["--data.base", type(datamodule).__name__]
-    defaults = inspect.signature(type(datamodule)).parameters
+    defaults = dict(inspect.signature(DefectDataModule).parameters)
+    defaults |= inspect.signature(type(datamodule)).parameters
     for name, value in config.data.as_dict().get("init_args", {}).items():
         if value != defaults[name].default:
             words += [f"--data.base.{name}", _as_argument(value)]

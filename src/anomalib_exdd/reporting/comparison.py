@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_exdd.utils.files import write_atomically, write_file
+
 SCHEMA = 1
 """Version of the files; a change of meaning or a removed field raises it."""
 RESULTS_NAME = "results.json"
@@ -242,12 +244,10 @@ def read_comparison(folder: Path) -> Comparison:
 def write_images(images: Iterable[ImageResult], folder: Path) -> Path:
     """Write a run's `images.csv`."""
     path = folder / "images.csv"
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [each.name for each in fields(ImageResult)])
         writer.writeheader()
         writer.writerows(asdict(image) for image in images)
-    partial.replace(path)
     return path
 
 
@@ -281,7 +281,5 @@ def read_explanations(folder: Path) -> dict[str, NearestPatches]:
 
 def write_json(content: Any, path: Path) -> Path:
     """Write a JSON file; an old one stays until the new one is complete."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_file(path, json.dumps(content, indent=1) + "\n")
     return path

@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anomalib_exdd.utils.files import write_atomically, write_file
+
 from .diffusion_pipeline import ModelSource, import_library
 
 WEIGHTS, RECORD, CARD, CHECKPOINT = "pytorch_lora_weights.safetensors", "lora.json", "README.md", "training.safetensors"
@@ -75,9 +77,8 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
 def save_checkpoint(folder: Path, record: Mapping[str, Any], step: int, tensors: Mapping[str, Tensor]) -> None:
     """Write what a training needs to go on, in place of an earlier checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{CHECKPOINT}.partial"
-    save_file(dict(tensors), partial, metadata={"step": str(step), "record": json.dumps(record)})
-    partial.replace(folder / CHECKPOINT)
+    with write_atomically(folder / CHECKPOINT) as partial:
+        save_file(dict(tensors), partial, metadata={"step": str(step), "record": json.dumps(record)})
 
 
 def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
@@ -107,16 +108,15 @@ def save_lora(pipeline: Any, folder: Path, record: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     layers = import_library("peft").get_peft_model_state_dict(pipeline.unet)
     description = pipeline.unet.peft_config["default"].to_dict()
-    partial = f"partial.{WEIGHTS}"
-    pipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=layers,
-        unet_lora_adapter_metadata=description,
-        weight_name=partial,
-    )
-    _write(folder / CARD, _card(record, xl=getattr(pipeline, "text_encoder_2", None) is not None))
-    _write(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    (folder / partial).replace(folder / WEIGHTS)
+    with write_atomically(folder / WEIGHTS) as partial:
+        pipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=layers,
+            unet_lora_adapter_metadata=description,
+            weight_name=partial.name,
+        )
+        write_file(folder / CARD, _card(record, xl=getattr(pipeline, "text_encoder_2", None) is not None))
+        write_file(folder / RECORD, json.dumps(record, indent=2) + "\n")
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -127,12 +127,6 @@ def digest_of_weights(folder: Path) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _card(record: Mapping[str, Any], *, xl: bool) -> str:

@@ -5,7 +5,6 @@ finished and is made again. Processes share nothing but this folder, and each to
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from anomalib_exdd.utils.files import PARTIAL_FILES, write_file
 
 from .manifest import (
     FORMAT,
@@ -126,7 +127,6 @@ class RunFolder:
         files += [f"{folder}/{name}{end}.png" for folder in (ACCEPTED, REJECTED) for end in ("", "_GT")]
         for path in (self.root / file for file in files):
             path.unlink(missing_ok=True)
-            _unfinished(path).unlink(missing_ok=True)
 
     def store(self, record: Record, image: Pixels, mask: Mask, preview: bytes | None) -> None:
         """Write an image with its mask, its preview and, last of all, its record.
@@ -162,6 +162,8 @@ class RunFolder:
             raise ValueError(msg)
         records = [Record.from_dict(read_json(path), path) for path in paths]
         self._report_revisions(records)
+        for path in self.root.rglob(PARTIAL_FILES):  # left by processes that were killed
+            path.unlink()
         write_file(self.root / TABLE_NAME, manifest_csv(records))
         if not (self.root / REVIEW_NAME).exists():
             write_file(self.root / REVIEW_NAME, empty_review(record.image for record in records))
@@ -191,12 +193,16 @@ class RunFolder:
             raise ValueError(msg)
         if not self.root.is_dir() or (self.root / START_NAME).is_file():
             return
-        ours = {*_FOLDERS, _unfinished(self.root / START_NAME).name}  # an interruption may have left these
-        strangers = [path for path in self.root.iterdir() if path.name not in ours or _holds_files(path)]
-        if strangers:
+        # An interruption may have left empty folders, and a file that was being written.
+        others = [
+            path
+            for path in self.root.iterdir()
+            if not path.match(PARTIAL_FILES) and (path.name not in _FOLDERS or _holds_files(path))
+        ]
+        if others:
             msg = (
                 f"The output folder `{self.root}` holds something else than synthetic images, such as "
-                f"`{min(strangers).name}`. Name a folder that is empty or does not exist."
+                f"`{min(others).name}`. Name a folder that is empty or does not exist."
             )
             raise ValueError(msg)
 
@@ -229,16 +235,6 @@ class RunFolder:
             raise ValueError(msg)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place and rename it: it is there as a whole or not at all."""
-    temporary = _unfinished(path)
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def encode_png(pixels: Pixels) -> bytes:
     """Encode an image `[H, W, 3]` or a mask `[H, W]`, uint8, as PNG: the same bytes for the same pixels."""
     buffer = BytesIO()
@@ -253,10 +249,6 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
         parts = [(f"{name}.{key}" if name else key, before.get(key), now.get(key)) for key in keys]
         return [line for key, old, new in parts for line in differences(old, new, key)]
     return [] if before == now else [f"`{name}` was {before!r} and is {now!r} now"]
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
 
 
 def _holds_files(path: Path) -> bool:

@@ -10,7 +10,8 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Resize, Transform
 
-from anomalib_exdd.images.reading import map_files, read_mask
+from anomalib_exdd.images.masks import read_mask
+from anomalib_exdd.images.reading import map_files
 
 from .transforms import crops_of, first_resize, seen_part, steps_of
 

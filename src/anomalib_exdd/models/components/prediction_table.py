@@ -8,12 +8,12 @@ names. Nothing here grows with the number of images.
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from anomalib_exdd.images.sources import FilesOfEnding, count_endings
+from anomalib_exdd.images.file_discovery import FilesOfEnding, count_endings
+from anomalib_exdd.utils.files import write_atomically
 
 from .regions import Region
 
@@ -153,12 +153,13 @@ def write_tables(partials: Sequence[Path], folder: Path, summary: Summary) -> No
         folder: Where ``predictions.csv`` and ``predictions.json`` go.
         summary: Goes behind the rows of the JSON file.
     """
-    names = (CSV_NAME, JSON_NAME)
-    unfinished = [folder / f"{name}.partial" for name in names]
-    with ExitStack() as stack:
+    with (
+        write_atomically(folder / CSV_NAME) as csv_path,
+        write_atomically(folder / JSON_NAME) as json_path,
         # Names of files may hold bytes that are no UTF-8.
-        csv_file = stack.enter_context(unfinished[0].open("w", encoding="utf-8", errors="surrogateescape", newline=""))
-        json_file = stack.enter_context(unfinished[1].open("w", encoding="utf-8"))
+        csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as csv_file,
+        json_path.open("w", encoding="utf-8") as json_file,
+    ):
         table = csv.DictWriter(csv_file, [column.name for column in fields(PredictionRow)])
         table.writeheader()
         json_file.write('{"predictions": [')
@@ -169,8 +170,6 @@ def write_tables(partials: Sequence[Path], folder: Path, summary: Summary) -> No
         counts = asdict(summary)
         counts["files_left_out"] = {ending: files._asdict() for ending, files in summary.files_left_out.items()}
         json_file.write(f'\n],\n"summary": {json.dumps(counts)}}}\n')
-    for path, name in zip(unfinished, names, strict=True):
-        path.replace(folder / name)
     for path in folder.glob(partial_path(folder, 0).name.replace("0", "*")):  # of interrupted predictions too
         path.unlink()
 

@@ -23,9 +23,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.photos import PhotoLoader, has_photos, tolerant
+from anomalib_exdd.images.file_discovery import FilesOfEnding, other_files
+from anomalib_exdd.images.predict_loader import PredictLoader, is_replaceable, replace_loader
 from anomalib_exdd.images.reading import inspect_image, warn_of_unused_range
-from anomalib_exdd.images.sources import FilesOfEnding, other_files
 
 from .pictures import image_names
 from .prediction_table import (
@@ -122,9 +122,9 @@ class Predictions(Callback):
         self._left_out = _left_out(trainer, source.instance)
         process = (trainer.global_rank, trainer.world_size)
         if isinstance(source.instance, Sequence):
-            source.instance = [tolerant(loader, process) for loader in source.instance]
+            source.instance = [replace_loader(loader, process) for loader in source.instance]
         else:
-            source.instance = tolerant(source.instance, process)
+            source.instance = replace_loader(source.instance, process)
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the file of this process's rows; from here on the model's settings are those of its checkpoint."""
@@ -137,7 +137,7 @@ class Predictions(Callback):
                 "Images are transformed by more than resizing, cropping at the centre and normalising: defect regions "
                 "cannot be located in the original images, and are left out."
             )
-        loaders = _photo_loaders(trainer)
+        loaders = _predict_loaders(trainer)
         for loader in loaders:
             loader.resize, loader.white_level = first_resize(transform), pl_module.white_level
             warn_of_unused_range(loader.files, loader.white_level)
@@ -174,7 +174,7 @@ class Predictions(Callback):
         trainer.strategy.barrier("predictions")
         if self.folder is None or not trainer.is_global_zero:
             return
-        loaders = _photo_loaders(trainer)
+        loaders = _predict_loaders(trainer)
         partials = [partial_path(self.folder, process) for process in range(trainer.world_size)]
         masks = sum(len(loader.masks) for loader in loaders)
         summary = summarise(partials, masks_left_out=masks, files_left_out=self._left_out)
@@ -196,7 +196,7 @@ class Predictions(Callback):
             self._rows.write(row.to_json() + "\n")
 
     def _write_unreadable(self, trainer: Any) -> None:
-        for loader in _photo_loaders(trainer):
+        for loader in _predict_loaders(trainer):
             for file in loader.take_unreadable():
                 self._write(PredictionRow(file.path, error=file.reason))
 
@@ -292,7 +292,7 @@ def _left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
     The command knows the folder. Elsewhere it is where all the photos are, and a single photo may be all that is meant.
     """
     commands = [callback.config for callback in trainer.callbacks if isinstance(callback, SaveConfigCallback)]
-    listed = [loader.dataset.image_filenames for loader in _as_list(loaders) if has_photos(loader)]
+    listed = [loader.dataset.image_filenames for loader in _as_list(loaders) if is_replaceable(loader)]
     if len(listed) != 1 or not trainer.is_global_zero:
         return {}
     folder = Path(str(commands[0].get("data")) if commands else os.path.commonpath(listed[0]))
@@ -303,13 +303,13 @@ def _as_list(loaders: Any) -> Sequence[Any]:
     return loaders if isinstance(loaders, Sequence) else [loaders]
 
 
-def _photo_loaders(trainer: Any) -> list[PhotoLoader]:
-    return [loader for loader in _as_list(trainer.predict_dataloaders) if isinstance(loader, PhotoLoader)]
+def _predict_loaders(trainer: Any) -> list[PredictLoader]:
+    return [loader for loader in _as_list(trainer.predict_dataloaders) if isinstance(loader, PredictLoader)]
 
 
 def _transforms_of(loader: Any) -> list[Transform | None]:
     """Return what a loader does to its images."""
-    if isinstance(loader, PhotoLoader):
+    if isinstance(loader, PredictLoader):
         return [loader.first_transform]
     dataset = getattr(loader, "dataset", None)
     return [getattr(dataset, name, None) for name in ("augmentations", "transform")]

@@ -3,9 +3,9 @@
 Shape suffix: B images.
 """
 
-import os
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAveragePrecision
+
+from anomalib_exdd.utils.files import write_atomically
 
 from .loss import LabelLoss
 
@@ -80,10 +82,9 @@ class ResumePoint(Checkpoint):
         if keeper is None or keeper.dirpath is None or trainer.fast_dev_run:
             return
         last = Path(keeper.dirpath) / "last.ckpt"
-        partial = last.with_suffix(".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            partial.replace(last)
+        # All processes have to call, and the first one writes.
+        with write_atomically(last) if trainer.is_global_zero else nullcontext(last) as partial:
+            trainer.save_checkpoint(partial, weights_only=False)
 
 
 def checkpoint_keeper(trainer: Any) -> ModelCheckpoint | None:
@@ -139,9 +140,8 @@ def best_checkpoint(keeper: Any) -> Path | None:
     if best.parent.resolve() != folder.resolve():
         folder.mkdir(parents=True, exist_ok=True)
         copied = folder / f"{keeper.filename}.ckpt"
-        partial = copied.with_suffix(f".{os.getpid()}.partial")  # every process of a distributed training does it
-        shutil.copyfile(best, partial)
-        partial.replace(copied)
+        with write_atomically(copied) as partial:  # every process of a distributed training does it
+            shutil.copyfile(best, partial)
         keeper.best_model_path = str(copied)
         best = copied
     return best

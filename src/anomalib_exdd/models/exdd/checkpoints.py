@@ -1,11 +1,12 @@
 """Writing a changed model back into its checkpoint."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+
+from anomalib_exdd.utils.files import write_atomically
 
 HISTORY = "exdd_history"
 """Where a checkpoint keeps what was done to the banks after training."""
@@ -29,10 +30,6 @@ def save_changed(model: LightningModule, checkpoint: str | Path, output: str | P
     content["state_dict"] = model.state_dict()
     model.on_save_checkpoint(content)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
+    with write_atomically(output) as partial:
         torch.save(content, partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return output

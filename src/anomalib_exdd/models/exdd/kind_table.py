@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from anomalib_exdd.models.components.reason import Reason
 from anomalib_exdd.utils.distributed import gather_objects
+from anomalib_exdd.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,8 @@ class KindTable(Callback):
         table = confusion_table(counts, known)
         path = Path(trainer.default_root_dir) / NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{NAME}.partial")
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
+        with write_atomically(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(table)
-        unfinished.replace(path)
         logger.info("What test images of each kind are taken for (%s):\n%s", path.resolve(), _aligned(table))
 
 

@@ -13,6 +13,8 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName, ValSplitMode
 from tqdm import tqdm
 
+from anomalib_exdd.utils.files import sha256_of_file, write_atomically
+
 from .classes import build, find_class, merge, resolve_arguments
 
 DATA_NAME = "data.csv"
@@ -117,8 +119,7 @@ class DataFiles:
         if not path:
             return ""
         if path not in self._hashes:
-            with Path(path).open("rb") as file:
-                self._hashes[path] = _digest(file)
+            self._hashes[path] = sha256_of_file(path)
         return self._hashes[path]
 
     def read_all(self, described: Iterable[Mapping[str, Any]]) -> None:
@@ -154,14 +155,12 @@ class DataFiles:
                 )
                 row[f"seed_{seed}"] = image.split
         columns = ["image", "mask", "label", "split", "sha256", "mask_sha256", *(f"seed_{seed}" for seed in by_seed)]
-        partial = folder / "data.csv.partial"
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        path = folder / DATA_NAME
+        with write_atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows[image] for image in sorted(rows))
-        partial.replace(folder / DATA_NAME)
-        with (folder / DATA_NAME).open("rb") as file:
-            return _digest(file)
+        return sha256_of_file(path)
 
 
 def test_images(images: Iterable[DataImage]) -> list[str]:
@@ -203,10 +202,3 @@ def _images_of(datamodule: AnomalibDataModule, name: str) -> list[DataImage]:
         )
         raise ValueError(msg)
     return found
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -13,6 +13,8 @@ from anomalib.utils.cv import connected_components_cpu
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_exdd.utils.files import write_atomically
+
 from .curves import Array
 
 QUANTILES = 512
@@ -38,15 +40,14 @@ class PixelHistograms:
 
     def save(self, folder: Path) -> None:
         """Write them to a run's folder; an old file stays until the new one is complete."""
-        partial = folder / "histograms.partial.npz"
-        np.savez_compressed(
-            partial,
-            normal=self.normal_NB.astype(np.uint32),
-            defect=self.defect_NB.astype(np.uint32),
-            regions=self.regions_NB.astype(np.float32),
-            region_counts=self.regions_N.astype(np.uint32),
-        )
-        partial.replace(folder / HISTOGRAMS_NAME)
+        with write_atomically(folder / HISTOGRAMS_NAME) as partial:
+            np.savez_compressed(
+                partial,
+                normal=self.normal_NB.astype(np.uint32),
+                defect=self.defect_NB.astype(np.uint32),
+                regions=self.regions_NB.astype(np.float32),
+                region_counts=self.regions_N.astype(np.uint32),
+            )
 
     @classmethod
     def load(cls, folder: Path) -> "PixelHistograms | None":

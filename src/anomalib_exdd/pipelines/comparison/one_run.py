@@ -27,6 +27,7 @@ from anomalib_exdd.images.reading import inspect_image
 from anomalib_exdd.models.components.transforms import whole_maps
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.reporting.comparison import ImageResult, Run, write_images, write_json
+from anomalib_exdd.utils.files import write_atomically
 
 from .classes import built_arguments, one_line
 from .data import build_data, without_defective_training_images
@@ -176,10 +177,9 @@ def _write(found: Predictions, transform: Transform | None, folder: Path) -> dic
     metrics = image_metrics(found.scores, found.labels)
     maps, masks = found.maps, found.masks
     if maps is not None:
-        partial = folder / "maps.partial.npz"
         whole = whole_maps(maps, transform, inspect_image(found.paths[0]))
-        np.savez_compressed(partial, maps=small_maps(whole).numpy())
-        partial.replace(folder / "maps.npz")
+        with write_atomically(folder / "maps.npz") as partial:
+            np.savez_compressed(partial, maps=small_maps(whole).numpy())
     if maps is not None and masks is not None:
         of_pixels = pixel_metrics(maps, masks)
         if of_pixels:

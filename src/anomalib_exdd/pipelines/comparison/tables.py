@@ -9,6 +9,7 @@ from typing import Any
 
 from anomalib_exdd.reporting.comparison import METRICS, Comparison, Difference, Method, Run
 from anomalib_exdd.reporting.machine import markdown_table
+from anomalib_exdd.utils.files import write_atomically, write_file
 
 CSV_NAME = "results.csv"
 MARKDOWN_NAME = "results.md"
@@ -34,20 +35,18 @@ def write_csv(comparison: Comparison, folder: Path) -> Path:
         *METRICS,
         *(name for name in plain if name not in {"method", "seed", "error"}),
     ]
-    partial = folder / f"{CSV_NAME}.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(folder / CSV_NAME) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         for run in comparison.runs:
             writer.writerow({name: getattr(run, name) for name in plain} | run.metrics)
-    return partial.replace(folder / CSV_NAME)
+    return folder / CSV_NAME
 
 
 def write_markdown(comparison: Comparison, folder: Path) -> Path:
     """Write `results.md`: the table, differences, notes, failures and the machine."""
-    partial = folder / f"{MARKDOWN_NAME}.partial"
-    partial.write_text(markdown(comparison), encoding="utf-8")
-    return partial.replace(folder / MARKDOWN_NAME)
+    write_file(folder / MARKDOWN_NAME, markdown(comparison))
+    return folder / MARKDOWN_NAME
 
 
 def markdown(comparison: Comparison) -> str:

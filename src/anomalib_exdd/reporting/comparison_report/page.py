@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from anomalib_exdd.reporting.markup import asset, escape, fill
+from anomalib_exdd.utils.files import write_file
 
 from .bars import bars_section
 from .curves import curves_section
@@ -43,9 +44,7 @@ def write_report(folder: Path) -> Path:
     """
     page = report_page(read_results(folder))
     path = folder / REPORT_NAME
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    write_file(path, page)
     return path
 
 

@@ -1,7 +1,6 @@
 """Everything needed to do the comparison again: command, configuration, versions, and what the data were."""
 
 import csv
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_exdd.reporting.markup import escape
+from anomalib_exdd.utils.files import sha256_of_file
 
 from .results import MethodResults, Results
 from .tables import run_table, scrolling
@@ -60,7 +60,7 @@ def _data(results: Results) -> str:
     if not path.is_file():
         facts[f"SHA-256 of {MANIFEST_NAME}"] = recorded or "not recorded"
         return f"{_facts(facts)}<p>{MANIFEST_NAME} is gone from this folder.</p>"
-    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    actual = sha256_of_file(path)
     facts[f"SHA-256 of {MANIFEST_NAME}"] = actual
     changed = ""
     if recorded and recorded != actual:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from anomalib_exdd.images.decoding import DECODING_ERRORS, is_deep, open_image, read_defect_pixels
+from anomalib_exdd.images.masks import read_defect_pixels
+from anomalib_exdd.images.reading import DECODING_ERRORS, is_deep, open_image
 
 from .heat_scale import LEVELS, palette
 

@@ -1,8 +1,8 @@
-"""Photos to predict: a folder of thousands, in which masks may lie beside images and some files may be broken.
+"""A loader for prediction: reads a folder of thousands of images, skips broken files and masks beside images.
 
-`anomalib predict --data photos/` builds a :class:`anomalib.data.PredictDataset`, which stops at the first file that it
-cannot read, clips 16-bit images to white, and predicts masks as if they were images. :func:`tolerant` puts
-:class:`PhotoLoader` in the place of a loader of such a data set.
+`anomalib predict --data images/` builds a :class:`anomalib.data.PredictDataset`, which stops at the first file that it
+cannot read, clips 16-bit images to white, and predicts masks as if they were images. :func:`replace_loader` puts
+:class:`PredictLoader` in the place of a loader of such a data set.
 """
 
 from __future__ import annotations
@@ -22,43 +22,37 @@ from PIL import Image
 from torch.utils.data import DataLoader, SequentialSampler
 from torchvision.transforms.v2 import Transform
 
-from .decoding import DECODING_ERRORS, is_deep
-from .reading import WHITE_LEVEL, inspect_image, map_files, read_image
-from .sources import COMMON_MASK_SUFFIXES, named_like_masks
+from .file_discovery import COMMON_MASK_SUFFIXES, named_like_masks
+from .reading import DECODING_ERRORS, WHITE_LEVEL, inspect_image, is_deep, map_files, read_image
 
-_READING_THREADS = 4
+READING_THREADS = 4
 _BLACK, _WHITE = 8, 247  # of 255
 _MASK_SHARE = 0.99  # of a mask's pixels are black or white; the rest is a softened edge
 
 
 class UnreadableFile(NamedTuple):
-    """A file that is no image, or a broken one.
-
-    Attributes:
-        path: The file.
-        reason: What is wrong with it, in one line.
-    """
+    """A file that cannot be read as an image, and the reason in one line."""
 
     path: str
     reason: str
 
 
-class PhotoLoader:
-    """Reads photos in a few threads and hands them out in batches, in their order, without stopping at broken files.
+class PredictLoader:
+    """Reads images in a few threads and yields them in batches, in their order, without stopping at broken files.
 
-    It stands where a :class:`torch.utils.data.DataLoader` would. It is none, because an unreadable file makes no item,
-    and a data loader has to have one for every index. Only the batch in work and a few photos ahead are in memory.
+    It is no :class:`torch.utils.data.DataLoader`, which has to have an item for every index, and an unreadable file
+    makes none. Only the current batch and a few images ahead are in memory.
 
     Args:
-        files: The photos.
-        batch_size: Photos in a batch.
-        process: Number of this process, and how many there are. Each reads a stretch of the files of its own.
-        first_transform: Transform of the photos' owner, applied to every photo.
+        files: The images; masks among them are left out.
+        batch_size: Images in a batch.
+        process: Number of this process, and how many there are. Each reads a contiguous part of the files.
+        first_transform: The data set's own transform, applied to every image.
 
     Attributes:
         masks: Masks that lie beside their images and are not predicted.
-        resize: Further transform, applied in the reading threads. It gives photos of a batch the same size.
-        white_level: The number that is white in photos of more than 8 bits.
+        resize: Further transform, applied in the reading threads. It gives images of a batch the same size.
+        white_level: The number that is white in images of more than 8 bits.
     """
 
     def __init__(
@@ -70,26 +64,24 @@ class PhotoLoader:
     ) -> None:
         images, self.masks = leave_out_masks(files)
         rank, world_size = process
-        self.total = len(images)
         self.files = images[len(images) * rank // world_size : len(images) * (rank + 1) // world_size]
         self.batch_size = batch_size
         self.first_transform = first_transform
         self.resize: Transform | None = None
         self.white_level = WHITE_LEVEL
         self._unreadable: list[UnreadableFile] = []
-        # At least one, also where there are more processes than photos: Lightning leaves a loop without batches out,
-        # and would never come to the end at which the processes meet.
-        self._num_batches = max(1, math.ceil(len(self.files) / batch_size))
 
     def __len__(self) -> int:
         """Number of batches if every file can be read."""
-        return self._num_batches
+        # At least one, also where there are more processes than images: Lightning leaves a loop without batches out,
+        # and would never come to the end at which the processes meet.
+        return max(1, math.ceil(len(self.files) / self.batch_size))
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """Yield batches of the photos that can be read."""
+        """Yield batches of the images that can be read."""
         self._unreadable = []
         items: list[ImageItem] = []
-        for item in self._items():
+        for item in self._read_all():
             items.append(item)
             if len(items) == self.batch_size:
                 yield cast("ImageBatch", ImageBatch.collate(items))
@@ -102,8 +94,8 @@ class PhotoLoader:
         taken, self._unreadable = self._unreadable, []
         return taken
 
-    def _items(self) -> Iterator[ImageItem]:
-        threads = min(_READING_THREADS, os.cpu_count() or 1)
+    def _read_all(self) -> Iterator[ImageItem]:
+        threads = min(READING_THREADS, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as executor:
             ahead: deque[Any] = deque()
             files = iter(self.files)
@@ -130,8 +122,8 @@ class PhotoLoader:
         return ImageItem(image=image, image_path=str(path))
 
 
-def has_photos(loader: Any) -> bool:
-    """Tell whether a loader goes once through photos that Anomalib has listed."""
+def is_replaceable(loader: Any) -> bool:
+    """Tell whether a loader goes once through a :class:`anomalib.data.PredictDataset`, and not a subclass of it."""
     return (
         isinstance(loader, DataLoader)
         and type(loader.dataset) is PredictDataset
@@ -140,28 +132,26 @@ def has_photos(loader: Any) -> bool:
     )
 
 
-def tolerant(loader: Any, process: tuple[int, int] = (0, 1)) -> Any:
-    """Return a loader of the same photos that does not stop at broken files.
+def replace_loader(loader: Any, process: tuple[int, int] = (0, 1)) -> Any:
+    """Replace a loader by a :class:`PredictLoader` of the same files but hidden ones, if it :func:`is_replaceable`.
 
     Args:
-        loader: What Anomalib predicts from. Only a data loader that goes once through a
-            :class:`anomalib.data.PredictDataset` is replaced; data sets of one's own are left as they are. Hidden files
-            are left out.
+        loader: What Anomalib predicts from; any other loader is returned as it is.
         process: Number of this process, and how many there are.
     """
-    if not has_photos(loader):
+    if not is_replaceable(loader):
         return loader
     dataset = loader.dataset
     files = dataset.image_filenames
-    visible = [path for path in files if not path.name.startswith(".")]  # macOS leaves `._photo.jpg` behind
-    return PhotoLoader(visible or files, loader.batch_size, process, dataset.transform)
+    visible = [path for path in files if not path.name.startswith(".")]  # macOS leaves `._image.jpg` behind
+    return PredictLoader(visible or files, loader.batch_size, process, dataset.transform)
 
 
 def leave_out_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Tell images from the masks that lie beside them, as in KSDD2 (``10000.png``, ``10000_GT.png``).
+    """Separate images from the masks that lie beside them, as in KSDD2 (``10000.png``, ``10000_GT.png``).
 
-    A defective part must never be passed over because of its name: a file counts as a mask only if it also looks like
-    one. It has no colours, is black and white, and as large as the image whose name it bears.
+    A defective part must not be skipped because of its name: a file counts as a mask only if it also looks like one. It
+    has no colours, is black and white, and as large as the image whose name it has.
 
     Args:
         files: Image files.
@@ -169,7 +159,7 @@ def leave_out_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Returns:
         The images and the masks, in the order of ``files``.
     """
-    pairs = named_like_masks(files, [suffix for suffix in COMMON_MASK_SUFFIXES if suffix])
+    pairs = named_like_masks(files, COMMON_MASK_SUFFIXES)
     candidates = list(pairs)
     found = map_files(lambda path: _looks_like_mask(path, pairs[path]), candidates, "Looking for masks")
     masks = {path for path, is_mask in zip(candidates, found, strict=True) if is_mask}
@@ -183,7 +173,7 @@ def _looks_like_mask(path: Path, images: Sequence[Path]) -> bool:
         with Image.open(path) as image:
             pixels = np.asarray(image if is_deep(image) else image.convert("RGBA"), dtype=np.float64)
     except DECODING_ERRORS:
-        return False  # whoever reads it says what is wrong with it
+        return False  # reported when it is read
     if pixels.ndim == 3:
         visible = pixels[..., 3] > 127
         if (pixels[..., :3] != pixels[..., :1])[visible].any():

@@ -44,33 +44,38 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
 
     Args:
         root: Folder of the data set.
-        num_defects: How many of the defective training images are used. Default: all.
-        val_split_ratio: Share of the training images kept aside for validation; 0 for none.
-        seed: Seed of all draws.
+        num_defects: Use this many of the defective training images, drawn with ``seed``; a small draw is contained in
+            a larger one. Default: all. 0 leaves normal images only.
+        val_split_ratio: Share of the training images kept aside as validation images. Default: none, because ExDD finds
+            its thresholds on its training images. Give 0.2 for other models, and for ExDD with another ``scoring`` than
+            "calibrated": they find threshold and normalisation, and DefectClassifier its best epoch, on validation
+            images. If that means fewer than 3 defective images, all of those stay in training.
+        seed: Seed of the draws.
         train_batch_size: Images per training batch.
         eval_batch_size: Images per validation or test batch.
         num_workers: Processes that read images.
-        train_augmentations: Transforms of training images.
-        val_augmentations: Transforms of validation images.
-        test_augmentations: Transforms of test images.
-        augmentations: Transforms of all images for which none of the three above is given.
-        white_level: The number that is white in images of more than 8 bits.
+        train_augmentations: Transforms applied to training images and their masks.
+        val_augmentations: Transforms applied to validation images and their masks.
+        test_augmentations: Transforms applied to test images and their masks.
+        augmentations: Transforms for every stage that has none of its own.
+        white_level: The number that is white in images of more than 8 bits: 4095 for a camera of 12 bits whose images
+            are files of 16. Checkpoints keep it, so that `predict` reads alike.
     """
 
     def __init__(
         self,
         root: str | Path,
         *,
-        num_defects: int | None,
-        val_split_ratio: float,
-        seed: int,
-        train_batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        train_augmentations: Transform | None,
-        val_augmentations: Transform | None,
-        test_augmentations: Transform | None,
-        augmentations: Transform | None,
+        num_defects: int | None = None,
+        val_split_ratio: float = 0.0,
+        seed: int = 0,
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 4,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
         white_level: int = WHITE_LEVEL,
     ) -> None:
         if not 0 <= val_split_ratio < 1:
@@ -119,7 +124,66 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
             Table of the training, of the validation and of the test images, with the columns of :meth:`read_samples`
             and the task in ``attrs["task"]``.
         """
-        return self._split(self.read_samples())
+        samples = self.read_samples().reset_index(drop=True)
+        train = self._draw_defects(samples[samples["split"] == Split.TRAIN.value])
+        normal, defective = count_labels(train)
+        counts = validation_counts(normal, defective, self.val_split_ratio)
+        if self.val_split_ratio and counts[1] == 0:
+            logger.warning(
+                "Validation gets normal images only: a share of %g of %d defective training images is %d, and fewer "
+                "than %d tell nothing. All %d stay in training, and the threshold comes from normal images alone.",
+                self.val_split_ratio,
+                defective,
+                share(defective, self.val_split_ratio),
+                MIN_VALIDATION_DEFECTS,
+                defective,
+            )
+        train, val = self.move_images(train, counts, "validation", Split.VAL)
+        task = task_of(pd.concat([train, val]))  # both alike, also where validation has no defective image
+        train.attrs["task"] = val.attrs["task"] = task
+        test = samples[samples["split"] == Split.TEST.value].copy()
+        test.attrs["task"] = task_of(test)
+        return {Split.TRAIN: train, Split.VAL: val, Split.TEST: test}
+
+    def move_images(
+        self, samples: DataFrame, counts: tuple[int, int], purpose: str, split: Split
+    ) -> tuple[DataFrame, DataFrame]:
+        """Draw some normal and some defective images and move them to another split.
+
+        Args:
+            samples: Table to draw from; its index names every row once.
+            counts: How many normal and how many defective images to draw.
+            purpose: What the draw is for, see :func:`.draw`.
+            split: Split of the drawn images.
+
+        Returns:
+            The table without the drawn images, and the drawn images.
+        """
+        drawn: list[Any] = []
+        for label, count in zip((LabelName.NORMAL, LabelName.ABNORMAL), counts, strict=True):
+            group = samples[samples["label_index"] == label]
+            keys = [key_of(path, self.root) for path in group["image_path"]]
+            positions = draw(keys, count, seed=int(self.seed or 0), purpose=f"{purpose} {label.name}")
+            drawn += list(group.index[positions])
+        return samples.drop(index=drawn), samples.loc[drawn].assign(split=split.value)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Load validation images, each of them once; an empty list where there are none."""
+        if len(self.val_data):
+            return without_repeats(super().val_dataloader())
+        if get_nested_attr(self, "trainer.state.fn") == TrainerFn.VALIDATING:
+            logger.warning(
+                "%s: nothing is validated, because `val_split_ratio` is 0. Test instead, or give "
+                "`--data.val_split_ratio 0.2`.",
+                self.name,
+            )
+        # Lightning's way to skip validation, of which it warns all the same.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Load test images, each of them once."""
+        return without_repeats(super().test_dataloader())
 
     def _setup(self, stage: str | None = None) -> None:
         if self._tables is None:  # files are read and images drawn once, not for every stage
@@ -143,35 +207,10 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
     def _create_val_split(self) -> None:
         """Leave the validation images as they were drawn in :meth:`_setup`."""
 
-    def _split(self, samples: DataFrame) -> dict[Split, DataFrame]:
-        samples = samples.reset_index(drop=True)
-        train = samples[samples["split"] == Split.TRAIN.value]
-        test = samples[samples["split"] == Split.TEST.value]
-        train = self._draw_defects(train)
-        normal = int((train["label_index"] == LabelName.NORMAL).sum())
-        defective = len(train) - normal
-        counts = validation_counts(normal, defective, self.val_split_ratio)
-        if self.val_split_ratio and counts[1] == 0:
-            logger.warning(
-                "Validation gets normal images only: a share of %g of %d defective training images is %d, and fewer "
-                "than %d tell nothing. All %d stay in training, and the threshold comes from normal images alone.",
-                self.val_split_ratio,
-                defective,
-                share(defective, self.val_split_ratio),
-                MIN_VALIDATION_DEFECTS,
-                defective,
-            )
-        train, val = self._take(train, counts, "validation", Split.VAL)
-        task = task_of(pd.concat([train, val]))  # both alike, also where validation has no defective image
-        train.attrs["task"] = val.attrs["task"] = task
-        test = test.copy()
-        test.attrs["task"] = task_of(test)
-        return {Split.TRAIN: train, Split.VAL: val, Split.TEST: test}
-
     def _draw_defects(self, train: DataFrame) -> DataFrame:
         if self.num_defects is None:
             return train
-        defective = int((train["label_index"] == LabelName.ABNORMAL).sum())
+        _, defective = count_labels(train)
         if self.num_defects > defective:
             msg = (
                 f"Argument `num_defects` has to be at most the number of defective training images, {defective}, but "
@@ -179,41 +218,18 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
             )
             raise ValueError(msg)
         normal = train[train["label_index"] == LabelName.NORMAL]
-        _, drawn = self._take(train, (0, self.num_defects), "defects", Split.TRAIN)
+        _, drawn = self.move_images(train, (0, self.num_defects), "defects", Split.TRAIN)
         return pd.concat([normal, drawn])
-
-    def _take(
-        self, samples: DataFrame, counts: tuple[int, int], purpose: str, split: Split
-    ) -> tuple[DataFrame, DataFrame]:
-        return take(samples, counts, root=self.root, seed=int(self.seed or 0), purpose=purpose, split=split)
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Load validation images, each of them once; an empty list where there are none."""
-        if len(self.val_data):
-            return once_each(super().val_dataloader())
-        if get_nested_attr(self, "trainer.state.fn") == TrainerFn.VALIDATING:
-            logger.warning(
-                "%s: nothing is validated, because `val_split_ratio` is 0. Test instead, or give "
-                "`--data.val_split_ratio 0.2`.",
-                self.name,
-            )
-        # Lightning's way to skip validation, of which it warns all the same.
-        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
-        return []
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Load test images, each of them once."""
-        return once_each(super().test_dataloader())
 
     def _log_counts(self, tables: dict[Split, DataFrame]) -> None:
         parts = []
         for split, table in tables.items():
             if split == Split.VAL and table.empty:
                 continue
-            normal = int((table["label_index"] == LabelName.NORMAL).sum())
+            normal, defective = count_labels(table)
             kinds = _count_kinds(table.get("kind", ()))
-            parts.append(f"{split.value} {normal} normal + {len(table) - normal} defective{kinds}")
-            if split == Split.TEST and normal in {0, len(table)}:
+            parts.append(f"{split.value} {normal} normal + {defective} defective{kinds}")
+            if split == Split.TEST and not (normal and defective):
                 logger.warning(
                     "The test data of `%s` have no %s images: metrics that compare the two, such as AUROC, mean "
                     "nothing.",
@@ -225,20 +241,14 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
             logger.info("%s: not every defective test image has a mask, so pixel metrics do not apply.", self.name)
 
 
-def _count_kinds(kinds: Iterable[str]) -> str:
-    """Count the commonest kinds of defects in brackets; nothing where none is known."""
-    counts = Counter(sorted(kind for kind in kinds if kind)).most_common()
-    shown = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]
-    if others := sum(count for _, count in counts[_SHOWN_KINDS:]):
-        shown.append(f"{others} other")
-    return f" ({', '.join(shown)})" if counts else ""
+def count_labels(samples: DataFrame) -> tuple[int, int]:
+    """Count the normal and the defective images of a table."""
+    normal = int((samples["label_index"] == LabelName.NORMAL).sum())
+    return normal, len(samples) - normal
 
 
-def once_each(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Split a loader's images between the processes such that none is loaded twice.
-
-    Lightning would repeat some to give every process equally many, and they would count twice in the metrics.
-    """
+def without_repeats(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Split a loader's images between processes; Lightning repeats some, which then count twice in the metrics."""
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return loader
     return DataLoader(
@@ -250,31 +260,10 @@ def once_each(loader: DataLoader[Any]) -> DataLoader[Any]:
     )
 
 
-def take(
-    samples: DataFrame,
-    counts: tuple[int, int],
-    *,
-    root: Path,
-    seed: int,
-    purpose: str,
-    split: Split,
-) -> tuple[DataFrame, DataFrame]:
-    """Move as many normal and defective images as asked for to another split.
-
-    Args:
-        samples: Table to take from; its index names every row once.
-        counts: How many normal and how many defective images to take.
-        root: Folder of the data set; the draw depends on paths relative to it.
-        seed: Seed of the draw.
-        purpose: What the draw is for.
-        split: Split of the images taken.
-
-    Returns:
-        The table without the images taken, and the images taken.
-    """
-    taken: list[Any] = []
-    for label, count in zip((LabelName.NORMAL, LabelName.ABNORMAL), counts, strict=True):
-        group = samples[samples["label_index"] == label]
-        keys = [key_of(path, root) for path in group["image_path"]]
-        taken += list(group.index[draw(keys, count, seed=seed, purpose=f"{purpose} {label.name}")])
-    return samples.drop(index=taken), samples.loc[taken].assign(split=split.value)
+def _count_kinds(kinds: Iterable[str]) -> str:
+    """Count the commonest kinds of defects in brackets; empty where none is known."""
+    counts = Counter(sorted(kind for kind in kinds if kind)).most_common()
+    shown = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]
+    if others := sum(count for _, count in counts[_SHOWN_KINDS:]):
+        shown.append(f"{others} other")
+    return f" ({', '.join(shown)})" if counts else ""

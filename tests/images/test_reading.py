@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_exdd.images.decoding import read_defect_pixels
-from anomalib_exdd.images.photos import PhotoLoader, leave_out_masks
-from anomalib_exdd.images.reading import inspect_image, looks_inverted, read_image, read_mask
+from anomalib_exdd.images.masks import looks_inverted, read_defect_pixels, read_mask
+from anomalib_exdd.images.predict_loader import PredictLoader, leave_out_masks
+from anomalib_exdd.images.reading import inspect_image, read_image
 from anomalib_exdd.reporting.comparison_report.thumbnails import read_picture
 from made_up_images import save_image
 
@@ -188,7 +188,7 @@ def test_larger_images_than_pillow_decodes_are_explained(tmp_path: Path, monkeyp
     for read in (read_image, read_mask, inspect_image):
         with pytest.raises(ValueError, match=r"large\.png` has more .*1200 pixels.* variable ANOMALIB_EXDD_MAX_PIXELS"):
             read(path)
-    loader = PhotoLoader([path])
+    loader = PredictLoader([path])
     assert list(loader) == []
     assert "ANOMALIB_EXDD_MAX_PIXELS" in loader.take_unreadable()[0].reason
     assert leave_out_masks([path, save_image(tmp_path / "large_mask.png", (30, 40))])[1] == []
@@ -198,7 +198,7 @@ def test_larger_images_than_pillow_decodes_are_explained(tmp_path: Path, monkeyp
 def test_the_limit_of_pixels_can_be_raised(limit: str | None, expected: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ANOMALIB_EXDD_MAX_PIXELS"}
     environment |= {} if limit is None else {"ANOMALIB_EXDD_MAX_PIXELS": limit}
-    code = "import anomalib_exdd.images.decoding; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
+    code = "import anomalib_exdd.images.reading; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ran.stdout.strip() == expected
     if not expected:

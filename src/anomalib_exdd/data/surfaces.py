@@ -1,4 +1,4 @@
-"""A made-up sample in KSDD2's layout, so that the quickstart and the tests need no download.
+"""A generated sample in KSDD2's layout, so that the quickstart and the tests need no download.
 
 The surfaces look like brushed or painted metal; scratches, spots and marks are drawn over them. No image of KSDD2 or of
 any other data set goes in. An image depends on the seed and its own number, on nothing else.
@@ -11,8 +11,7 @@ and then weakened by their strength.
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,7 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .kinds import SOURCES_NAME
+from anomalib_exdd.images.reading import WHITE_LEVEL
+from anomalib_exdd.utils.files import write_folder_atomically
+
+from .annotations import KINDS_FILE
+from .ksdd2 import KSDD2
 
 Field = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -297,8 +300,6 @@ def generate_sample(
 ) -> None:
     """Write the sample in KSDD2's layout, if it is not there yet.
 
-    It is written beside `root` and moved there when complete, so an interruption leaves nothing that looks like it.
-
     Args:
         root: Folder to write to: absent, empty, or this very sample, which is left alone.
         seed: Seed of all images.
@@ -317,27 +318,42 @@ def generate_sample(
     if root.exists() and any(root.iterdir()):
         _check_is_sample(root, readme, names)
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
-        folder = Path(temporary) / root.name
-        for split in FIRST_NUMBERS:
-            (folder / split).mkdir(parents=True)
-        table = ["split,id,kind"]
-        for split, number, defective in tqdm(wanted, desc=f"Drawing the sample in {root}", unit="image"):
-            drawn = surface_image(seed, number, defective=defective)
-            Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
-            Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
-            table.append(f"{split},{number},{drawn.kind or 'good'}")
-        (folder / SOURCES_NAME).write_text("\n".join([*table, ""]), encoding="utf-8")
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-        try:
-            if root.is_dir():
-                root.rmdir()  # empty, as seen above; elsewhere than on POSIX it would be in the way
-            folder.rename(root)
-        except OSError:
-            if not root.is_dir():
-                raise
-            _check_is_sample(root, readme, names)  # another process or thread was faster
+    try:
+        with write_folder_atomically(root) as folder:
+            for split in FIRST_NUMBERS:
+                (folder / split).mkdir()
+            table = ["split,id,kind"]
+            for split, number, defective in tqdm(wanted, desc=f"Drawing the sample in {root}", unit="image"):
+                drawn = surface_image(seed, number, defective=defective)
+                Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
+                Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
+                table.append(f"{split},{number},{drawn.kind or 'good'}")
+            (folder / KINDS_FILE).write_text("\n".join([*table, ""]), encoding="utf-8")
+            (folder / "README.md").write_text(readme, encoding="utf-8")
+    except FileExistsError:
+        _check_is_sample(root, readme, names)  # another process or thread was faster
+
+
+class SurfaceSample(KSDD2):
+    """A small generated data set that needs no download: brushed surfaces with scratches, spots and marks.
+
+    It is generated at ``root`` when it is not there yet (some seconds, about 20 MB): 60 normal and 20 defective
+    training images, 24 normal and 24 defective test images, with masks and the kinds of the defects, in KSDD2's layout
+    and in sizes like its own.
+    It shows that everything works; measure on real images.
+
+    Args:
+        root: Folder of the sample. Generated if absent or empty.
+        **kwargs: Further arguments of :class:`.DefectDataModule`: ``num_defects``, ``val_split_ratio``, ``seed`` (the
+            images are always the same), and those of the loaders.
+    """
+
+    def __init__(self, root: str | Path = "./datasets/exdd_sample", **kwargs: Any) -> None:
+        super().__init__(root, official_split=None, white_level=WHITE_LEVEL, **kwargs)
+
+    def prepare_data(self) -> None:
+        """Generate the sample if the root does not exist or is empty."""
+        generate_sample(self.root)
 
 
 def _check_is_sample(root: Path, readme: str, names: set[str]) -> None:

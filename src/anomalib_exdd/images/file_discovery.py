@@ -13,41 +13,39 @@ from .reading import IMAGE_EXTENSIONS
 
 logger = logging.getLogger(__name__)
 
-Source = str | Path | list[str | Path]
+PathSpec = str | Path | list[str | Path]
+"""A folder (with all folders in it), a file, a glob pattern, or a list of these."""
 
-COMMON_MASK_SUFFIXES: tuple[str, ...] = (
-    "_mask",
-    "_masks",
-    "_gt",
-    "_ground_truth",
-    "_label",
-    "_labels",
-    "_seg",
-    "_segmentation",
-    "-mask",
-    "-gt",
-    "-label",
-    "-seg",
+COMMON_MASK_SUFFIXES = (
+    *("_mask", "_masks", "_gt", "_ground_truth", "_label", "_labels", "_seg", "_segmentation"),
+    *("-mask", "-gt", "-label", "-seg"),
 )
 
 _SHOWN_NAMES = 5
 
 
-def list_images(argument: str, source: Source, root: Path) -> list[Path]:
+class FilesOfEnding(NamedTuple):
+    """How many files end alike, and the name of one of them."""
+
+    number: int
+    example: str
+
+
+def list_images(argument: str, paths: PathSpec, root: Path) -> list[Path]:
     """List the image files that an argument names.
 
     Args:
         argument: Name of the argument, for messages.
-        source: A folder (with all folders in it), a file, a glob pattern, or a list of these.
-        root: Folder that relative entries start from.
+        paths: Its value.
+        root: Folder that relative paths start from.
 
     Returns:
-        Sorted paths, each once. Hidden files and files that are no images are left out.
+        Sorted paths, without hidden files.
 
     Raises:
         FileNotFoundError: If an entry names nothing, or no image.
     """
-    entries = source if isinstance(source, list) else [source]
+    entries = paths if isinstance(paths, list) else [paths]
     if not entries:
         msg = f"Argument `{argument}` is an empty list. Name a folder, a file or a glob pattern, or leave it out."
         raise FileNotFoundError(msg)
@@ -61,12 +59,11 @@ def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
             msg = f"Argument `{argument}` names `{path}`, which is no image. Known are {', '.join(IMAGE_EXTENSIONS)}."
             raise FileNotFoundError(msg)
         return [path]
-    is_pattern = not path.is_dir() and any(sign in str(entry) for sign in "*?[")
-    if is_pattern:
+    if path.is_dir():
+        anchor, found = path, list(path.rglob("*"))
+    elif any(sign in str(entry) for sign in "*?["):
         anchor = Path(path.anchor) if Path(entry).expanduser().is_absolute() else root
         found = list(anchor.glob(str(path.relative_to(anchor))))
-    elif path.is_dir():
-        anchor, found = path, list(path.rglob("*"))
     else:
         msg = (
             f"Argument `{argument}` names `{entry}`, but there is no `{path}`. It has to be a folder, a file or a glob "
@@ -81,41 +78,21 @@ def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
             f"found. Images end in {', '.join(IMAGE_EXTENSIONS)}."
         )
         raise FileNotFoundError(msg)
-    if others := by_ending(set(visible) - set(images)):
+    if others := _by_ending(set(visible) - set(images)):
         logger.info("Left out of argument `%s`: %s.", argument, count_endings(others))
     return images
 
 
-class FilesOfEnding(NamedTuple):
-    """Files that end alike.
-
-    Attributes:
-        number: How many there are.
-        example: Name of one of them.
-    """
-
-    number: int
-    example: str
-
-
 def other_files(folder: Path, files: Collection[Path]) -> dict[str, FilesOfEnding]:
-    """Look for what else is in a folder, and in all folders in it, but for hidden files.
-
-    Args:
-        folder: The folder.
-        files: Files that are known.
-
-    Returns:
-        See :func:`by_ending`.
-    """
+    """Count what is in a folder, and in all folders in it, besides the given files and hidden ones."""
     folder, known = folder.resolve(), {path.resolve() for path in files}
-    return by_ending(
+    return _by_ending(
         path for path in folder.rglob("*") if _is_visible_file(path, folder) and path.resolve() not in known
     )
 
 
-def by_ending(files: Iterable[Path]) -> dict[str, FilesOfEnding]:
-    """Sort files by what their names end in, lower case, the most frequent first; empty for names without ending."""
+def _by_ending(files: Iterable[Path]) -> dict[str, FilesOfEnding]:
+    """Count files by what their names end in, lower case, the most frequent first; empty for names without ending."""
     names: dict[str, list[str]] = defaultdict(list)
     for path in files:
         names[path.suffix.lower()].append(path.name)
@@ -124,38 +101,23 @@ def by_ending(files: Iterable[Path]) -> dict[str, FilesOfEnding]:
 
 
 def count_endings(files: Mapping[str, FilesOfEnding]) -> str:
-    """Count in words, for messages: ``3 .jfif (such as a.jfif), 1 .txt (notes.txt)``."""
+    """Format counts for messages: ``3 .jfif (such as a.jfif), 1 .txt (notes.txt)``."""
     return ", ".join(
         f"{number} {ending or 'without ending'} ({'such as ' if number > 1 else ''}{example})"
         for ending, (number, example) in files.items()
     )
 
 
-def mask_suffixes(mask_suffix: str | None) -> tuple[str, ...]:
-    """Say what may stand between an image's stem and its mask's.
-
-    Args:
-        mask_suffix: The user's suffix; None for the usual ones, or none at all.
-
-    Returns:
-        Suffixes, lower case.
-    """
-    return ("", *COMMON_MASK_SUFFIXES) if mask_suffix is None else (mask_suffix.lower(),)
-
-
 def separate_masks(
-    argument: str,
-    images: Sequence[Path],
-    masks: Iterable[Path],
-    suffixes: Sequence[str],
+    argument: str, images: Sequence[Path], masks: Iterable[Path], suffixes: Sequence[str]
 ) -> tuple[list[Path], list[Path]]:
-    """Take the masks out of a list of images that was read from a folder in which both lie.
+    """Separate images from masks that lie in the same folder.
 
     Args:
         argument: Name of the argument that named the images, for messages.
-        images: What that argument names.
+        images: What it names.
         masks: What the argument for masks names.
-        suffixes: Suffixes of masks.
+        suffixes: What may follow an image's name in the name of its mask, lower case.
 
     Returns:
         The images, and the masks that were among them.
@@ -167,73 +129,57 @@ def separate_masks(
     if not images:
         return [], []
     known_masks = set(masks)
-    among: set[Path] = set()
+    found: set[Path] = set()
     for files in _by_folder(images).values():
         paired = set(named_like_masks(files, suffixes))
-        if strangers := sorted(paired - known_masks):
+        if unlisted := sorted(paired - known_masks):
             msg = (
-                f"`{strangers[0]}` was found as an image of argument `{argument}`, but looks like the mask of the "
+                f"`{unlisted[0]}` was found as an image of argument `{argument}`, but looks like the mask of the "
                 "image beside it. Name its folder in the argument for masks too (that may be the folder of the "
                 "images), or rename the file if it is an image of its own."
             )
             raise ValueError(msg)
-        among |= paired or known_masks.intersection(files)
-    if len(among) == len(images):
+        found |= paired or known_masks.intersection(files)
+    if len(found) == len(images):
         msg = (
             f"All {len(images)} files of argument `{argument}`, such as `{images[0]}`, are named as masks too, and "
             "none has the name of an image plus a suffix. Give images and masks folders of their own, or set "
             "`mask_suffix`."
         )
         raise ValueError(msg)
-    return [path for path in images if path not in among], sorted(among)
+    return [path for path in images if path not in found], sorted(found)
 
 
 def named_like_masks(files: Iterable[Path], suffixes: Sequence[str]) -> dict[Path, list[Path]]:
-    """Find files that have the name of another file in their folder plus a suffix, as a mask beside its image has.
-
-    Args:
-        files: Image files of any folders.
-        suffixes: Suffixes of masks, lower case.
-
-    Returns:
-        For every such file those whose mask it may be.
-    """
+    """Find files with the name of another file in their folder plus a suffix, each with the files it may mask."""
     pairs: dict[Path, list[Path]] = {}
     for folder in _by_folder(files).values():
         by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in folder:
             by_stem[path.stem].append(path)
         for path in folder:
-            bases = sorted(_bases(path, suffixes) - {path.stem})
-            if images := [image for base in bases for image in by_stem.get(base, ())]:
+            stems = sorted(_image_stems(path, suffixes) - {path.stem})
+            if images := [image for stem in stems for image in by_stem.get(stem, ())]:
                 pairs[path] = images
     return pairs
 
 
 def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, Path]:
-    """Find each image's mask by its name.
+    """Find the mask of each image that has one, by its name.
 
     A mask fits if its stem is the image's, or the image's plus a suffix. Among several that fit, the one whose folder
     has the image's folder name is meant (``test/scratch/000.png`` and ``masks/scratch/000_mask.png``).
 
-    Args:
-        images: Images to find masks for.
-        masks: Masks to choose from.
-        suffixes: Suffixes of masks, lower case; an empty one stands for the image's own stem.
-
-    Returns:
-        Mask of each image that has one.
-
     Raises:
         ValueError: If two masks fit an image, or one mask fits two images.
     """
-    by_base: dict[str, list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
     for mask in masks:
-        for base in _bases(mask, suffixes):
-            by_base[base].append(mask)
+        for stem in _image_stems(mask, suffixes):
+            by_stem[stem].append(mask)
     matches: dict[Path, Path] = {}
     for image in images:
-        fitting = by_base[image.stem]
+        fitting = by_stem[image.stem]
         if len(fitting) > 1:
             common = [_common_folders(image, mask) for mask in fitting]
             fitting = [mask for mask, count in zip(fitting, common, strict=True) if count == max(common)]
@@ -256,29 +202,8 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequenc
     return matches
 
 
-def expected_mask_names(image: Path, suffixes: Sequence[str]) -> str:
-    """List what the mask of an image may be called, for messages.
-
-    Args:
-        image: The image.
-        suffixes: Suffixes of masks.
-
-    Returns:
-        File names, the first few.
-    """
-    names = [f"`{image.stem}{suffix}.png`" for suffix in suffixes[:4]]
-    return ", ".join(names) + (", ..." if len(suffixes) > len(names) else "")
-
-
 def contents_of(folder: Path) -> str:
-    """Say what is in a folder, for messages.
-
-    Args:
-        folder: The folder, which may be absent.
-
-    Returns:
-        What follows its name in a sentence: ``holds `a`, `b` and 3 more``, ``is empty``, ``does not exist``.
-    """
+    """Describe a folder for messages: ``holds `a`, `b` and 3 more``, ``is empty``, ``does not exist``."""
     if not folder.is_dir():
         return "is a file" if folder.exists() else "does not exist"
     names = sorted(path.name for path in folder.iterdir())
@@ -295,7 +220,7 @@ def _by_folder(files: Iterable[Path]) -> dict[Path, list[Path]]:
     return by_folder
 
 
-def _bases(mask: Path, suffixes: Sequence[str]) -> set[str]:
+def _image_stems(mask: Path, suffixes: Sequence[str]) -> set[str]:
     """Stems that an image with this mask may have."""
     stem = mask.stem
     return {stem[: len(stem) - len(suffix)] for suffix in suffixes if stem.lower().endswith(suffix)}

@@ -380,9 +380,9 @@ def test_command_line_takes_names_and_lists(tmp_path: Path) -> None:
 
     assert isinstance(data, DefectFolder)
     assert data.name == "bolts"
-    assert data.sources["normal"] == "good"
-    assert data.sources["defective"] == ["bad/a", "bad/b"]
-    assert data.sources["masks"] == ["masks/a", "masks/b"]
+    assert data.paths["normal"] == "good"
+    assert data.paths["defective"] == ["bad/a", "bad/b"]
+    assert data.paths["masks"] == ["masks/a", "masks/b"]
 
 
 def test_help_explains_every_argument(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.transforms.v2 import Resize
 
-from anomalib_exdd.images import photos
-from anomalib_exdd.images.photos import PhotoLoader, leave_out_masks, tolerant
+from anomalib_exdd.images import predict_loader
+from anomalib_exdd.images.predict_loader import PredictLoader, leave_out_masks, replace_loader
 from made_up_images import save_image, save_mask, save_pairs
 
 
@@ -35,8 +35,8 @@ def test_reads_what_anomalib_reads(tmp_path: Path) -> None:
         pixels = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
         Image.fromarray(pixels).convert(mode).save(tmp_path / f"{number}.png")
     dataset = PredictDataset(tmp_path)
-    ours = tolerant(loader_of(dataset, batch_size=3))
-    assert isinstance(ours, PhotoLoader)
+    ours = replace_loader(loader_of(dataset, batch_size=3))
+    assert isinstance(ours, PredictLoader)
     assert len(ours) == 2
     for found, expected in zip(ours, loader_of(dataset, batch_size=3), strict=True):
         assert found.image_path == expected.image_path
@@ -47,7 +47,7 @@ def test_broken_files_are_left_out_and_told(tmp_path: Path) -> None:
     files = [save_image(tmp_path / f"{number}.png") for number in range(5)]
     for number in (0, 3, 4):
         broken(files[number])
-    loader = PhotoLoader(files, batch_size=2)
+    loader = PredictLoader(files, batch_size=2)
     for _ in range(2):  # every time anew
         assert names_of(list(loader)) == [["1.png", "2.png"]]
         told = loader.take_unreadable()
@@ -59,30 +59,30 @@ def test_broken_files_are_left_out_and_told(tmp_path: Path) -> None:
 def test_deep_images_keep_their_values(tmp_path: Path) -> None:
     deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    (batch,) = PhotoLoader([tmp_path / "deep.png"])
+    (batch,) = PredictLoader([tmp_path / "deep.png"])
     assert torch.allclose(batch.image[0, 1], torch.arange(256).reshape(16, 16) / 255)
 
 
 def test_reads_only_a_few_photos_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [save_image(tmp_path / f"{number:02d}.png") for number in range(40)]
     read: list[Path] = []
-    original = photos.read_image
+    original = predict_loader.read_image
 
     def counting(path: Path, *arguments: int) -> torch.Tensor:
         read.append(path)
         return original(path, *arguments)
 
-    monkeypatch.setattr(photos, "read_image", counting)
-    monkeypatch.setattr(photos.os, "cpu_count", lambda: 64)
-    for number, _ in enumerate(PhotoLoader(files), start=1):
-        assert len(read) <= number + photos._READING_THREADS
+    monkeypatch.setattr(predict_loader, "read_image", counting)
+    monkeypatch.setattr(predict_loader.os, "cpu_count", lambda: 64)
+    for number, _ in enumerate(PredictLoader(files), start=1):
+        assert len(read) <= number + predict_loader.READING_THREADS
     assert sorted(read) == files
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_processes_share_the_photos(tmp_path: Path, processes: int) -> None:
     files = [save_image(tmp_path / f"{number}.png") for number in range(5)]
-    shares = [PhotoLoader(files, 2, (rank, processes)) for rank in range(processes)]
+    shares = [PredictLoader(files, 2, (rank, processes)) for rank in range(processes)]
     assert [path for share in shares for path in share.files] == files
     for share in shares:
         batches = list(share)
@@ -132,7 +132,7 @@ def test_transforms_are_applied_in_turn(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png", size=(12, 8))
     save_image(tmp_path / "b.png", size=(30, 9))
     dataset = PredictDataset(tmp_path, transform=Resize((6, 6)))
-    loader = tolerant(loader_of(dataset, batch_size=2))
+    loader = replace_loader(loader_of(dataset, batch_size=2))
     loader.resize = Resize((5, 4))
     (batch,) = loader
     assert batch.image.shape == (2, 3, 5, 4)
@@ -144,8 +144,8 @@ def test_only_anomalibs_own_photos_are_replaced(tmp_path: Path) -> None:
 
     save_image(tmp_path / "a.png")
     broken(tmp_path / "._a.png")
-    replaced = tolerant(loader_of(PredictDataset(tmp_path)))
+    replaced = replace_loader(loader_of(PredictDataset(tmp_path)))
     assert [path.name for path in replaced.files] == ["a.png"]
     dataset = PredictDataset(tmp_path)
     for loader in (loader_of(Own(tmp_path)), loader_of(dataset, sampler=RandomSampler(dataset)), [1, 2]):
-        assert tolerant(loader) is loader
+        assert replace_loader(loader) is loader

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_exdd.data import sample
-from anomalib_exdd.data.sample import (
+from anomalib_exdd.data import surfaces
+from anomalib_exdd.data.surfaces import (
     COVERAGE,
     DEFECTS,
     HEIGHTS,
@@ -102,19 +102,19 @@ def test_the_table_says_what_is_drawn(root: Path) -> None:
 def test_the_kind_is_that_of_all_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
 
-    def recorded(draw: Callable[..., sample.Field]) -> Callable[..., sample.Field]:
+    def recorded(draw: Callable[..., surfaces.Field]) -> Callable[..., surfaces.Field]:
         @wraps(draw)
-        def record(*arguments: Any) -> sample.Field:
+        def record(*arguments: Any) -> surfaces.Field:
             drawn.append(draw.__name__)
             return draw(*arguments)
 
         return record
 
-    monkeypatch.setattr(sample, "DEFECTS", tuple((recorded(draw), *strength) for draw, *strength in DEFECTS))
+    monkeypatch.setattr(surfaces, "DEFECTS", tuple((recorded(draw), *strength) for draw, *strength in DEFECTS))
     found = set()
     for seed in range(30):
         drawn.clear()
-        _, kind = sample.with_defects(
+        _, kind = surfaces.with_defects(
             np.random.default_rng(seed), np.random.default_rng(0).normal(120, 5, (620, 200)).astype(np.float32)
         )
         assert kind == (drawn[0] if len(set(drawn)) == 1 else "combined")
@@ -192,7 +192,7 @@ def test_samples_of_other_sizes_hold_the_same_images(root: Path, tmp_path: Path)
 
 def test_a_complete_sample_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    monkeypatch.setattr(sample, "surface_image", None)  # nothing is drawn
+    monkeypatch.setattr(surfaces, "surface_image", None)  # nothing is drawn
     generate_small(root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
@@ -214,7 +214,7 @@ def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             raise KeyboardInterrupt
         return surface_image(seed, number, defective=defective)
 
-    monkeypatch.setattr(sample, "surface_image", crash)
+    monkeypatch.setattr(surfaces, "surface_image", crash)
     with pytest.raises(KeyboardInterrupt):
         generate_sample(tmp_path / "root", train=(1, 1), test=(1, 1))
     assert list(tmp_path.iterdir()) == []
