@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_exdd.models.components.prediction_table import (
+from anomalib_exdd.models.callbacks.prediction_table import (
     CSV_NAME,
     JSON_NAME,
     PredictionRow,
@@ -16,7 +16,7 @@ from anomalib_exdd.models.components.prediction_table import (
     unreadable_rows,
     write_tables,
 )
-from anomalib_exdd.models.components.regions import Region
+from anomalib_exdd.models.regions import Region
 
 ROW = PredictionRow(
     path='a, "b"\nü.png',

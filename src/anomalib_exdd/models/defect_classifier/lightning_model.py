@@ -21,9 +21,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_exdd.models.components.inspection import Inspection
-from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
-from anomalib_exdd.models.components.settings import check_at_least, checkpoint_settings, default_arguments
+from anomalib_exdd.models.callbacks.checkpoint import Inspection
+from anomalib_exdd.models.pre_processor import AntialiasedPreProcessor
+from anomalib_exdd.models.settings import check_at_least, checkpoint_settings, default_arguments
 
 from .loss import LabelLoss, PositiveWeight
 from .post_processor import ProbabilityPostProcessor, decide_at_even_odds

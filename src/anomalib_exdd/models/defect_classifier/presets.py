@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from anomalib_exdd.models.components.settings import check_at_least, check_choice, check_image_size
+from anomalib_exdd.models.settings import check_at_least, check_choice, check_image_size
 
 PresetName = Literal["in_and_out", "diag"]
 OptimizerName = Literal["sgd", "adam"]

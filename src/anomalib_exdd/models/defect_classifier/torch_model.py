@@ -14,7 +14,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.models.components.weights import (
+from anomalib_exdd.models.weights import (
     WithoutInitialValues,
     check_is_file,
     check_is_known,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from anomalib_exdd.models.components.settings import (
+from anomalib_exdd.models.settings import (
     check_at_least,
     check_choice,
     check_image_size,

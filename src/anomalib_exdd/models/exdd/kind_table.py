@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback
 
-from anomalib_exdd.models.components.reason import Reason
+from anomalib_exdd.models.regions import Reason
 from anomalib_exdd.utils.distributed import gather_objects
 from anomalib_exdd.utils.files import write_atomically
 

@@ -19,10 +19,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_exdd.models.components.inspection import Inspection
-from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
-from anomalib_exdd.models.components.results import pictures_folder
-from anomalib_exdd.models.components.settings import default_arguments
+from anomalib_exdd.models.callbacks.checkpoint import Inspection
+from anomalib_exdd.models.callbacks.results import pictures_folder
+from anomalib_exdd.models.pre_processor import AntialiasedPreProcessor
+from anomalib_exdd.models.settings import default_arguments
 from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings

@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import Resize, Transform
 from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
-from anomalib_exdd.models.components.pictures import LABEL_SIZE, SeenImageVisualizer, image_names, panel_size
-from anomalib_exdd.models.components.transforms import seen_part
+from anomalib_exdd.models.transforms import seen_part
+from anomalib_exdd.models.visualization import LABEL_SIZE, SeenImageVisualizer, image_names, panel_size
 
 from .explanation import Explanation, explain_image
 

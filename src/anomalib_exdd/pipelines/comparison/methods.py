@@ -11,9 +11,9 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 
-from anomalib_exdd.models.components.transforms import crops_of
 from anomalib_exdd.models.defect_classifier import DefectClassifier
 from anomalib_exdd.models.exdd import ExDD
+from anomalib_exdd.models.transforms import crops_of
 
 from .classes import find_class, merge, resolve_arguments
 from .data import resolve_data

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_exdd.images.file_discovery import FilesOfEnding, count_endings
+from anomalib_exdd.models.regions import Region
 from anomalib_exdd.utils.files import write_atomically
-
-from .regions import Region
 
 CSV_NAME, JSON_NAME = "predictions.csv", "predictions.json"
 

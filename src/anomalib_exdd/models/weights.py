@@ -1,7 +1,8 @@
 """Networks of timm and where their weights come from: timm's own, or a local file that runs no code."""
 
+import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -196,3 +197,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         msg = f"The weights in {path} are no state dict: a mapping of names to tensors is expected."
         raise ValueError(msg)
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def fingerprint(values: Iterable[Any]) -> str:
+    """Return the SHA-256 of the bytes of all tensors among the values, of any dtype, in hexadecimal."""
+    content = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()

@@ -26,8 +26,10 @@ from torchvision.transforms.v2 import Transform
 from anomalib_exdd.images.file_discovery import FilesOfEnding, other_files
 from anomalib_exdd.images.predict_loader import PredictLoader, is_replaceable, replace_loader
 from anomalib_exdd.images.reading import inspect_image, warn_of_unused_range
+from anomalib_exdd.models.regions import Region, find_regions
+from anomalib_exdd.models.transforms import crops_of, first_resize, seen_part
+from anomalib_exdd.models.visualization import image_names
 
-from .pictures import image_names
 from .prediction_table import (
     CSV_NAME,
     JSON_NAME,
@@ -38,8 +40,6 @@ from .prediction_table import (
     unreadable_rows,
     write_tables,
 )
-from .regions import Region, find_regions
-from .transforms import crops_of, first_resize, seen_part
 
 logger = logging.getLogger(__name__)
 

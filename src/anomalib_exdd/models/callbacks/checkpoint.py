@@ -14,15 +14,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 
 from anomalib_exdd.images.reading import WHITE_LEVEL
+from anomalib_exdd.models.metrics import default_evaluator
+from anomalib_exdd.models.visualization import LABEL_SIZE, SeenImageVisualizer, panel_size
+from anomalib_exdd.models.weights import WithoutInitialValues, fingerprint
 
 from .cropping import Cropping
 from .distributed import check_post_processor, check_strategy, join_processes, warn_of_repeats
-from .fingerprint import fingerprint
-from .metrics import default_evaluator
-from .pictures import LABEL_SIZE, SeenImageVisualizer, panel_size
 from .predictions import Decisions, Predictions, RawScores
 from .results import report_results
-from .weights import WithoutInitialValues
 
 _OPSET = 18  # what torch writes
 

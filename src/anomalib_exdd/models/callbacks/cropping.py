@@ -12,8 +12,7 @@ from torchvision.transforms.v2 import Resize, Transform
 
 from anomalib_exdd.images.masks import read_mask
 from anomalib_exdd.images.reading import map_files
-
-from .transforms import crops_of, first_resize, seen_part, steps_of
+from anomalib_exdd.models.transforms import crops_of, first_resize, seen_part, steps_of
 
 logger = logging.getLogger(__name__)
 
