@@ -3,14 +3,19 @@
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
+from torchvision.transforms.v2 import Transform
 
-from .transforms import Part
+from anomalib_exdd.images.reading import inspect_image
+
+from .transforms import Part, crops_of, first_resize, seen_part
 
 
 class Reason(NamedTuple):
@@ -44,7 +49,7 @@ class Region(NamedTuple):
         box: Left, top, width and height in pixels of the original image: the smallest box that covers the region.
         area: Number of pixels of the original image that the region covers, rounded, at least 1.
         value: Highest value of the anomaly map in the region.
-        reason: "known" or "unfamiliar", for a model that gives reasons; see :class:`.Reason`.
+        reason: "known" or "unfamiliar", for a model that gives reasons; see :class:`Reason`.
         kind: Kind of the defects that it resembles, if it is known.
     """
 
@@ -75,7 +80,7 @@ def find_regions(
         reason_of: Finds the reason of a box in pixels of the mask: left, top, width and height.
 
     Returns:
-        The regions; of equal ones the upper first. What lies where the image was padded is left out.
+        The regions; of equal ones the upper first. Those in the padding of the image are left out.
     """
     count, labels_HW, statistics, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
     if count == 1:  # the background
@@ -85,17 +90,62 @@ def find_regions(
     pixel_height, pixel_width = part.height / mask_HW.shape[0], part.width / mask_HW.shape[1]
     regions = []
     for (left, top, width, height, area), value in zip(statistics[1:].tolist(), highest, strict=True):
-        x, x_end = _outwards(part.left + left * pixel_width, width * pixel_width, size[1])
-        y, y_end = _outwards(part.top + top * pixel_height, height * pixel_height, size[0])
+        x, x_end = _covering_pixels(part.left + left * pixel_width, width * pixel_width, size[1])
+        y, y_end = _covering_pixels(part.top + top * pixel_height, height * pixel_height, size[0])
         if x < x_end and y < y_end:
             box = (x, y, x_end - x, y_end - y)
             covered = min(round(area * pixel_height * pixel_width), box[2] * box[3])
-            found = None if reason_of is None else reason_of((left, top, width, height))
-            reason, kind = (None, None) if found is None else found[:2]
+            reason, kind = (None, None) if reason_of is None else reason_of((left, top, width, height))[:2]
             regions.append(Region(box, max(1, covered), float(value), reason, kind))
     return sorted(regions, key=lambda region: (-region.value, region.box[1], region.box[0]))
 
 
-def _outwards(start: Fraction, length: Fraction, most: int) -> tuple[int, int]:
-    """Return the pixels, of ``most``, that a stretch of an axis touches: the first, and that behind the last."""
-    return max(0, math.floor(start)), min(most, math.ceil(start + length))
+def locate_regions(
+    batch: Any, paths: Sequence[str], transforms: Sequence[Transform | None]
+) -> list[list[Region] | None]:
+    """List the regions of every image of a predicted batch, in pixels of the image files.
+
+    Args:
+        batch: Post-processed batch; its ``reasons``, if there are any, give those of the regions.
+        paths: Files of the images.
+        transforms: What the images went through, one after the other.
+
+    Returns:
+        None for an image where that cannot be done: without a mask or a file, or after transforms that are not known.
+    """
+    masks, maps = batch.pred_mask, batch.anomaly_map
+    # Without a threshold, Anomalib's "mask" is the map itself.
+    if masks is None or maps is None or masks.dtype != torch.bool:
+        return [None] * len(paths)
+    sizes = [_size_of(path) for path in paths]
+    # Images that differ in size when a batch is made of them are stretched before they are cropped.
+    resize = next((each for each in map(first_resize, transforms) if each is not None), None)
+    to_one_size = resize is not None and isinstance(resize.size, Sequence) and len(resize.size) == 2
+    if len(set(sizes)) > 1 and any(map(crops_of, transforms)) and not to_one_size:
+        return [None] * len(paths)
+    located: list[list[Region] | None] = []
+    reasons = getattr(batch, "reasons", None) or [None] * len(paths)
+    for mask, values, size, reason in zip(masks, maps, sizes, reasons, strict=True):
+        part = None if size is None else seen_part(transforms, size)
+        located.append(
+            None
+            if size is None or part is None
+            else find_regions(_plane(mask), _plane(values), size, part, reason and reason.of_box)
+        )
+    return located
+
+
+def _covering_pixels(start: Fraction, length: Fraction, count: int) -> tuple[int, int]:
+    """Return the pixels, of ``count``, that a stretch of an axis touches: the first, and that behind the last."""
+    return max(0, math.floor(start)), min(count, math.ceil(start + length))
+
+
+def _size_of(path: str) -> tuple[int, int] | None:
+    try:
+        return inspect_image(path)
+    except ValueError:  # gone since it was read, or never a file
+        return None
+
+
+def _plane(values: Tensor) -> Any:
+    return np.asarray(values.detach().cpu()).reshape(values.shape[-2:])

@@ -1,68 +1,144 @@
-"""`anomalib predict` for real use: a table of all predictions, in constant memory, whatever the files are like.
+"""`anomalib predict` for folders of any files: a table of all predictions, in constant memory.
 
-Anomalib's command hands the model a loader, and the model has no say before its callbacks do. Two of them do it all:
-:class:`RawScores` comes before Anomalib's post-processor, :class:`Predictions` after everything else. This is the one
-file of a model that knows a data set, the loader of the photos: nobody else is asked before Anomalib reads them.
+:class:`RawScores` comes before Anomalib's post-processor, :class:`Predictions` after all other callbacks. Every process
+appends its rows to a file of its own, one line of JSON each; at the end they are copied to ``predictions.csv`` and
+``predictions.json``, which are complete whenever they exist.
 """
 
+import csv
+import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TextIO
+from typing import Any, TextIO
 
-import numpy as np
 import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
-from anomalib_exdd.images.file_discovery import FilesOfEnding, other_files
+from anomalib_exdd.images.file_discovery import FilesOfEnding, count_endings, other_files
 from anomalib_exdd.images.predict_loader import PredictLoader, is_replaceable, replace_loader
-from anomalib_exdd.images.reading import inspect_image, warn_of_unused_range
-from anomalib_exdd.models.regions import Region, find_regions
-from anomalib_exdd.models.transforms import crops_of, first_resize, seen_part
+from anomalib_exdd.images.reading import warn_of_unused_range
+from anomalib_exdd.models.regions import Region, locate_regions
+from anomalib_exdd.models.transforms import first_resize, seen_part
 from anomalib_exdd.models.visualization import image_names
-
-from .prediction_table import (
-    CSV_NAME,
-    JSON_NAME,
-    PredictionRow,
-    Summary,
-    partial_path,
-    summarise,
-    unreadable_rows,
-    write_tables,
-)
+from anomalib_exdd.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+CSV_NAME, JSON_NAME = "predictions.csv", "predictions.json"
 UNREADABLE = 3
 """Exit code of the command if some files could not be read, and all others were predicted."""
 
 
-class Decisions(Protocol):
-    """Two thresholds on the probability of a defect: good below ``accept``, defective from ``reject`` on."""
+@dataclass(frozen=True)
+class PredictionRow:
+    """What is known of an image; what does not apply, or is not known, is None.
 
-    @property
-    def accept(self) -> float:
-        """Images with a lower probability are accepted."""
+    Attributes:
+        path: The image; if it has no path, the name of its picture.
+        score: Anomalib's normalised score, 0 to 1.
+        raw_score: The score before that.
+        probability: Probability that the image is defective, where images are scored by one.
+        decision: What follows from it, for a model that has thresholds for it: "accept", "review" or "reject".
+        label: Anomalib's decision by ``threshold``: "normal" or "defective".
+        threshold: Images with a higher ``score`` are labelled defective.
+        accept_threshold: Images with a lower ``probability`` are accepted.
+        reject_threshold: Images with at least this ``probability`` are rejected.
+        num_regions: Number of defect regions.
+        regions: The defect regions; None where they cannot be located in the original image.
+        seconds: Time of the image: that of its batch, from resizing to the score, divided by the batch's images.
+        error: Why there is no prediction.
+        reason: Why the image is not accepted, for a model that gives reasons; see :class:`.Reason`.
+        kind: Kind of the defects that it resembles.
+        kind_share: Share of the patches that make its score whose nearest defect is of that kind.
+    """
 
-    @property
-    def reject(self) -> float:
-        """Images with at least this probability are rejected."""
+    path: str
+    score: float | None = None
+    raw_score: float | None = None
+    probability: float | None = None
+    decision: str | None = None
+    label: str | None = None
+    threshold: float | None = None
+    accept_threshold: float | None = None
+    reject_threshold: float | None = None
+    num_regions: int | None = None
+    regions: list[Region] | None = None
+    seconds: float | None = None
+    error: str | None = None
+    reason: str | None = None
+    kind: str | None = None
+    kind_share: float | None = None
 
-    def name(self, probability: float) -> str:
-        """Return "accept", "review" or "reject"."""
+    def to_json(self) -> str:
+        """Return the row as one line of JSON."""
+        regions = None if self.regions is None else [region._asdict() for region in self.regions]
+        return json.dumps(vars(self) | {"regions": regions}, allow_nan=False)
 
-    def describe(self, probability: float) -> str:
-        """Return the decision on an image and what it stands on, in one line."""
+
+@dataclass
+class Summary:
+    """Counts over all rows.
+
+    Attributes:
+        images: Images that were predicted.
+        decisions: How many of them there are of each decision.
+        labels: How many of them there are of each label.
+        seconds: Time of all of them.
+        slowest: Path and time of the slowest.
+        unreadable: How many files could not be read.
+        masks_left_out: How many masks lay beside their images and were not predicted.
+        files_left_out: Other files in the folder, which are no images that Anomalib knows, by their ending.
+    """
+
+    images: int = 0
+    decisions: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    slowest: tuple[str, float] | None = None
+    unreadable: int = 0
+    masks_left_out: int = 0
+    files_left_out: dict[str, FilesOfEnding] = field(default_factory=dict)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a row."""
+        if row["error"] is not None:
+            self.unreadable += 1
+            return
+        self.images += 1
+        for counts, name in ((self.decisions, row["decision"]), (self.labels, row["label"])):
+            if name is not None:
+                counts[name] = counts.get(name, 0) + 1
+        self.seconds += row["seconds"]
+        if self.slowest is None or row["seconds"] > self.slowest[1]:
+            self.slowest = (row["path"], row["seconds"])
+
+    def __str__(self) -> str:
+        """Return the summary in one line."""
+        names, counts = ("accept", "review", "reject"), self.decisions
+        if not counts:
+            names, counts = ("normal", "defective"), self.labels  # type: ignore[assignment]
+        parts = ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
+        line = f"{self.images} {'image' if self.images == 1 else 'images'}: {parts}"
+        if self.slowest is not None:
+            path, seconds = self.slowest
+            line += f"; {self.seconds / self.images:.3f} s per image, slowest {seconds:.3f} s ({Path(path).name})"
+        if self.unreadable:
+            line += f"; {self.unreadable} unreadable"
+        if self.masks_left_out:
+            line += f"; {self.masks_left_out} masks left out"
+        if self.files_left_out:
+            line += f"; other files left out: {count_endings(self.files_left_out)}"
+        return line
 
 
 class RawScores(Callback):
@@ -91,35 +167,31 @@ class RawScores(Callback):
 
 
 class Predictions(Callback):
-    """Writes a row for every predicted image, and files of all rows at the end, beside the folder of the pictures.
+    """Writes the table of predictions beside the folder of the pictures, and logs where results are.
 
     Args:
-        raw: The callback that looks at the batches before they are post-processed.
-
-    Attributes:
-        summary: What the last finished prediction came to; None before, and in all processes but the first.
+        raw: The callback that receives the batches before they are post-processed.
     """
 
     def __init__(self, raw: RawScores) -> None:
         self.raw = raw
-        self.summary: Summary | None = None
-        self.folder: Path | None = None
+        self._folder: Path | None = None
         self._rows: TextIO | None = None
-        self._decisions: Decisions | None = None
-        self._probabilities = False
-        self._left_out: dict[str, FilesOfEnding] = {}
+        self._summary: Summary | None = None
+        self._decisions: Any = None
+        self._files_left_out: dict[str, FilesOfEnding] = {}
         self._transforms: list[list[Transform | None]] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let Anomalib's loader tolerate broken files, and let no predictions pile up that the command never uses."""
+        """Replace Anomalib's loader, which stops at broken files, and keep no predictions that the command ignores."""
         del pl_module
         if stage != TrainerFn.PREDICTING:
             return
-        if run_by_command(trainer):
+        if _command_of(trainer) is not None:
             trainer.predict_loop.return_predictions = False
         # Lightning has no hook before a loader that it was given: this is where it keeps it.
         source = trainer.predict_loop._data_source  # noqa: SLF001
-        self._left_out = _left_out(trainer, source.instance)
+        self._files_left_out = _files_left_out(trainer, source.instance)
         process = (trainer.global_rank, trainer.world_size)
         if isinstance(source.instance, Sequence):
             source.instance = [replace_loader(loader, process) for loader in source.instance]
@@ -128,8 +200,8 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the file of this process's rows; from here on the model's settings are those of its checkpoint."""
-        self.summary = None
-        self._decisions, self._probabilities = pl_module.decisions, pl_module.scores_are_probabilities
+        self._summary = None
+        self._decisions = getattr(pl_module, "decisions", None)
         transform = getattr(pl_module.pre_processor, "transform", None)
         self._transforms = [[*_transforms_of(loader), transform] for loader in _as_list(trainer.predict_dataloaders)]
         if any(seen_part(transforms, (1000, 1000)) is None for transforms in self._transforms):
@@ -143,48 +215,59 @@ class Predictions(Callback):
             warn_of_unused_range(loader.files, loader.white_level)
         if masks := [mask for loader in loaders for mask in loader.masks]:
             logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
-        self.folder = Path(trainer.default_root_dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._rows = partial_path(self.folder, trainer.global_rank).open("w", encoding="utf-8")
+        self._folder = Path(trainer.default_root_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._rows = partial_path(self._folder, trainer.global_rank).open("w", encoding="utf-8")
 
     def on_predict_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: ImageBatch,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: ImageBatch, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the rows of a batch."""
         del batch
         self._write_unreadable(trainer)
         names = image_names(outputs, trainer, batch_idx, dataloader_idx)
         regions: list[list[Region] | None] = [None] * len(names)
-        if _is_found(pl_module.post_processor, "pixel_threshold"):
-            regions = self._regions(outputs, names, self._transforms[dataloader_idx])
+        if _has_threshold(pl_module.post_processor, "pixel_threshold"):
+            regions = locate_regions(outputs, names, self._transforms[dataloader_idx])
         for number, name in enumerate(names):
-            self._write(self._row(outputs, number, name, regions[number], pl_module.post_processor))
+            self._write(self._row(pl_module, outputs, number, name, regions[number]))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        """Make the files of the rows of all processes, once all of them are done."""
+        """Write the table of the rows of all processes, once all of them are done."""
         del pl_module
         self._write_unreadable(trainer)
         self._close()
         trainer.strategy.barrier("predictions")
-        if self.folder is None or not trainer.is_global_zero:
+        if self._folder is None or not trainer.is_global_zero:
             return
-        loaders = _predict_loaders(trainer)
-        partials = [partial_path(self.folder, process) for process in range(trainer.world_size)]
-        masks = sum(len(loader.masks) for loader in loaders)
-        summary = summarise(partials, masks_left_out=masks, files_left_out=self._left_out)
-        write_tables(partials, self.folder, summary)
-        self.summary = summary
+        masks = sum(len(loader.masks) for loader in _predict_loaders(trainer))
+        summary = Summary(masks_left_out=masks, files_left_out=self._files_left_out)
+        write_tables(self._folder, trainer.world_size, summary)
+        self._summary = summary
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the rows so far where they are."""
+        """Keep the rows written so far."""
         del trainer, pl_module, exception
         self._close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Log where the results of a test or a prediction are.
+
+        Raises:
+            SystemExit: With code 3 if the command could not read some of the files, and with a message if it could not
+                read any.
+            ValueError: If no file could be read, outside the command.
+        """
+        if stage not in {TrainerFn.TESTING, TrainerFn.PREDICTING} or not trainer.is_global_zero:
+            return
+        pictures = getattr(pl_module.visualizer, "output_dir", None)
+        if pictures is not None and Path(pictures).is_dir():
+            logger.info("Pictures with heat maps: %s", Path(pictures).resolve())
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
+            logger.info("Trained model: %s", Path(checkpoint).resolve())
+        if stage == TrainerFn.PREDICTING and self._folder is not None and self._summary is not None:
+            _report(self._folder, self._summary, by_command=_command_of(trainer) is not None)
 
     def _close(self) -> None:
         if self._rows is not None:
@@ -200,102 +283,109 @@ class Predictions(Callback):
             for file in loader.take_unreadable():
                 self._write(PredictionRow(file.path, error=file.reason))
 
-    def _row(
-        self, batch: ImageBatch, number: int, name: str, regions: list[Region] | None, post_processor: Any
-    ) -> PredictionRow:
+    def _row(self, pl_module: Any, batch: Any, number: int, name: str, regions: list[Region] | None) -> PredictionRow:
         """Describe image ``number`` of a post-processed batch."""
-        reasons = getattr(batch, "reasons", None)
-        reason = None if reasons is None else reasons[number].image
         decisions, raw = self._decisions, _finite(self.raw.scores[number])
-        probability = raw if self._probabilities else None
-        threshold = _threshold(post_processor)
-        label = None if threshold is None or batch.pred_label is None else _label(batch.pred_label[number])
-        scores = torch.as_tensor(batch.pred_score).flatten()
+        is_probability = decisions is not None or getattr(pl_module, "scores_are_probabilities", False)
+        probability = raw if is_probability else None
+        threshold, label = _threshold(pl_module.post_processor), None
+        # Without a threshold, Anomalib's "label" is the score itself.
+        if threshold is not None and batch.pred_label is not None and batch.pred_label.dtype == torch.bool:
+            label = "defective" if bool(batch.pred_label[number]) else "normal"
+        reason = batch.reasons[number].image if getattr(batch, "reasons", None) is not None else None
         return PredictionRow(
             path=name,
-            score=_finite(float(scores[number])),
+            score=_finite(float(torch.as_tensor(batch.pred_score).flatten()[number])),
             raw_score=raw,
             probability=probability,
             decision=decisions.name(probability) if decisions is not None and probability is not None else None,
             label=label,
             threshold=None if label is None else threshold,
-            accept_threshold=decisions.accept if decisions is not None else None,
-            reject_threshold=decisions.reject if decisions is not None else None,
+            accept_threshold=getattr(decisions, "accept", None),
+            reject_threshold=getattr(decisions, "reject", None),
             num_regions=None if regions is None else len(regions),
             regions=regions,
             seconds=round(self.raw.seconds / len(self.raw.scores), 6),
             **({} if reason is None else reason._asdict()),
         )
 
-    def _regions(
-        self, batch: ImageBatch, names: Sequence[str], transforms: Sequence[Transform | None]
-    ) -> list[list[Region] | None]:
-        """Locate the defect regions of a batch in the original images; None where that cannot be done."""
-        masks, maps = batch.pred_mask, batch.anomaly_map
-        # Without a threshold, Anomalib's "mask" is the map itself.
-        if masks is None or maps is None or masks.dtype != torch.bool:
-            return [None] * len(names)
-        sizes = [_size_of(name) for name in names]
-        # Images that differ in size when a batch is made of them are stretched before they are cropped.
-        stretched = len(set(sizes)) > 1 and any(map(crops_of, transforms)) and not _resizes_to_one_size(transforms)
-        found: list[list[Region] | None] = []
-        reasons = getattr(batch, "reasons", None) or [None] * len(names)
-        for mask, values, size, own in zip(masks, maps, sizes, reasons, strict=True):
-            part = None if size is None or stretched else seen_part(transforms, size)
-            found.append(
-                None
-                if size is None or part is None
-                else find_regions(_plane(mask), _plane(values), size, part, own and own.of_box)
-            )
-        return found
+
+def partial_path(folder: Path, process: int) -> Path:
+    """Return the file of a process's rows until all are written; an interrupted prediction leaves it behind."""
+    return folder / f"predictions.partial-{process}.jsonl"
 
 
-def report(trainer: Any) -> None:
-    """Say what a prediction came to and where its table is; the command exits with a code if files were unreadable.
+def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
+    """Write the rows of all processes, one process after the other, to CSV and JSON; then remove all partial files.
 
-    Raises:
-        SystemExit: With code 3 if the command could not read some of the files, and with a message if it could not
-            read any.
-        ValueError: If no file could be read, outside the command.
+    Both files hold the same. In the CSV an empty cell stands for None, and the regions are JSON.
+
+    Args:
+        folder: Where the partial files are, and ``predictions.csv`` and ``predictions.json`` go.
+        world_size: Number of processes.
+        summary: Counts the rows, and goes behind those of the JSON file.
     """
-    predictions = next((each for each in trainer.callbacks if isinstance(each, Predictions)), None)
-    if predictions is None or predictions.summary is None or predictions.folder is None:
-        return
-    summary, folder = predictions.summary, predictions.folder
+    with (
+        write_atomically(folder / CSV_NAME) as csv_path,
+        write_atomically(folder / JSON_NAME) as json_path,
+        # Names of files may hold bytes that are no UTF-8.
+        csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as csv_file,
+        json_path.open("w", encoding="utf-8") as json_file,
+    ):
+        table = csv.DictWriter(csv_file, [column.name for column in fields(PredictionRow)])
+        table.writeheader()
+        json_file.write('{"predictions": [')
+        for number, row in enumerate(_rows(folder, world_size)):
+            json_file.write(f"{',' if number else ''}\n  {json.dumps(row)}")
+            regions = row["regions"]
+            table.writerow(row | {"regions": None if regions is None else json.dumps(regions)})
+            summary.add(row)
+        counts = asdict(summary)
+        counts["files_left_out"] = {ending: files._asdict() for ending, files in summary.files_left_out.items()}
+        json_file.write(f'\n],\n"summary": {json.dumps(counts)}}}\n')
+    for path in folder.glob(partial_path(folder, 0).name.replace("0", "*")):  # of interrupted predictions too
+        path.unlink()
+
+
+def _rows(folder: Path, world_size: int) -> Iterator[dict[str, Any]]:
+    for process in range(world_size):
+        with partial_path(folder, process).open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def _report(folder: Path, summary: Summary, *, by_command: bool) -> None:
+    """Log a finished prediction; the command ends with an exit code if files were unreadable."""
     if summary.images:
         logger.info("%s", summary)
     logger.info("Predictions: %s and %s", (folder / CSV_NAME).resolve(), JSON_NAME)
-    by_command = run_by_command(trainer)
-    for row in unreadable_rows(folder):
-        if by_command:
-            sys.stderr.write(f"Not predicted: {row['error']}\n")
-        else:
-            logger.warning("Not predicted: %s", row["error"])
+    with (folder / CSV_NAME).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["error"] and by_command:
+                sys.stderr.write(f"Not predicted: {row['error']}\n")
+            elif row["error"]:
+                logger.warning("Not predicted: %s", row["error"])
     if summary.unreadable and not summary.images:
-        _fail(f"No file can be read as an image; {summary.unreadable} were tried.", by_command=by_command)
+        msg = f"No file can be read as an image; {summary.unreadable} were tried."
+        raise SystemExit(f"Error: {msg}") if by_command else ValueError(msg)
     if summary.unreadable and by_command:
         raise SystemExit(UNREADABLE)
 
 
-def run_by_command(trainer: Any) -> bool:
-    """Tell whether a trainer works for a command line, which has no use for what it returns, or for Python code."""
-    return any(isinstance(callback, SaveConfigCallback) for callback in trainer.callbacks)
+def _command_of(trainer: Any) -> SaveConfigCallback | None:
+    """Return the callback of a command line, which has no use for returned predictions; None under Python code."""
+    return next((each for each in trainer.callbacks if isinstance(each, SaveConfigCallback)), None)
 
 
-def _fail(message: str, *, by_command: bool) -> NoReturn:
-    raise SystemExit(f"Error: {message}") if by_command else ValueError(message)
+def _files_left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
+    """List the files in the folder of the images that Anomalib has not taken for images.
 
-
-def _left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
-    """Look for files in the folder of the photos that Anomalib has not taken for images.
-
-    The command knows the folder. Elsewhere it is where all the photos are, and a single photo may be all that is meant.
+    The command knows the folder. Elsewhere it is where all the images are, and a single image may be all that is meant.
     """
-    commands = [callback.config for callback in trainer.callbacks if isinstance(callback, SaveConfigCallback)]
     listed = [loader.dataset.image_filenames for loader in _as_list(loaders) if is_replaceable(loader)]
     if len(listed) != 1 or not trainer.is_global_zero:
         return {}
-    folder = Path(str(commands[0].get("data")) if commands else os.path.commonpath(listed[0]))
+    command = _command_of(trainer)
+    folder = Path(os.path.commonpath(listed[0]) if command is None else str(command.config.get("data")))
     return other_files(folder, listed[0]) if folder.is_dir() else {}
 
 
@@ -315,38 +405,18 @@ def _transforms_of(loader: Any) -> list[Transform | None]:
     return [getattr(dataset, name, None) for name in ("augmentations", "transform")]
 
 
-def _resizes_to_one_size(transforms: Sequence[Transform | None]) -> bool:
-    resize = next((each for each in map(first_resize, transforms) if each is not None), None)
-    return resize is not None and isinstance(resize.size, Sequence) and len(resize.size) == 2
-
-
-def _size_of(path: str) -> tuple[int, int] | None:
-    try:
-        return inspect_image(path)
-    except ValueError:  # gone since it was read, or never a file
-        return None
-
-
-def _plane(values: Tensor) -> Any:
-    return np.asarray(values.detach().cpu()).reshape(values.shape[-2:])
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def _threshold(post_processor: Any) -> float | None:
     threshold = getattr(post_processor, "normalized_image_threshold", None)
-    return None if threshold is None or not _is_found(post_processor, "image_threshold") else _finite(float(threshold))
+    if threshold is None or not _has_threshold(post_processor, "image_threshold"):
+        return None
+    return _finite(float(threshold))
 
 
-def _is_found(post_processor: Any, name: str) -> bool:
-    """Tell whether a post-processor has a threshold; Anomalib's takes 0.5 of the raw scores if it never found one."""
+def _has_threshold(post_processor: Any, name: str) -> bool:
+    """Tell whether a threshold was found; without one, Anomalib takes 0.5 of the raw scores."""
     threshold = getattr(post_processor, name, None)
     return threshold is None or not math.isnan(float(threshold))
-
-
-def _label(pred_label: Tensor) -> str | None:
-    if pred_label.dtype != torch.bool:  # without a threshold, the "label" is the score itself
-        return None
-    return "defective" if bool(pred_label) else "normal"

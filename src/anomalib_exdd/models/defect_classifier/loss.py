@@ -1,4 +1,4 @@
-"""The loss of image labels, with the rare class weighed up.
+"""The loss of image labels, with the rare class weighted up.
 
 Shape suffix: B images.
 """
@@ -15,11 +15,10 @@ PositiveWeight = float | Literal["balanced"]
 class LabelLoss(nn.Module):
     """Binary cross-entropy of an image's logit, in which a defective image counts more than a normal one.
 
-    Until :meth:`count` has seen how many there are of each, all images count 1.
+    All images count 1 until :meth:`count` is called.
 
     Args:
-        pos_weight: How many times as much as a normal image a defective one counts; "balanced": so many that the
-            defective images count as much together as the normal ones.
+        pos_weight: Weight of a defective image relative to a normal one, or "balanced"; see :func:`label_weights`.
     """
 
     def __init__(self, pos_weight: PositiveWeight) -> None:
@@ -39,18 +38,13 @@ class LabelLoss(nn.Module):
 
 
 def label_weights(normal: int, defective: int, pos_weight: PositiveWeight) -> tuple[float, float]:
-    """Weigh normal and defective images such that their mean weight is 1.
-
-    With a mean of 1 the learning rate means the same whatever the imbalance. "balanced" is scikit-learn's rule of that
-    name, ``n / (2 n_class)``.
+    """Return the weights of a normal and of a defective image, whose mean over the training images is 1.
 
     Args:
         normal: Number of normal training images.
         defective: Number of defective training images.
-        pos_weight: Weight of a defective image, in those of a normal one; or "balanced".
-
-    Returns:
-        Weight of a normal and of a defective image.
+        pos_weight: Weight of a defective image relative to a normal one; "balanced": both kinds count the same
+            together, as scikit-learn's rule of that name, ``n / (2 n_class)``.
 
     Raises:
         ValueError: If there are no images of one kind.

@@ -29,25 +29,24 @@ from anomalib_exdd.models.weights import (
 logger = logging.getLogger(__name__)
 
 _UNPOOLED: dict[str, Any] = {"num_classes": 0, "global_pool": ""}  # the last feature maps, without timm's own head
-_PROBE_SIDE = 64  # pixels of the image by which a backbone's output is looked at
+_PROBE_SIDE = 64  # pixels of the image that tells the shape of a backbone's output
 
 
 class DefectClassifierModel(nn.Module):
-    """Tells the probability that an image is defective, and where that comes from.
+    """Probability that an image is defective, and its class activation map (Zhou et al., 2016).
 
-    A linear layer after global average pooling is linear in every cell of the last feature maps, so that applying it to
-    the cells gives a map whose mean is the image's logit, exactly: class activation mapping (Zhou et al., 2016). Being
-    the logit's own parts, in log-odds, maps can be compared between images.
+    A linear layer after global average pooling is linear in every cell of the last feature maps: applied to the cells
+    it gives a map, in log-odds, whose mean is the image's logit exactly.
 
     The architecture is built without weights. They are loaded by :meth:`load_weights` when training starts, unless a
-    state dict came before: a trained checkpoint brings its own, and needs neither network nor file.
+    checkpoint was restored before, which needs neither network nor file.
 
     Args:
         backbone: Name of a timm model with feature maps, such as a ResNet.
         pre_trained: Whether to take timm's ImageNet weights where no ``weights`` are given.
         weights: Local file of the backbone's weights. Layers at the end that it lacks are learned from scratch.
         freeze_batch_norm: Keep the statistics of the batch norms that have loaded weights.
-        seed: Seed of the linear layer and of what else is learned from scratch.
+        seed: Seed of the linear layer and of all layers that are learned from scratch.
 
     Raises:
         ValueError: If timm does not know the backbone, or it has no feature maps.
@@ -118,7 +117,7 @@ class DefectClassifierModel(nn.Module):
         return self
 
     def activation(self, images_BCHW: Tensor) -> Tensor:
-        """Return every cell's part of the logit, in log-odds, float32, shape (B, h, w); the mean is the logit.
+        """Return each cell's part of the logit, float32, shape (B, h, w); the mean is the logit.
 
         Raises:
             ValueError: If the backbone has no weights yet.
@@ -142,7 +141,7 @@ class DefectClassifierModel(nn.Module):
             shape (B, 1, H, W).
         """
         activation_Bhw = self.activation(images_BCHW)
-        return predictions(activation_Bhw, (images_BCHW.shape[-2], images_BCHW.shape[-1]))
+        return predictions(activation_Bhw, images_BCHW)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Keep in checkpoints which layers were learned from scratch: their batch norms are never frozen."""
@@ -157,14 +156,15 @@ class DefectClassifierModel(nn.Module):
         self.weights_ready = True
 
 
-def predictions(activation_Bhw: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
-    """Turn cells' parts of the logit into a probability and a map of the image's size."""
-    upsampled = F.interpolate(activation_Bhw.unsqueeze(1), size=image_size, mode="bilinear", align_corners=False)
+def predictions(activation_Bhw: Tensor, images_BCHW: Tensor) -> InferenceBatch:
+    """Turn the cells' parts of the logit into a probability and a map of the images' size."""
+    size = images_BCHW.shape[-2:]
+    upsampled = F.interpolate(activation_Bhw.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
     return InferenceBatch(pred_score=torch.sigmoid(activation_Bhw.mean(dim=(1, 2))), anomaly_map=upsampled)
 
 
 def _num_channels(backbone: str) -> int:
-    """Return the number of channels of the last feature maps, without computing anything.
+    """Return the number of channels of the last feature maps, from shapes alone.
 
     Raises:
         ValueError: If the backbone has no feature maps of shape (B, C, h, w), or takes images of one size only.

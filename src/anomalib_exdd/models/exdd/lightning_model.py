@@ -8,31 +8,33 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
+from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import ImageVisualizer, Visualizer
+from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_exdd.models.callbacks.checkpoint import Inspection
-from anomalib_exdd.models.callbacks.results import pictures_folder
-from anomalib_exdd.models.pre_processor import AntialiasedPreProcessor
-from anomalib_exdd.models.settings import default_arguments
+from anomalib_exdd.images.reading import WHITE_LEVEL
+from anomalib_exdd.models.callbacks import start_run, with_shared_callbacks
+from anomalib_exdd.models.callbacks.checkpoint import WHITE_LEVEL_KEY, CheckpointState, restore_checkpoint
+from anomalib_exdd.models.callbacks.distributed import GradientAnchor
+from anomalib_exdd.models.metrics import default_evaluator
+from anomalib_exdd.models.pre_processor import ONNX_OPSET, AntialiasedPreProcessor
+from anomalib_exdd.models.visualization import LABEL_SIZE
 from anomalib_exdd.search import SearchBackend
 
-from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
+from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings, check_settings
 from .bank_builder import BankBuilder
-from .checkpoints import HISTORY
 from .decisions import Decisions, Thresholds
-from .distributed import DistributedFit
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
-from .pictures import DecisionVisualizer, explanations_folder
+from .pictures import DecisionVisualizer
 from .reasons import reasons_of
 from .scoring import ScoringName
 from .surgery import BankSurgery
@@ -41,8 +43,11 @@ from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, fe
 
 logger = logging.getLogger(__name__)
 
+_HISTORY_KEY = "exdd_history"
+"""Where a checkpoint keeps what was done to the banks after training."""
 
-class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+
+class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Dual memory banks: finds and locates defects by their distance to normal and to known defective patches.
 
     Training takes one pass: the patches of normal images fill the negative bank, the defect patches of defective images
@@ -106,11 +111,20 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         evaluator: Anomalib's evaluator (metrics).
         visualizer: Anomalib's visualizer (pictures).
 
+    Attributes:
+        white_level: The number that is white in images of more than 8 bits, as the training data have it.
+        validates: Whether the training has validation images to find thresholds on.
+        history: What was done to the banks after training: action, source, entries and date of each change, and the
+            kind of a defect that was taught, if it was given.
+
     Raises:
         ValueError: If an argument is out of its range.
     """
 
     model: ExDDModel
+    white_level = WHITE_LEVEL
+    validates = True
+    configure_evaluator = staticmethod(default_evaluator)
 
     def __init__(
         self,
@@ -158,20 +172,20 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self._own_visualizer = visualizer is True
         self.builder: BankBuilder | None = None
         self.history: list[dict[str, Any]] = []
-        self._build_model()
+        self.checkpoint_state = CheckpointState()
+        self.gradient_anchor = GradientAnchor()
+        self.build_model()
 
     @property
     def settings(self) -> Any:
         """The constructor's arguments as attributes; they are the hyper-parameters that a checkpoint keeps."""
         return self.hparams
 
-    def _build_model(self) -> None:
-        """Build the torch model, and take over the settings of training, from the hyper-parameters."""
+    def build_model(self) -> None:
+        """Build the torch model from the hyper-parameters."""
         settings = self.settings
-        self._shape_pictures(settings.image_size)
         image_scoring = settings.image_scoring
         self.model = ExDDModel(
             settings.backbone,
@@ -199,10 +213,15 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
                 raise
             return cast("ExDD", super().load_from_checkpoint(*args, search="auto", **kwargs))
 
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class for Anomalib's engine, which fits, validates and tests models of this type."""
+        return LearningType.ONE_CLASS
+
     @classmethod
-    def configure_visualizer(cls) -> ImageVisualizer:
-        """Use Anomalib's pictures, with a line that states the decision."""
-        return DecisionVisualizer()
+    def configure_visualizer(cls) -> DecisionVisualizer:
+        """Draw the images as the model sees them, with the decision."""
+        return DecisionVisualizer(text_config={"size": LABEL_SIZE})
 
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -219,8 +238,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         """Return no optimizer: nothing is trained by gradients."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add what lets an interrupted training go on, and the table of kinds."""
-        return [*super().configure_callbacks(), ReleaseStores(), KindTable()]
+        """Add the shared callbacks, what lets an interrupted training go on, and the table of kinds."""
+        return [*with_shared_callbacks(super().configure_callbacks()), ReleaseStores(), KindTable()]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -228,14 +247,21 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
 
     def setup(self, stage: str) -> None:
-        """Plan the pass over the training images, before a checkpoint or the fit changes anything.
+        """Plan one pass over the training images, before a checkpoint or the fit changes anything.
 
         Raises:
             ValueError: If the trainer would not train.
         """
-        super().setup(stage)
+        start_run(self, stage)
         if stage == TrainerFn.FITTING:
-            self._plan_one_pass(self.trainer.fit_loop)
+            loop: Any = self.trainer.fit_loop
+            loop.max_epochs = loop.epoch_progress.current.processed + 1  # also if the trainer has trained before
+            if loop.skip:
+                msg = (
+                    "The trainer would train nothing: it has reached `max_steps`, or its `limit_train_batches` is 0. "
+                    "The memory banks stay as they were. Train with a new Engine, or without these limits."
+                )
+                raise ValueError(msg)
 
     def on_fit_start(self) -> None:
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
@@ -266,17 +292,6 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         """Leave out what a fit collects: it belongs to its trainer, as the files do in which it may wait."""
         return {**super().__getstate__(), "builder": None}
 
-    @staticmethod
-    def _plan_one_pass(loop: Any) -> None:
-        """Have the trainer pass once over the training images, also if it has done so before."""
-        loop.max_epochs = loop.epoch_progress.current.processed + 1
-        if loop.skip:
-            msg = (
-                "The trainer would train nothing: it has reached `max_steps`, or its `limit_train_batches` is 0. The "
-                "memory banks stay as they were. Train with a new Engine, or without these limits."
-            )
-            raise ValueError(msg)
-
     def _num_images(self) -> int:
         """Return the number of training images, of all processes together."""
         return 0 if self._trainer is None else len(cast("Any", self.trainer.train_dataloader).dataset)
@@ -292,7 +307,8 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             msg = "Patches are collected during fit only. Train through Anomalib's Engine or Lightning's Trainer."
             raise RuntimeError(msg)
         self.builder.add_batch(batch)
-        return self.no_loss()
+        loss: Tensor = self.gradient_anchor()
+        return loss
 
     def fit(self) -> None:
         """Select the coresets, fill the banks, and calibrate.
@@ -382,14 +398,29 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what was done to the banks after training."""
+        """Save how images are read, and what was done to the banks after training."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[HISTORY] = self.history
+        checkpoint.update({WHITE_LEVEL_KEY: self.white_level, _HISTORY_KEY: self.history})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was done to the banks after training."""
+        """Take over the checkpoint's settings, and restore what was done to the banks after training.
+
+        Raises:
+            ValueError: If a given argument contradicts what the checkpoint was trained with.
+        """
         super().on_load_checkpoint(checkpoint)
-        self.history = list(checkpoint.get(HISTORY, []))
+        restore_checkpoint(self, self._trainer, checkpoint)
+        self.history = list(checkpoint.get(_HISTORY_KEY, []))
+
+    def adopt_settings(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that change to those that a checkpoint was trained with."""
+        return adopted_settings(ExDD, given, saved)
+
+    def prepare_fit_from(self, checkpoint: dict[str, Any]) -> None:
+        """Build the banks anew: what the checkpoint says of finished epochs is dropped."""
+        logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
+        checkpoint.pop("loops", None)
+        checkpoint.update(epoch=0, global_step=0)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
         """Export to ONNX, which OpenVINO is made from too.
@@ -403,27 +434,10 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
                 "express. Export it with `--export_type torch`, which keeps the tiles, or train without `tile_size`."
             )
             raise ValueError(msg)
-        return super().to_onnx(*args, **kwargs)
-
-    def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        return adopted(given, default_arguments(ExDD), saved)
-
-    def _fit_from(self, checkpoint: dict[str, Any]) -> None:
-        """Build the banks anew: what the checkpoint says of finished epochs is dropped."""
-        logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
-        checkpoint.pop("loops", None)
-        checkpoint.update(epoch=0, global_step=0)
+        return super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs)
 
     def on_predict_start(self) -> None:
         """Warn where explanations were asked for and cannot be drawn."""
         super().on_predict_start()
         if self.settings.explain and self.visualizer is None:
             logger.warning("`explain` has no effect with `visualizer` false: explanations are pictures as well.")
-
-    def teardown(self, stage: str) -> None:
-        """Say where the explanations are, and all the rest."""
-        pictures = pictures_folder(self.visualizer)
-        explained = stage == TrainerFn.PREDICTING and self.settings.explain and self.trainer.is_global_zero
-        if pictures is not None and explained and explanations_folder(pictures).is_dir():
-            logger.info("Explanations: %s", explanations_folder(pictures).resolve())
-        super().teardown(stage)
