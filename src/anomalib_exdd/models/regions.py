@@ -19,19 +19,11 @@ from .transforms import Part, crops_of, first_resize, seen_part
 
 
 class Reason(NamedTuple):
-    """Why an image or a region is taken for a defect.
+    """Why an image or a region is taken for a defect."""
 
-    Attributes:
-        reason: "known" if it resembles defects of the training images, "unfamiliar" if it resembles neither these nor
-            normal images.
-        kind: Kind of the defects that it resembles, such as "scratch"; None for an unfamiliar one, and if the kind of
-            these defects is not known.
-        kind_share: Share of the deciding patches whose nearest defect is of that kind, 0 to 1.
-    """
-
-    reason: Literal["known", "unfamiliar"]
-    kind: str | None = None
-    kind_share: float | None = None
+    reason: Literal["known", "unfamiliar"]  # "known" resembles defects of the training images
+    kind: str | None = None  # of the defects that it resembles, such as "scratch"; None if not known
+    kind_share: float | None = None  # of the deciding patches, those whose nearest defect is of that kind, 0 to 1
 
     def __str__(self) -> str:
         """Return the reason in words, for pictures."""
@@ -43,21 +35,13 @@ class Reason(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A connected part of a predicted mask.
+    """A connected part of a predicted mask."""
 
-    Attributes:
-        box: Left, top, width and height in pixels of the original image: the smallest box that covers the region.
-        area: Number of pixels of the original image that the region covers, rounded, at least 1.
-        value: Highest value of the anomaly map in the region.
-        reason: "known" or "unfamiliar", for a model that gives reasons; see :class:`Reason`.
-        kind: Kind of the defects that it resembles, if it is known.
-    """
-
-    box: tuple[int, int, int, int]
-    area: int
-    value: float
-    reason: str | None = None
-    kind: str | None = None
+    box: tuple[int, int, int, int]  # left, top, width and height in pixels of the original image
+    area: int  # pixels of the original image that the region covers, rounded, at least 1
+    value: float  # highest of the anomaly map in the region
+    reason: str | None = None  # "known" or "unfamiliar", for a model that gives reasons
+    kind: str | None = None  # of the defects that it resembles, if it is known
 
 
 def find_regions(

@@ -75,7 +75,7 @@ def checkpoint_settings(
 
 
 def _is_same(first: Any, second: Any) -> bool:
-    """Compare arguments as they are after a checkpoint: paths are strings there, and tuples may be lists."""
+    """Compare arguments with those of a checkpoint, where paths are strings and tuples may be lists."""
     first, second = (str(value) if isinstance(value, Path) else value for value in (first, second))
     if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
         return list(first) == list(second)

@@ -45,10 +45,7 @@ def crops_of(transform: Transform | None) -> list[Transform]:
 
 
 def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Part | None:
-    """Return the part of an image of a height and width that is left after transforms, one after the other.
-
-    None if a step is none of those that Anomalib has for pre-processors, and may move pixels elsewhere.
-    """
+    """Return the part of an image (height, width) that transforms leave; None if a step may move pixels elsewhere."""
     now = [size[0], size[1]]
     start, pixel = [Fraction(0)] * 2, [Fraction(1)] * 2  # of both axes, in pixels of the image
     for transform in transforms:
@@ -74,13 +71,10 @@ def whole_maps(maps_NHW: Tensor, transform: Transform | None, size: Sequence[int
     """Put maps of cropped images where they belong in maps of whole ones, for pictures.
 
     Args:
-        maps_NHW: The maps, floating point.
+        maps_NHW: The maps, floating point. They are returned as they are if nothing was cut off, or its place is not
+            known; else what was cut off has the lowest of all values.
         transform: The transform of the images.
         size: Height and width of the images before that.
-
-    Returns:
-        Maps of the whole images, with the lowest of all values in what was cut off; the given ones if nothing was cut
-        off, or if the place is not known.
     """
     part = seen_part([transform], size) if crops_of(transform) else None
     if part is None:

@@ -71,11 +71,7 @@ def initial_network(backbone: str, seed: int = INITIAL_SEED, **options: Any) -> 
 
 
 def timm_weights(backbone: str, **options: Any) -> dict[str, Tensor]:
-    """Load timm's ImageNet weights, from its cache or from the network; ``options`` are timm's.
-
-    Raises:
-        RuntimeError: If they are neither cached nor within reach.
-    """
+    """Load timm's ImageNet weights; a RuntimeError if they are neither cached nor within reach."""
     try:
         return timm.create_model(backbone, pretrained=True, **options).state_dict()
     except Exception as error:  # every hub client and version fails with classes of its own
@@ -92,12 +88,6 @@ def file_weights(
     path: Path, backbone: str, seed: int = INITIAL_SEED, **options: Any
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Read a network's weights from a local file; tensors that it lacks are drawn as :func:`initial_network` draws.
-
-    Args:
-        path: State dict in .safetensors, .pth or .pt.
-        backbone: Name of a timm model.
-        seed: Seed of the tensors that the file lacks.
-        options: Further arguments of ``timm.create_model``.
 
     Returns:
         The complete weights, and the names of the tensors (of two dimensions and more) that are not in the file.
@@ -127,17 +117,15 @@ def not_in_file(path: Path, backbone: str, missing: list[str]) -> ValueError:
 
 
 def fresh_layers(names: list[str], missing: list[str]) -> list[str] | None:
-    """Name the layers that have to be learned from scratch, if those are the last ones of a network.
-
-    Files of feature extractors lack the last layers. If others are missing, the file belongs to another network.
+    """Name the layers that have to be learned from scratch, because a file of weights lacks the end of a network.
 
     Args:
         names: Tensors of the network, in the network's order.
-        missing: Those of them that a file lacks.
+        missing: Those of them that the file lacks.
 
     Returns:
-        The largest layers that lack all of their tensors, in order; None if layers of the file follow them, or if the
-        file has none.
+        The largest layers without any tensors in the file, in order; None if layers of the file follow them, or if it
+        has none: then it belongs to another network.
 
     Example:
         >>> fresh_layers(["stem.0", "layer1.a.w", "layer2.a.w", "layer2.b.w"], ["layer2.a.w", "layer2.b.w"])
@@ -157,11 +145,7 @@ def fresh_layers(names: list[str], missing: list[str]) -> list[str] | None:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running any code in the file.
-
-    Raises:
-        ValueError: If the file is no state dict of tensors, or holds objects that only unpickling could rebuild.
-    """
+    """Read a state dict without running any code in the file; a ValueError if it holds anything but tensors."""
     try:
         content: dict[str, Tensor] = load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # timm and torch have no common class for what may be wrong with a file

@@ -23,17 +23,11 @@ WHITE_LEVEL_KEY = "white_level"
 
 @dataclass
 class CheckpointState:
-    """What a model remembers of the checkpoints that were restored into it.
+    """What a model remembers of the checkpoints that were restored into it."""
 
-    Attributes:
-        adopted: Arguments that the last checkpoint changed: the model's own value, and the checkpoint's.
-        fitting_from: Fingerprint of the weights that the running fit started from; None if it starts from none.
-        fitted_from: The same of the last completed fit.
-    """
-
-    adopted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    fitting_from: str | None = None
-    fitted_from: str | None = None
+    adopted: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # arguments: own value, and the checkpoint's
+    fitting_from: str | None = None  # fingerprint of the weights that the running fit started from, if from any
+    fitted_from: str | None = None  # the same of the last completed fit
 
 
 class FitRecorder(Callback):
@@ -97,15 +91,12 @@ def restore_checkpoint(model: Any, trainer: Any, checkpoint: dict[str, Any]) -> 
 
 
 def save_changed(model: LightningModule, checkpoint: str | Path, output: str | Path | None = None) -> Path:
-    """Write a model's state into a copy of the checkpoint that it was loaded from.
+    """Write a changed model's state into a copy of the checkpoint that it was loaded from.
 
     Args:
         model: The changed model.
-        checkpoint: The checkpoint that it was loaded from; everything but the state is taken from there.
-        output: Where to write; by default the checkpoint itself is replaced, once the new one is complete.
-
-    Returns:
-        The file written.
+        checkpoint: The checkpoint that it was loaded from.
+        output: The file to write and return; by default the checkpoint itself is replaced.
     """
     output = Path(output or checkpoint)
     content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)

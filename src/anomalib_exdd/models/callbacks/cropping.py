@@ -1,4 +1,4 @@
-"""Pre-processors that crop: what they cut off is told, and no training starts from defects that lie there."""
+"""Pre-processors that crop: a warning, and a check that defects are not cut off."""
 
 import logging
 import math
@@ -19,15 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Cropping(Callback):
-    """Logs what a pre-processor cuts off, and looks for defects there."""
+    """Warns that a pre-processor crops, and refuses training images whose defects are cut off."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the training and validation images.
-
-        Raises:
-            ValueError: If nothing is left of a defect that the model is to learn from, or if images would be resized
-                before a crop that is meant to come first.
-        """
+        """Check the transform, and the training and validation images."""
         transform = _log_crops(pl_module)
         steps = list(steps_of(transform))
         # Anomalib's data modules resize before everything else.

@@ -41,41 +41,22 @@ UNREADABLE = 3
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """What is known of an image; what does not apply, or is not known, is None.
+    """What is known of an image; what does not apply, or is not known, is None."""
 
-    Attributes:
-        path: The image; if it has no path, the name of its picture.
-        score: Anomalib's normalised score, 0 to 1.
-        raw_score: The score before that.
-        probability: Probability that the image is defective, where images are scored by one.
-        decision: What follows from it, for a model that has thresholds for it: "accept", "review" or "reject".
-        label: Anomalib's decision by ``threshold``: "normal" or "defective".
-        threshold: Images with a higher ``score`` are labelled defective.
-        accept_threshold: Images with a lower ``probability`` are accepted.
-        reject_threshold: Images with at least this ``probability`` are rejected.
-        num_regions: Number of defect regions.
-        regions: The defect regions; None where they cannot be located in the original image.
-        seconds: Time of the image: that of its batch, from resizing to the score, divided by the batch's images.
-        error: Why there is no prediction.
-        reason: Why the image is not accepted, for a model that gives reasons; see :class:`.Reason`.
-        kind: Kind of the defects that it resembles.
-        kind_share: Share of the patches that make its score whose nearest defect is of that kind.
-    """
-
-    path: str
-    score: float | None = None
-    raw_score: float | None = None
-    probability: float | None = None
-    decision: str | None = None
-    label: str | None = None
-    threshold: float | None = None
-    accept_threshold: float | None = None
-    reject_threshold: float | None = None
+    path: str  # of the image, or the name of its picture if it has none
+    score: float | None = None  # normalised by Anomalib, 0 to 1
+    raw_score: float | None = None  # before that
+    probability: float | None = None  # that the image is defective, where images are scored by it
+    decision: str | None = None  # by the probability: "accept", "review" or "reject"
+    label: str | None = None  # by the score: "normal" or "defective"
+    threshold: float | None = None  # of the score; higher ones are labelled defective
+    accept_threshold: float | None = None  # images with a lower probability are accepted
+    reject_threshold: float | None = None  # images with at least this probability are rejected
     num_regions: int | None = None
-    regions: list[Region] | None = None
-    seconds: float | None = None
-    error: str | None = None
-    reason: str | None = None
+    regions: list[Region] | None = None  # None where they cannot be located in the original image
+    seconds: float | None = None  # of its batch, from resizing to the score, divided by the batch's images
+    error: str | None = None  # why there is no prediction
+    reason: str | None = None  # why the image is not accepted, its kind and share: see `Reason`
     kind: str | None = None
     kind_share: float | None = None
 
@@ -87,27 +68,16 @@ class PredictionRow:
 
 @dataclass
 class Summary:
-    """Counts over all rows.
+    """Counts over all rows."""
 
-    Attributes:
-        images: Images that were predicted.
-        decisions: How many of them there are of each decision.
-        labels: How many of them there are of each label.
-        seconds: Time of all of them.
-        slowest: Path and time of the slowest.
-        unreadable: How many files could not be read.
-        masks_left_out: How many masks lay beside their images and were not predicted.
-        files_left_out: Other files in the folder, which are no images that Anomalib knows, by their ending.
-    """
-
-    images: int = 0
-    decisions: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    slowest: tuple[str, float] | None = None
-    unreadable: int = 0
-    masks_left_out: int = 0
-    files_left_out: dict[str, FilesOfEnding] = field(default_factory=dict)
+    images: int = 0  # that were predicted
+    decisions: dict[str, int] = field(default_factory=dict)  # images of each decision
+    labels: dict[str, int] = field(default_factory=dict)  # images of each label
+    seconds: float = 0.0  # of all images
+    slowest: tuple[str, float] | None = None  # path and seconds
+    unreadable: int = 0  # files
+    masks_left_out: int = 0  # that lay beside their images
+    files_left_out: dict[str, FilesOfEnding] = field(default_factory=dict)  # not known as images, by their ending
 
     def add(self, row: dict[str, Any]) -> None:
         """Count a row."""
@@ -142,17 +112,11 @@ class Summary:
 
 
 class RawScores(Callback):
-    """Measures what the post-processor, which comes next, does not leave: the model's own scores, and its time.
+    """Keeps what the post-processor, which comes next, overwrites: the model's own scores, and the time they took."""
 
-    Attributes:
-        scores: Scores of the batch as the model gave them, shape (B,).
-        seconds: Time that the batch took, from its arrival on the device to its scores.
-    """
-
-    def __init__(self) -> None:
-        self.scores: list[float] = []
-        self.seconds = 0.0
-        self._start = 0.0
+    scores: list[float]  # of the batch, shape (B,)
+    seconds: float  # of the batch, from its arrival on the device to its scores
+    _start: float
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -167,11 +131,7 @@ class RawScores(Callback):
 
 
 class Predictions(Callback):
-    """Writes the table of predictions beside the folder of the pictures, and logs where results are.
-
-    Args:
-        raw: The callback that receives the batches before they are post-processed.
-    """
+    """Writes the table of predictions beside the folder of the pictures, and logs where results are."""
 
     def __init__(self, raw: RawScores) -> None:
         self.raw = raw
@@ -251,13 +211,7 @@ class Predictions(Callback):
         self._close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Log where the results of a test or a prediction are.
-
-        Raises:
-            SystemExit: With code 3 if the command could not read some of the files, and with a message if it could not
-                read any.
-            ValueError: If no file could be read, outside the command.
-        """
+        """Log where the results of a test or a prediction are; the command ends here if files were unreadable."""
         if stage not in {TrainerFn.TESTING, TrainerFn.PREDICTING} or not trainer.is_global_zero:
             return
         pictures = getattr(pl_module.visualizer, "output_dir", None)
@@ -318,12 +272,8 @@ def partial_path(folder: Path, process: int) -> Path:
 def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
     """Write the rows of all processes, one process after the other, to CSV and JSON; then remove all partial files.
 
-    Both files hold the same. In the CSV an empty cell stands for None, and the regions are JSON.
-
-    Args:
-        folder: Where the partial files are, and ``predictions.csv`` and ``predictions.json`` go.
-        world_size: Number of processes.
-        summary: Counts the rows, and goes behind those of the JSON file.
+    Both files hold the same. In the CSV an empty cell stands for None, and the regions are JSON. The summary counts the
+    rows, and goes behind those of the JSON file.
     """
     with (
         write_atomically(folder / CSV_NAME) as csv_path,
@@ -354,7 +304,12 @@ def _rows(folder: Path, world_size: int) -> Iterator[dict[str, Any]]:
 
 
 def _report(folder: Path, summary: Summary, *, by_command: bool) -> None:
-    """Log a finished prediction; the command ends with an exit code if files were unreadable."""
+    """Log a finished prediction.
+
+    Raises:
+        SystemExit: If the command could not read some files (code 3) or any (a message).
+        ValueError: If no file could be read, outside the command.
+    """
     if summary.images:
         logger.info("%s", summary)
     logger.info("Predictions: %s and %s", (folder / CSV_NAME).resolve(), JSON_NAME)

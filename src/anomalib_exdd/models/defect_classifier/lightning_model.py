@@ -55,11 +55,10 @@ _TRAINING = ("image_size", "optimizer", "learning_rate", "momentum", "weight_dec
 class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Supervised baseline: a classifier of normal and defective images, from image labels alone.
 
-    It needs defective training images, real or synthetic (data
-    module ``SyntheticDefects``). The epoch that is kept, the end of the training and the threshold come from the
-    validation images (``--data.val_split_ratio 0.2``); without any, all epochs are trained, the last one is kept, and
-    the threshold is a probability of 0.5. The image score is a probability; the map is the classifier's own (class
-    activation). Sources: In&Out, arXiv:2406.00501, and DIAG, arXiv:2407.03961.
+    It needs defective training images, real or synthetic (data module ``SyntheticDefects``). The epoch that is kept,
+    the end of the training and the threshold come from the validation images (``--data.val_split_ratio 0.2``); without
+    any, all epochs are trained, the last one is kept, and the threshold is a probability of 0.5. The image score is a
+    probability; the map is the class activation. Sources: In&Out, arXiv:2406.00501, and DIAG, arXiv:2407.03961.
 
     The number of epochs is the preset's (50) unless ``--trainer.max_epochs`` is given, and the batch size is the data
     module's (``--data.train_batch_size``).
@@ -71,7 +70,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             given below replaces the preset's value.
         pre_trained: Start from timm's ImageNet weights (downloaded once, then cached). False: from scratch.
         weights: Local file with the backbone's weights instead: .safetensors, or .pth read without running code. Layers
-            at the end that it lacks are learned from scratch; a line says which.
+            at the end that it lacks are learned from scratch, and logged.
         image_size: Height and width that images are resized to; null: the preset's. A ``pre_processor`` of your own
             replaces it.
         optimizer: "sgd" or "adam"; null: the preset's.
@@ -79,23 +78,16 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         momentum: Momentum of SGD; null: the preset's, none.
         weight_decay: Weight decay; null: the preset's, none.
         pos_weight: Weight in the loss of a defective image relative to a normal one. "balanced": both kinds count the
-            same together; probabilities are then those for equally many good and bad parts. 1: no weights, as
-            published.
+            same together, and probabilities are those for equally many good and bad parts. 1: none, as published.
         patience: Stop after so many epochs without a better average precision on validation images; null: never.
             Without defective validation images training never stops early, and the last epoch is kept.
         freeze_batch_norm: Keep the statistics of loaded batch norms. For small batches, and for files of weights whose
             batch norms are folded into the convolutions.
         seed: Seed of the weights that are learned from scratch. The order of the images is ``--seed_everything``'s.
         pre_processor: Anomalib's pre-processor; true for the default one at ``image_size``.
-        post_processor: Anomalib's post-processor; true for one that finds the threshold and leaves the scores
-            probabilities.
+        post_processor: Anomalib's post-processor; true for one that does not normalise the probabilities.
         evaluator: Anomalib's evaluator (metrics).
         visualizer: Anomalib's visualizer (pictures).
-
-    Attributes:
-        white_level: The number that is white in images of more than 8 bits, as the training data have it.
-        validates: Whether the training has validation images to find thresholds on.
-        trained_with: Settings of the training, those of data module and trainer included.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -104,8 +96,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
     model: DefectClassifierModel
     loss: LabelLoss
     validation: ValidationRecord
-    white_level = WHITE_LEVEL
-    validates = True
+    white_level = WHITE_LEVEL  # of the training data: what is white in images of more than 8 bits
+    validates = True  # whether the training has validation images to find thresholds on
     scores_are_probabilities = True
     configure_evaluator = staticmethod(default_evaluator)
 
@@ -211,11 +203,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             keep_best(checkpoint_keeper(self.trainer))
 
     def on_fit_start(self) -> None:
-        """Set the number of epochs, and load the backbone's weights where no checkpoint has brought them.
-
-        Raises:
-            ValueError: If the trainer has trained before, and goes on from no checkpoint.
-        """
+        """Set the number of epochs, and load the backbone's weights if no checkpoint was restored."""
         loop = self.trainer.fit_loop
         if self.trainer.current_epoch and self.checkpoint_state.fitting_from is None:
             msg = (
@@ -230,12 +218,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         self.train()
 
     def on_train_start(self) -> None:
-        """Set the weights of the classes by the number of their training images, and log the settings.
-
-        Raises:
-            ValueError: If the training images are of one kind only, or their labels are not known before training; if a
-                callback waits for a validation, and there are no validation images.
-        """
+        """Set the weights of the classes by the number of their training images, and log the settings."""
         super().on_train_start()
         if not self.validates:
             check_monitors(self.trainer)
@@ -254,14 +237,14 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         defective = int((samples["label_index"] == 1).sum())
         normal = len(samples) - defective
         self.loss.count(normal, defective)
-        settings, preset, patience = self.settings, self.hparams["preset"], self.hparams["patience"]
+        settings, patience = self.settings, self.hparams["patience"]
         for callback in cast("Any", self.trainer).early_stopping_callbacks:
             if callback.monitor == SELECTION:  # its state, restored from a checkpoint, has the patience of that one
                 callback.patience = math.inf if patience is None else patience
         batch_size = loader.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trained_with = {
             "backbone": self.hparams["backbone"],
-            "preset": preset,
+            "preset": self.hparams["preset"],
             **{name: getattr(settings, name) for name in _TRAINING},
             "batch_size": batch_size,
             "max_epochs": self.trainer.max_epochs,
@@ -270,15 +253,15 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         logger.info(
             "Training %s (preset %s): %s, learning rate %g, momentum %g, weight decay %g, batches of %d, at most %d "
             "epochs, images of %d x %d; %d normal images count %.3g each, %d defective ones %.3g.",
-            *(self.hparams["backbone"], preset, settings.optimizer, settings.learning_rate, settings.momentum),
-            *(settings.weight_decay, batch_size, self.trainer.max_epochs, *settings.image_size),
+            *(self.hparams["backbone"], self.hparams["preset"], settings.optimizer, settings.learning_rate),
+            *(settings.momentum, settings.weight_decay, batch_size, self.trainer.max_epochs, *settings.image_size),
             *(normal, self.loss.weights[0], defective, self.loss.weights[1]),
         )
         if batch_size != settings.batch_size:
             logger.warning(
                 "The preset %s was published with batches of %d images, but a step takes %d. For the published size: "
                 "`--data.train_batch_size %d`%s.",
-                *(preset, settings.batch_size, batch_size, settings.batch_size),
+                *(self.hparams["preset"], settings.batch_size, batch_size, settings.batch_size),
                 ", divided by the number of processes" if self.trainer.world_size > 1 else "",
             )
 
@@ -339,11 +322,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         checkpoint.update({WHITE_LEVEL_KEY: self.white_level, _TRAINED_WITH_KEY: self.trained_with})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the checkpoint's settings.
-
-        Raises:
-            ValueError: If a given argument contradicts what the checkpoint was trained with.
-        """
+        """Take over the checkpoint's settings."""
         super().on_load_checkpoint(checkpoint)
         restore_checkpoint(self, self._trainer, checkpoint)
         self.trained_with = dict(checkpoint.get(_TRAINED_WITH_KEY, {}))

@@ -13,13 +13,7 @@ PositiveWeight = float | Literal["balanced"]
 
 
 class LabelLoss(nn.Module):
-    """Binary cross-entropy of an image's logit, in which a defective image counts more than a normal one.
-
-    All images count 1 until :meth:`count` is called.
-
-    Args:
-        pos_weight: Weight of a defective image relative to a normal one, or "balanced"; see :func:`label_weights`.
-    """
+    """Weighted binary cross-entropy of images' logits; all images count 1 until :meth:`count` is called."""
 
     def __init__(self, pos_weight: PositiveWeight) -> None:
         super().__init__()
@@ -41,13 +35,10 @@ def label_weights(normal: int, defective: int, pos_weight: PositiveWeight) -> tu
     """Return the weights of a normal and of a defective image, whose mean over the training images is 1.
 
     Args:
-        normal: Number of normal training images.
-        defective: Number of defective training images.
+        normal: Number of normal training images, at least 1.
+        defective: Number of defective training images, at least 1.
         pos_weight: Weight of a defective image relative to a normal one; "balanced": both kinds count the same
             together, as scikit-learn's rule of that name, ``n / (2 n_class)``.
-
-    Raises:
-        ValueError: If there are no images of one kind.
 
     Example:
         >>> label_weights(30, 10, "balanced"), label_weights(30, 10, 1.0)

@@ -12,24 +12,14 @@ OptimizerName = Literal["sgd", "adam"]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of a training.
+    """Settings of a training."""
 
-    Attributes:
-        image_size: Height and width that images are resized to.
-        optimizer: Name of the optimizer.
-        learning_rate: Its learning rate, constant.
-        momentum: Its momentum, if it is SGD.
-        weight_decay: Its weight decay.
-        batch_size: Images per training batch as published; the data module decides.
-        max_epochs: Passes over the training images at most.
-    """
-
-    image_size: tuple[int, int]
+    image_size: tuple[int, int]  # height and width that images are resized to
     optimizer: OptimizerName
-    learning_rate: float
-    momentum: float
+    learning_rate: float  # constant
+    momentum: float  # of SGD
     weight_decay: float
-    batch_size: int
+    batch_size: int  # as published; the data module decides
     max_epochs: int
 
 

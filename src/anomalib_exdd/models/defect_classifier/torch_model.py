@@ -76,12 +76,7 @@ class DefectClassifierModel(nn.Module):
             self.head = nn.Linear(channels, 1)
 
     def load_weights(self) -> None:
-        """Load the backbone's weights if they have not been loaded or restored yet.
-
-        Raises:
-            ValueError: If the weights' file cannot be read or does not fit the backbone.
-            RuntimeError: If timm's weights are neither cached nor within reach.
-        """
+        """Load the backbone's weights if they have not been loaded or restored yet."""
         if self.weights_ready:
             return
         check_is_file(self.weights)  # here and not above: a checkpoint of another machine brings its weights
@@ -94,13 +89,9 @@ class DefectClassifierModel(nn.Module):
             if fresh is None:
                 raise not_in_file(self.weights, self.backbone_name, missing)
             if fresh:
-                logger.warning(
-                    "%s has no weights for %s of %s: learned from scratch (seed %d).",
-                    self.weights,
-                    ", ".join(f"`{layer}`" for layer in fresh),
-                    self.backbone_name,
-                    self.seed,
-                )
+                layers = ", ".join(f"`{layer}`" for layer in fresh)
+                message = "%s has no weights for %s of %s: learned from scratch (seed %d)."
+                logger.warning(message, self.weights, layers, self.backbone_name, self.seed)
             self.fresh = fresh
         self.backbone.load_state_dict(loaded)
         self.weights_ready = True
@@ -117,11 +108,7 @@ class DefectClassifierModel(nn.Module):
         return self
 
     def activation(self, images_BCHW: Tensor) -> Tensor:
-        """Return each cell's part of the logit, float32, shape (B, h, w); the mean is the logit.
-
-        Raises:
-            ValueError: If the backbone has no weights yet.
-        """
+        """Return each cell's part of the logit, float32, shape (B, h, w); the mean is the logit."""
         if not self.weights_ready:
             msg = "The classifier has no weights yet. Train the model, or load a trained checkpoint, before predicting."
             raise ValueError(msg)
@@ -131,10 +118,7 @@ class DefectClassifierModel(nn.Module):
             return F.conv2d(features_BChw.float(), weight_11C, self.head.bias.float()).squeeze(1)
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
-        """Classify images.
-
-        Args:
-            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+        """Classify normalised images, floating point.
 
         Returns:
             ``pred_score``, the probability of a defect, float32, shape (B,), and ``anomaly_map``, log-odds, float32,
@@ -164,11 +148,7 @@ def predictions(activation_Bhw: Tensor, images_BCHW: Tensor) -> InferenceBatch:
 
 
 def _num_channels(backbone: str) -> int:
-    """Return the number of channels of the last feature maps, from shapes alone.
-
-    Raises:
-        ValueError: If the backbone has no feature maps of shape (B, C, h, w), or takes images of one size only.
-    """
+    """Return the number of channels of the last feature maps; a ValueError if there are none for images of any size."""
     try:
         with torch.device("meta"):
             network: Any = timm.create_model(backbone, pretrained=False, **_UNPOOLED).eval()

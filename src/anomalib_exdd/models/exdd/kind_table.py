@@ -19,17 +19,11 @@ NAME = "kinds.csv"
 
 
 class Case(NamedTuple):
-    """A test image and what it is taken for.
-
-    Attributes:
-        defective: Whether it is.
-        kind: Kind of its defect; empty if it is not known, and for a good image.
-        reason: Why it is not accepted, without the share of the kind; None if it is accepted.
-    """
+    """A test image and what it is taken for."""
 
     defective: bool
-    kind: str
-    reason: Reason | None
+    kind: str  # of its defect; empty if it is not known, and for a good image
+    reason: Reason | None  # why it is not accepted, without the share of the kind; None if it is accepted
 
 
 class KindTable(Callback):

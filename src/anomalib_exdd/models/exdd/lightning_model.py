@@ -75,10 +75,9 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
             least the patch that holds most of it.
         projected_dimension: Dimension of the Gaussian projection in which the coresets are selected.
         scoring: How the map is scored. "calibrated": the probability of a defect from the distances to both banks and a
-            learnt boundary, weighed as the training images tell; without defects like "normal". "ratio": distance to
-            normal over distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper":
-            equations 12-23 as printed. "published": as the published code computes them, its pooling without padding
-            included.
+            learnt boundary, weighted by the training images; without defects like "normal". "ratio": distance to normal
+            over distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper": equations
+            12-23 as printed. "published": as the published code computes them, its pooling without padding included.
             All but "calibrated" find Anomalib's threshold on validation images (``--data.val_split_ratio 0.2``).
         image_scoring: How images are scored, one of the same names; "auto" takes the rule that belongs to ``scoring``,
             and with "ratio" the one that did best on validation data, "normal". "calibrated" is a probability.
@@ -95,7 +94,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
             Its patches are in the positive bank at any weight.
         explain: With ``predict``, explain so many of the highest patches of every image: their nearest normal and
             defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
-        num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
+        num_neighbors: Size of the neighbourhood in the bank that the scores' weights depend on.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
         bank_precision: How the banks are stored, "float32" or "float16": half the checkpoint, and scores that differ by
@@ -111,19 +110,13 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         evaluator: Anomalib's evaluator (metrics).
         visualizer: Anomalib's visualizer (pictures).
 
-    Attributes:
-        white_level: The number that is white in images of more than 8 bits, as the training data have it.
-        validates: Whether the training has validation images to find thresholds on.
-        history: What was done to the banks after training: action, source, entries and date of each change, and the
-            kind of a defect that was taught, if it was given.
-
     Raises:
         ValueError: If an argument is out of its range.
     """
 
     model: ExDDModel
-    white_level = WHITE_LEVEL
-    validates = True
+    white_level = WHITE_LEVEL  # of the training data: what is white in images of more than 8 bits
+    validates = True  # whether the training has validation images to find thresholds on
     configure_evaluator = staticmethod(default_evaluator)
 
     def __init__(
@@ -229,11 +222,6 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         return super().configure_pre_processor(image_size or (632, 224))
 
     @staticmethod
-    def configure_post_processor() -> PostProcessor:
-        """Use Anomalib's thresholds and normalisation."""
-        return PostProcessor()
-
-    @staticmethod
     def configure_optimizers() -> None:
         """Return no optimizer: nothing is trained by gradients."""
 
@@ -247,11 +235,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
 
     def setup(self, stage: str) -> None:
-        """Plan one pass over the training images, before a checkpoint or the fit changes anything.
-
-        Raises:
-            ValueError: If the trainer would not train.
-        """
+        """Plan one pass over the training images, before a checkpoint or the fit changes anything."""
         start_run(self, stage)
         if stage == TrainerFn.FITTING:
             loop: Any = self.trainer.fit_loop
@@ -265,31 +249,27 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
 
     def on_fit_start(self) -> None:
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
-        self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
+        self.model.feature_extractor.load_weights()  # not in setup: a checkpoint may be restored in between
         self.clear()
         place = self.settings.feature_store_dir
         stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
         self.builder = BankBuilder(self.model, self.settings, stores)
 
     def clear(self) -> None:
-        """Empty the banks, and forget what was learnt from them and what has been collected for them."""
+        """Empty the banks, and drop what was learnt from them and what has been collected for them."""
         self._is_fitted = torch.tensor([False], device=self.device)
-        for part in (
-            self.model.negative_bank,
-            self.model.positive_bank,
-            self.model.boundary,
-            self.model.refinement,
-            self.model.calibration_set,
-            self.model.calibration,
-        ):
+        model = self.model
+        for part in (model.negative_bank, model.positive_bank, model.boundary, model.refinement):
             part.clear()
+        model.calibration_set.clear()
+        model.calibration.clear()
         for buffer in self._thresholds().values():
             buffer.fill_(math.nan)
         self.history = []
         self.builder = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what a fit collects: it belongs to its trainer, as the files do in which it may wait."""
+        """Leave out what a fit collects, which may be in files: it belongs to its trainer."""
         return {**super().__getstate__(), "builder": None}
 
     def _num_images(self) -> int:
@@ -297,11 +277,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         return 0 if self._trainer is None else len(cast("Any", self.trainer.train_dataloader).dataset)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
-        """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank.
-
-        Raises:
-            ValueError: If a defective image has no mask to find its defect patches by.
-        """
+        """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank."""
         del args, kwargs
         if self.builder is None:
             msg = "Patches are collected during fit only. Train through Anomalib's Engine or Lightning's Trainer."
@@ -322,8 +298,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         self.builder.build()
         self.calibrate(learn_boundary=False)  # the builder has learnt it
         self.builder = None
-        thresholds = self._thresholds()
-        if not self.validates and any(thresholds[name].isnan() for name in thresholds):
+        if not self.validates and any(threshold.isnan() for threshold in self._thresholds().values()):
             logger.warning(
                 "There are no validation images to find a threshold and the normalisation on, which this scoring "
                 "needs: predicted labels and masks mean nothing. Give `--data.val_split_ratio 0.2`, or let "
@@ -331,11 +306,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
             )
 
     def calibrate(self, *, learn_boundary: bool = True) -> None:
-        """Fit the calibrated score to the banks as they are, and say what came of it.
-
-        Args:
-            learn_boundary: Whether the boundary has to be learnt again, because the banks have changed.
-        """
+        """Fit the calibrated score to the banks, and with ``learn_boundary`` first the boundary."""
         bank = self.model.positive_bank
         positives, negatives = len(bank.sources) - len(bank.origins), len(self.model.negative_bank.sources)
         if not bank.sources:
@@ -343,7 +314,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
                 "There are no defective training images: ExDD works with the negative bank alone, by the distance to "
                 "normal patches. Scores order images by how unusual they are; a probability takes defective images."
             )
-        # Rule of succession: few images never say that there are no defects.
+        # Rule of succession: a rate of zero does not follow from few images.
         rate = self.settings.defect_rate or (positives + 1) / (positives + negatives + 2)
         weight = self.settings.synthetic_weight
         if learn_boundary:
@@ -351,14 +322,12 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         thresholds = self.model.calibrate(rate, self.settings.unknown_rate, weight)
         if thresholds is None:
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
-            self._give_thresholds(Thresholds(*[math.nan] * len(Thresholds._fields)))
-            return
-        self._give_thresholds(thresholds)
+        self._give_thresholds(thresholds or Thresholds(*[math.nan] * len(Thresholds._fields)))
         if self.decisions is not None:
             logger.info("%s", self.decisions)
 
     def _give_thresholds(self, thresholds: Thresholds) -> None:
-        """Give Anomalib's post-processor what it would else find on validation images; where there are any, it does."""
+        """Give Anomalib's post-processor the thresholds that it otherwise finds on validation images."""
         calibrated = {"image": self.model.image_scoring == "calibrated", "pixel": self.model.scoring == "calibrated"}
         for name, buffer in self._thresholds().items():
             if calibrated[name.partition("_")[0]]:
@@ -374,8 +343,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
     @property
     def decisions(self) -> Decisions | None:
         """The thresholds of accept, review and reject; None if images are not scored by a fitted calibration."""
-        calibrated = self.model.image_scoring == "calibrated" and self.model.calibration.is_fitted
-        if not calibrated:
+        if self.model.image_scoring != "calibrated" or not self.model.calibration.is_fitted:
             return None
         return self.model.calibration.decisions(self.settings.false_reject_rate, self.settings.false_accept_rate)
 
@@ -394,7 +362,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
             ]
         return cast("STEP_OUTPUT", updated)
 
-    # One way for all, so that pictures, metrics and predictions tell of the same decisions.
+    # Pictures, metrics and predictions show the same decisions.
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -403,11 +371,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         checkpoint.update({WHITE_LEVEL_KEY: self.white_level, _HISTORY_KEY: self.history})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the checkpoint's settings, and restore what was done to the banks after training.
-
-        Raises:
-            ValueError: If a given argument contradicts what the checkpoint was trained with.
-        """
+        """Take over the checkpoint's settings, and restore what was done to the banks after training."""
         super().on_load_checkpoint(checkpoint)
         restore_checkpoint(self, self._trainer, checkpoint)
         self.history = list(checkpoint.get(_HISTORY_KEY, []))
@@ -417,17 +381,13 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         return adopted_settings(ExDD, given, saved)
 
     def prepare_fit_from(self, checkpoint: dict[str, Any]) -> None:
-        """Build the banks anew: what the checkpoint says of finished epochs is dropped."""
+        """Drop the checkpoint's finished epochs: the banks are built anew."""
         logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
         checkpoint.pop("loops", None)
         checkpoint.update(epoch=0, global_step=0)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
-        """Export to ONNX, which OpenVINO is made from too.
-
-        Raises:
-            ValueError: If the model works on tiles.
-        """
+        """Export to ONNX, which OpenVINO is made from too; a ValueError if the model works on tiles."""
         if self.settings.tile_size is not None:
             msg = (
                 f"The model works on tiles (`tile_size` {self.settings.tile_size}), which ONNX and OpenVINO cannot "
