@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from anomalib_exdd import ExDD
-from anomalib_exdd.models.components.weights import WithoutInitialValues
 from anomalib_exdd.models.defect_classifier.torch_model import DefectClassifierModel
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
+from anomalib_exdd.models.weights import WithoutInitialValues
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 LAYERS = ["layer2", "layer3"]

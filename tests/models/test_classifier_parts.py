@@ -20,11 +20,11 @@ from torch.nn import functional as F  # noqa: N812
 from toy_surfaces import TOY
 
 from anomalib_exdd import DefectClassifier
-from anomalib_exdd.models.components.weights import fresh_layers
 from anomalib_exdd.models.defect_classifier.loss import LabelLoss, label_weights
 from anomalib_exdd.models.defect_classifier.post_processor import ProbabilityPostProcessor
 from anomalib_exdd.models.defect_classifier.selection import SELECTION, ValidationRecord, carry_over_best, keep_best
 from anomalib_exdd.models.defect_classifier.torch_model import DefectClassifierModel
+from anomalib_exdd.models.weights import fresh_layers
 
 
 def images(count: int, size: tuple[int, int] = (64, 96)) -> torch.Tensor:

@@ -171,7 +171,7 @@ def test_an_interrupted_training_goes_on_with_the_next_epoch(
     second = engine(max_epochs=4)
     resumed = DefectClassifier(visualizer=False)
     second.train(model=resumed, datamodule=toy_data(**whole_batch), ckpt_path=last)
-    assert resumed.settings.backbone == "test_resnet"
+    assert resumed.hparams.backbone == "test_resnet"
     content = torch.load(Path(second.best_model_path).with_name("last.ckpt"), weights_only=True)
     assert (content["epoch"], content["global_step"]) == (3, 4)
     reference = torch.load(

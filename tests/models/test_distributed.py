@@ -14,6 +14,7 @@ from toy_surfaces import HEIGHT, WIDTH, write_toy
 
 from anomalib_exdd import DefectClassifier, ExDD
 from anomalib_exdd.data.surfaces import generate_sample
+from anomalib_exdd.models.callbacks.distributed import GradientAnchor
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "anomalib"
 PROCESSES = {1: [], 2: ["--trainer.strategy", "ddp"]}
@@ -135,6 +136,17 @@ def test_a_classifiers_metrics_and_pictures_are_those_of_one_process(classifiers
     assert [path.name for path in classifiers[2][0].parent.iterdir() if not path.is_symlink()] == ["v0"]
     weights = sorted(path.name for path in (classifiers[2][0] / "weights" / "lightning").iterdir())
     assert weights == ["last.ckpt", "model.ckpt"]
+
+
+def test_the_gradient_anchor_changes_nothing_and_is_in_no_checkpoint() -> None:
+    anchor = GradientAnchor()
+    loss = anchor()
+    loss.backward()
+    assert loss == 0
+    assert anchor.value.grad == 0
+    assert not anchor.state_dict()
+    anchor.load_state_dict({}, strict=True)
+    assert not [name for name in ExDD("filter_bank").state_dict() if "anchor" in name]
 
 
 @pytest.mark.parametrize("model", [ExDD, DefectClassifier])

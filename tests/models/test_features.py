@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.models.components.weights import read_state_dict
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor, adaptive_average, with_folded_norms
 from anomalib_exdd.models.exdd.filter_bank import FilterBank
+from anomalib_exdd.models.weights import read_state_dict
 
 LAYERS = ["layer2", "layer3"]
 IMAGES = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomalib_exdd import DefectFolder, ExDD
 from anomalib_exdd.images.reading import read_image
-from anomalib_exdd.models.exdd.pictures import add_caption
+from anomalib_exdd.models.visualization import add_caption
 
 Make = Callable[..., Any]
 HEIGHT, WIDTH = 96, 64

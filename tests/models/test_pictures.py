@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_exdd import DefectClassifier, ExDD
-from anomalib_exdd.models.components.pictures import SeenImageVisualizer
-from anomalib_exdd.models.components.transforms import without_normalization
+from anomalib_exdd.models.transforms import without_normalization
+from anomalib_exdd.models.visualization import SeenImageVisualizer
 
 Make = Callable[..., Any]
 LABEL = 30  # rows of a panel that the label covers

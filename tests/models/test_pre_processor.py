@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_exdd import DefectClassifier, ExDD
-from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor, resize_weights
+from anomalib_exdd.models.pre_processor import AntialiasedPreProcessor, resize_weights
 
 IMAGES = torch.rand(2, 3, 75, 120, generator=torch.Generator().manual_seed(0))
 NORMALIZE = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

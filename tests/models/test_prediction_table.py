@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_exdd.models.components.prediction_table import (
+from anomalib_exdd.models.callbacks.predictions import (
     CSV_NAME,
     JSON_NAME,
     PredictionRow,
+    Summary,
     partial_path,
-    summarise,
-    unreadable_rows,
     write_tables,
 )
-from anomalib_exdd.models.components.regions import Region
+from anomalib_exdd.models.regions import Region
 
 ROW = PredictionRow(
     path='a, "b"\nü.png',
@@ -50,8 +49,7 @@ def partials(tmp_path: Path) -> list[Path]:
 
 def test_both_files_hold_the_rows_of_all_processes_in_order(partials: list[Path], tmp_path: Path) -> None:
     partial_path(tmp_path, 12).write_text("left behind")
-    summary = summarise(partials, masks_left_out=4)
-    write_tables(partials, tmp_path, summary)
+    write_tables(tmp_path, len(partials), Summary(masks_left_out=4))
     assert sorted(path.name for path in tmp_path.iterdir()) == [CSV_NAME, JSON_NAME]
     content = json.loads((tmp_path / JSON_NAME).read_text())
     expected = [json.loads(row.to_json()) for rows in ROWS for row in rows]
@@ -67,11 +65,11 @@ def test_both_files_hold_the_rows_of_all_processes_in_order(partials: list[Path]
         for name, value in values.items():
             if name != "regions":
                 assert row[name] == ("" if value is None else str(value))
-    assert [row["path"] for row in unreadable_rows(tmp_path)] == ["broken.png"]
 
 
 def test_summary_counts(partials: list[Path], tmp_path: Path) -> None:
-    summary = summarise(partials, masks_left_out=4)
+    summary = Summary(masks_left_out=4)
+    write_tables(tmp_path, len(partials), summary)
     assert (summary.images, summary.unreadable, summary.seconds) == (2, 1, 2.0)
     assert summary.decisions == {"review": 1, "reject": 1}
     assert summary.labels == {"normal": 1, "defective": 1}
@@ -81,7 +79,6 @@ def test_summary_counts(partials: list[Path], tmp_path: Path) -> None:
         "2 images: 0 accept, 1 review, 1 reject; 1.000 s per image, slowest 1.500 s (cae.png); "
         "1 unreadable; 4 masks left out"
     )
-    write_tables(partials, tmp_path, summary)
     stored = json.loads((tmp_path / JSON_NAME).read_text())["summary"]
     assert stored["slowest"] == ["c\udce4.png", 1.5]
     assert stored["decisions"] == summary.decisions
@@ -89,11 +86,10 @@ def test_summary_counts(partials: list[Path], tmp_path: Path) -> None:
 
 def test_nothing_is_replaced_before_all_is_written(partials: list[Path], tmp_path: Path) -> None:
     (tmp_path / CSV_NAME).write_text("old")
-    summary = summarise(partials)
     with partials[2].open("a") as file:
         file.write("{broken\n")
     with pytest.raises(json.JSONDecodeError):
-        write_tables(partials, tmp_path, summary)
+        write_tables(tmp_path, len(partials), Summary())
     assert (tmp_path / CSV_NAME).read_text() == "old"
     assert not (tmp_path / JSON_NAME).exists()
 

@@ -29,8 +29,8 @@ from torchvision.transforms.v2 import CenterCrop, Compose, RandomHorizontalFlip,
 
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.cli import has_control_characters, main
-from anomalib_exdd.models.components.predictions import UNREADABLE, Predictions
-from anomalib_exdd.models.components.regions import find_regions
+from anomalib_exdd.models.callbacks.predictions import UNREADABLE, Predictions
+from anomalib_exdd.models.regions import find_regions
 
 Make = Callable[..., Any]
 Command = Callable[..., Path]

@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.special import logit
 
-from anomalib_exdd.models.components.reason import Reason
-from anomalib_exdd.models.components.regions import find_regions
-from anomalib_exdd.models.components.transforms import Part
 from anomalib_exdd.models.exdd.calibration import Calibration, ImagePatches, resemblance_limit
 from anomalib_exdd.models.exdd.decisions import Decisions
 from anomalib_exdd.models.exdd.kind_table import Case, confusion_table
 from anomalib_exdd.models.exdd.memory_bank import BankContent
-from anomalib_exdd.models.exdd.pictures import add_caption
 from anomalib_exdd.models.exdd.reasons import ImageReasons, reasons_of
 from anomalib_exdd.models.exdd.torch_model import ExDDModel, ScoredImages
+from anomalib_exdd.models.regions import Reason, find_regions
+from anomalib_exdd.models.transforms import Part
+from anomalib_exdd.models.visualization import add_caption
 
 DIMENSION, GRID, SIZE = 4, (5, 7), (33, 50)  # features, patches, pixels
 PATCHES = GRID[0] * GRID[1]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from anomalib_exdd.models.components.regions import Region, find_regions
-from anomalib_exdd.models.components.transforms import Part
+from anomalib_exdd.models.regions import Region, find_regions
+from anomalib_exdd.models.transforms import Part
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
 MASKS = arrays(bool, SHAPES)

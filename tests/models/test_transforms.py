@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import (
     Transform,
 )
 
-from anomalib_exdd.models.components.transforms import crops_of, first_resize, seen_part, steps_of, whole_maps
+from anomalib_exdd.models.transforms import crops_of, first_resize, seen_part, steps_of, whole_maps
 
 sides = st.integers(12, 60)
 pairs = st.tuples(sides, sides)

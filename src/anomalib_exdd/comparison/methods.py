@@ -14,10 +14,10 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 
-from anomalib_exdd.models.components.transforms import crops_of
 from anomalib_exdd.models.defect_classifier import DefectClassifier
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
+from anomalib_exdd.models.transforms import crops_of
 
 from .config import ComparisonConfig, MethodConfig, find_class, instantiate, merge, resolve_arguments
 from .data import resolve_data

@@ -24,8 +24,8 @@ from torchvision.transforms.v2 import Transform
 
 import anomalib_exdd
 from anomalib_exdd.images.reading import inspect_image
-from anomalib_exdd.models.components.transforms import whole_maps
 from anomalib_exdd.models.exdd import ExDD
+from anomalib_exdd.models.transforms import whole_maps
 from anomalib_exdd.utils.files import write_atomically
 
 from . import measure

@@ -3,12 +3,11 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -21,13 +20,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_exdd.models.components.inspection import Inspection
-from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
-from anomalib_exdd.models.components.settings import check_at_least, checkpoint_settings, default_arguments
+from anomalib_exdd.images.reading import WHITE_LEVEL
+from anomalib_exdd.models.callbacks import start_run, with_shared_callbacks
+from anomalib_exdd.models.callbacks.checkpoint import WHITE_LEVEL_KEY, CheckpointState, restore_checkpoint
+from anomalib_exdd.models.metrics import default_evaluator
+from anomalib_exdd.models.pre_processor import ONNX_OPSET, AntialiasedPreProcessor
+from anomalib_exdd.models.settings import check_at_least, checkpoint_settings
+from anomalib_exdd.models.visualization import LABEL_SIZE, SeenImageVisualizer
 
 from .loss import LabelLoss, PositiveWeight
 from .post_processor import ProbabilityPostProcessor, decide_at_even_odds
-from .presets import OptimizerName, PresetName, in_force
+from .presets import PRESETS, OptimizerName, PresetName, TrainingSettings, training_settings
 from .selection import (
     SELECTION,
     ResumePoint,
@@ -42,24 +45,20 @@ from .torch_model import DefectClassifierModel, predictions
 
 logger = logging.getLogger(__name__)
 
-NO_LIMIT = 1000
-"""What Lightning makes of a number of epochs that nobody gave."""
-TRAINED_WITH = "defect_classifier_training"
+_DEFAULT_MAX_EPOCHS = 1000  # Lightning's, where the user gave no number of epochs
+_TRAINED_WITH_KEY = "defect_classifier_training"
 """Where a checkpoint keeps the settings of its training, those of data module and trainer included."""
-
-_MAP_REACH = "map_reach"  # name of the logged value: the largest absolute log-odds in an epoch's maps
-_FIXED = frozenset({"backbone", "image_size", "optimizer", "learning_rate", "momentum", "weight_decay"})
+_MAX_LOG_ODDS = "map_reach"  # name of the logged value: the largest absolute log-odds in an epoch's maps
 _TRAINING = ("image_size", "optimizer", "learning_rate", "momentum", "weight_decay")
 
 
-class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Supervised baseline: a classifier of normal and defective images, from image labels alone.
 
-    The fair answer to "why not just train a classifier?". It needs defective training images, real or synthetic (data
-    module ``SyntheticDefects``). The epoch that is kept, the end of the training and the threshold come from the
-    validation images (``--data.val_split_ratio 0.2``); without any, all epochs are trained, the last one is kept, and
-    the threshold is a probability of 0.5. The image score is a probability; the map is the classifier's own (class
-    activation). Sources: In&Out, arXiv:2406.00501, and DIAG, arXiv:2407.03961.
+    It needs defective training images, real or synthetic (data module ``SyntheticDefects``). The epoch that is kept,
+    the end of the training and the threshold come from the validation images (``--data.val_split_ratio 0.2``); without
+    any, all epochs are trained, the last one is kept, and the threshold is a probability of 0.5. The image score is a
+    probability; the map is the class activation. Sources: In&Out, arXiv:2406.00501, and DIAG, arXiv:2407.03961.
 
     The number of epochs is the preset's (50) unless ``--trainer.max_epochs`` is given, and the batch size is the data
     module's (``--data.train_batch_size``).
@@ -71,24 +70,22 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
             given below replaces the preset's value.
         pre_trained: Start from timm's ImageNet weights (downloaded once, then cached). False: from scratch.
         weights: Local file with the backbone's weights instead: .safetensors, or .pth read without running code. Layers
-            at the end that it lacks are learned from scratch; a line says which.
+            at the end that it lacks are learned from scratch, and logged.
         image_size: Height and width that images are resized to; null: the preset's. A ``pre_processor`` of your own
             replaces it.
         optimizer: "sgd" or "adam"; null: the preset's.
         learning_rate: Learning rate, constant; null: the preset's.
         momentum: Momentum of SGD; null: the preset's, none.
         weight_decay: Weight decay; null: the preset's, none.
-        pos_weight: How many times as much as a normal image a defective one counts in the loss. "balanced": so many
-            that both kinds count the same together; probabilities are then those for equally many good and bad parts.
-            1: no weights, as published.
+        pos_weight: Weight in the loss of a defective image relative to a normal one. "balanced": both kinds count the
+            same together, and probabilities are those for equally many good and bad parts. 1: none, as published.
         patience: Stop after so many epochs without a better average precision on validation images; null: never.
             Without defective validation images training never stops early, and the last epoch is kept.
         freeze_batch_norm: Keep the statistics of loaded batch norms. For small batches, and for files of weights whose
             batch norms are folded into the convolutions.
         seed: Seed of the weights that are learned from scratch. The order of the images is ``--seed_everything``'s.
         pre_processor: Anomalib's pre-processor; true for the default one at ``image_size``.
-        post_processor: Anomalib's post-processor; true for one that finds the threshold and leaves the scores
-            probabilities.
+        post_processor: Anomalib's post-processor; true for one that does not normalise the probabilities.
         evaluator: Anomalib's evaluator (metrics).
         visualizer: Anomalib's visualizer (pictures).
 
@@ -99,7 +96,10 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
     model: DefectClassifierModel
     loss: LabelLoss
     validation: ValidationRecord
+    white_level = WHITE_LEVEL  # of the training data: what is white in images of more than 8 bits
+    validates = True  # whether the training has validation images to find thresholds on
     scores_are_probabilities = True
+    configure_evaluator = staticmethod(default_evaluator)
 
     def __init__(
         self,
@@ -121,8 +121,7 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in {"self", "__class__"}}
-        settings = in_force(given)
+        settings = training_settings(locals())
         if patience is not None:
             check_at_least("patience", patience, 1)
         if pos_weight != "balanced" and not float(pos_weight) > 0:
@@ -139,33 +138,36 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self._own_visualizer = visualizer is True
+        self.checkpoint_state = CheckpointState()
         self.trained_with: dict[str, Any] = {}
-        self._build_model()
+        self.build_model()
 
     @property
-    def settings(self) -> Any:
-        """The settings in force as attributes: the arguments, completed by the preset."""
-        return SimpleNamespace(**{**self.hparams, **asdict(in_force(self.hparams))})
+    def settings(self) -> TrainingSettings:
+        """The settings of the training: the preset's, replaced by the arguments that were given."""
+        return training_settings(self.hparams)
 
-    def _build_model(self) -> None:
-        """Build the torch model, and what depends on the settings, from the hyper-parameters."""
-        settings = self.settings
-        self._shape_pictures(settings.image_size)
-        self.model = DefectClassifierModel(
-            settings.backbone,
-            pre_trained=settings.pre_trained,
-            weights=settings.weights,
-            freeze_batch_norm=settings.freeze_batch_norm,
-            seed=settings.seed,
-        )
-        self.loss = LabelLoss(settings.pos_weight)
+    def build_model(self) -> None:
+        """Build the torch model and the loss from the hyper-parameters."""
+        names = ("backbone", "pre_trained", "weights", "freeze_batch_norm", "seed")
+        self.model = DefectClassifierModel(**{name: self.hparams[name] for name in names})
+        self.loss = LabelLoss(self.hparams["pos_weight"])
         self.validation = ValidationRecord(self.loss)
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class for Anomalib's engine, which fits, validates and tests models of this type."""
+        return LearningType.ONE_CLASS
+
+    @classmethod
+    def configure_visualizer(cls) -> SeenImageVisualizer:
+        """Draw the images as the model sees them."""
+        return SeenImageVisualizer(text_config={"size": LABEL_SIZE})
 
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Resize to ``image_size`` (height, width), by default that of In&Out, and normalise as ImageNet."""
-        return super().configure_pre_processor(image_size or in_force({"preset": "in_and_out"}).image_size)
+        return super().configure_pre_processor(image_size or PRESETS["in_and_out"].image_size)
 
     @staticmethod
     def configure_post_processor() -> ProbabilityPostProcessor:
@@ -181,11 +183,12 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         return torch.optim.SGD(self.model.parameters(), rate, momentum=settings.momentum, weight_decay=decay)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the end of the training, unless the user has one, and the point to resume at."""
-        callbacks = [*super().configure_callbacks(), ResumePoint()]
+        """Add the shared callbacks, the point to resume at, and early stopping unless the user has one."""
+        callbacks = [*with_shared_callbacks(super().configure_callbacks()), ResumePoint()]
         present = [] if self._trainer is None else cast("Any", self.trainer).callbacks
-        if self.settings.patience is not None and not any(isinstance(each, EarlyStopping) for each in present):
-            callbacks.append(EarlyStopping(SELECTION, patience=self.settings.patience, mode="max"))
+        patience = self.hparams["patience"]
+        if patience is not None and not any(isinstance(each, EarlyStopping) for each in present):
+            callbacks.append(EarlyStopping(SELECTION, patience=patience, mode="max"))
         return callbacks
 
     @property
@@ -195,39 +198,30 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
 
     def setup(self, stage: str) -> None:
         """Choose the checkpoint that is kept, before Lightning looks for its state in one to resume from."""
-        super().setup(stage)
+        start_run(self, stage)
         if stage == TrainerFn.FITTING:
             keep_best(checkpoint_keeper(self.trainer))
 
     def on_fit_start(self) -> None:
-        """Set the number of epochs, and load the backbone's weights where no checkpoint has brought them.
-
-        Raises:
-            ValueError: If the trainer has trained before, and goes on from no checkpoint.
-        """
+        """Set the number of epochs, and load the backbone's weights if no checkpoint was restored."""
         loop = self.trainer.fit_loop
-        if self.trainer.current_epoch and self._fitting_from is None:
+        if self.trainer.current_epoch and self.checkpoint_state.fitting_from is None:
             msg = (
                 "The trainer has trained before: it would compare this training's epochs with those of that one, and "
                 "train fewer of them or none. The model stays as it was. Train with a new Engine, or go on from a "
                 "checkpoint (`ckpt_path`)."
             )
             raise ValueError(msg)
-        if loop.max_epochs == NO_LIMIT:
+        if loop.max_epochs == _DEFAULT_MAX_EPOCHS:
             loop.max_epochs = self.settings.max_epochs
         self.model.load_weights()
         self.train()
 
     def on_train_start(self) -> None:
-        """Weigh the classes by the number of their training images, and say what is in force.
-
-        Raises:
-            ValueError: If the training images are of one kind only, or their labels are not known before training; if a
-                callback waits for a validation, and there are no validation images.
-        """
+        """Set the weights of the classes by the number of their training images, and log the settings."""
         super().on_train_start()
         if not self.validates:
-            check_monitors(cast("Any", self.trainer).callbacks)
+            check_monitors(self.trainer)
             logger.warning(
                 "There are no validation images: all epochs are trained, the last one is kept, and the threshold is a "
                 "probability of 0.5. For the best epoch and a threshold of its own, give `--data.val_split_ratio 0.2`."
@@ -241,14 +235,17 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
             )
             raise ValueError(msg)
         defective = int((samples["label_index"] == 1).sum())
-        self.loss.count(len(samples) - defective, defective)
-        settings = self.settings
+        normal = len(samples) - defective
+        self.loss.count(normal, defective)
+        settings, patience = self.settings, self.hparams["patience"]
         for callback in cast("Any", self.trainer).early_stopping_callbacks:
             if callback.monitor == SELECTION:  # its state, restored from a checkpoint, has the patience of that one
-                callback.patience = math.inf if settings.patience is None else settings.patience
+                callback.patience = math.inf if patience is None else patience
         batch_size = loader.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trained_with = {
-            **{name: getattr(settings, name) for name in ("backbone", "preset", *_TRAINING)},
+            "backbone": self.hparams["backbone"],
+            "preset": self.hparams["preset"],
+            **{name: getattr(settings, name) for name in _TRAINING},
             "batch_size": batch_size,
             "max_epochs": self.trainer.max_epochs,
             "label_weights": self.loss.weights,
@@ -256,15 +253,15 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         logger.info(
             "Training %s (preset %s): %s, learning rate %g, momentum %g, weight decay %g, batches of %d, at most %d "
             "epochs, images of %d x %d; %d normal images count %.3g each, %d defective ones %.3g.",
-            *(settings.backbone, settings.preset, settings.optimizer, settings.learning_rate, settings.momentum),
-            *(settings.weight_decay, batch_size, self.trainer.max_epochs, *settings.image_size),
-            *(len(samples) - defective, self.loss.weights[0], defective, self.loss.weights[1]),
+            *(self.hparams["backbone"], self.hparams["preset"], settings.optimizer, settings.learning_rate),
+            *(settings.momentum, settings.weight_decay, batch_size, self.trainer.max_epochs, *settings.image_size),
+            *(normal, self.loss.weights[0], defective, self.loss.weights[1]),
         )
         if batch_size != settings.batch_size:
             logger.warning(
                 "The preset %s was published with batches of %d images, but a step takes %d. For the published size: "
                 "`--data.train_batch_size %d`%s.",
-                *(settings.preset, settings.batch_size, batch_size, settings.batch_size),
+                *(self.hparams["preset"], settings.batch_size, batch_size, settings.batch_size),
                 ", divided by the number of processes" if self.trainer.world_size > 1 else "",
             )
 
@@ -276,31 +273,30 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         epoch: Any = {"on_step": False, "on_epoch": True, "batch_size": len(logits), "sync_dist": True}
         self.log("train_loss", loss.detach(), prog_bar=True, **epoch)
         if not self.validates:
-            self.log(_MAP_REACH, activation.detach().abs().amax(), reduce_fx="max", logger=False, **epoch)
+            self.log(_MAX_LOG_ODDS, activation.detach().abs().amax(), reduce_fx="max", logger=False, **epoch)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Where nothing is validated, decide at even odds, and make later epochs better ones."""
+        """Without validation images, set the threshold to a probability of 0.5, and select the last epoch."""
         super().on_train_epoch_end()
         if self.validates:
             return
-        # Of all processes. It has to be logged: the first process's progress bar reads what was logged before this, and
-        # another exchange between processes here would wait for that one for ever.
-        reach = float(cast("Any", self.trainer).callback_metrics[_MAP_REACH])
+        # The maximum of all processes. It has to be logged: the first process's progress bar reads the values logged
+        # before this, and another exchange between processes here would deadlock with that.
+        max_log_odds = float(cast("Any", self.trainer).callback_metrics[_MAX_LOG_ODDS])
         if isinstance(self.post_processor, PostProcessor):
-            decide_at_even_odds(self.post_processor, reach)
+            decide_at_even_odds(self.post_processor, max_log_odds)
         self.log(SELECTION, float(self.current_epoch), sync_dist=True)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Predict a batch for threshold and normalisation, and take it into the record of the epoch."""
+        """Predict a batch for threshold and normalisation, and add it to the record of the epoch."""
         images = cast("Tensor", batch.image)
         activation = self.model.activation(images)
         self.validation.update(activation.mean(dim=(1, 2)), cast("Tensor", batch.gt_label))
-        found = predictions(activation, (images.shape[-2], images.shape[-1]))
-        return cast("STEP_OUTPUT", batch.update(**found._asdict()))
+        return cast("STEP_OUTPUT", batch.update(**predictions(activation, images)._asdict()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the epochs are compared by."""
+        """Log the values by which epochs are compared."""
         values = self.validation.compute(self.current_epoch)
         shown = {name: value for name, value in values.items() if name != SELECTION}
         if not shown and self.current_epoch == 0:
@@ -311,7 +307,7 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         self.log(SELECTION, values[SELECTION], sync_dist=True)
 
     def on_fit_end(self) -> None:
-        """Go on with the weights and the threshold of the best epoch: the engine tests the model as it is."""
+        """Restore the weights and the threshold of the best epoch: the engine tests the model as it is."""
         best = best_checkpoint(checkpoint_keeper(self.trainer))
         if best is None:
             return
@@ -320,19 +316,25 @@ class DefectClassifier(Inspection, AnomalibModule):  # type: ignore[misc]  # Ano
         logger.info("Epoch %d is kept, of %d.", content["epoch"] + 1, self.trainer.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the settings in force, whatever a preset may mean one day."""
+        """Save the settings of the training, which a later version's preset may not have, and how images are read."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] |= {name: getattr(self.settings, name) for name in _TRAINING}
-        checkpoint[TRAINED_WITH] = self.trained_with
+        checkpoint.update({WHITE_LEVEL_KEY: self.white_level, _TRAINED_WITH_KEY: self.trained_with})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what the model was trained with."""
+        """Take over the checkpoint's settings."""
         super().on_load_checkpoint(checkpoint)
-        self.trained_with = dict(checkpoint.get(TRAINED_WITH, {}))
+        restore_checkpoint(self, self._trainer, checkpoint)
+        self.trained_with = dict(checkpoint.get(_TRAINED_WITH_KEY, {}))
 
-    def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        return checkpoint_settings(given, default_arguments(DefectClassifier), saved, _FIXED)
+    def adopt_settings(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that change to those that a checkpoint was trained with."""
+        return checkpoint_settings(DefectClassifier, given, saved, fixed={"backbone", *_TRAINING})
 
-    def _fit_from(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the next epoch, and know the best one so far."""
+    def prepare_fit_from(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the next epoch, and keep the best one so far."""
         carry_over_best(checkpoint, checkpoint_keeper(self.trainer))
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
+        """Export to ONNX, which OpenVINO is made from too."""
+        return super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs)

@@ -1,4 +1,4 @@
-"""The loss of image labels, with the rare class weighed up.
+"""The loss of image labels, with the rare class weighted up.
 
 Shape suffix: B images.
 """
@@ -13,14 +13,7 @@ PositiveWeight = float | Literal["balanced"]
 
 
 class LabelLoss(nn.Module):
-    """Binary cross-entropy of an image's logit, in which a defective image counts more than a normal one.
-
-    Until :meth:`count` has seen how many there are of each, all images count 1.
-
-    Args:
-        pos_weight: How many times as much as a normal image a defective one counts; "balanced": so many that the
-            defective images count as much together as the normal ones.
-    """
+    """Weighted binary cross-entropy of images' logits; all images count 1 until :meth:`count` is called."""
 
     def __init__(self, pos_weight: PositiveWeight) -> None:
         super().__init__()
@@ -39,21 +32,13 @@ class LabelLoss(nn.Module):
 
 
 def label_weights(normal: int, defective: int, pos_weight: PositiveWeight) -> tuple[float, float]:
-    """Weigh normal and defective images such that their mean weight is 1.
-
-    With a mean of 1 the learning rate means the same whatever the imbalance. "balanced" is scikit-learn's rule of that
-    name, ``n / (2 n_class)``.
+    """Return the weights of a normal and of a defective image, whose mean over the training images is 1.
 
     Args:
-        normal: Number of normal training images.
-        defective: Number of defective training images.
-        pos_weight: Weight of a defective image, in those of a normal one; or "balanced".
-
-    Returns:
-        Weight of a normal and of a defective image.
-
-    Raises:
-        ValueError: If there are no images of one kind.
+        normal: Number of normal training images, at least 1.
+        defective: Number of defective training images, at least 1.
+        pos_weight: Weight of a defective image relative to a normal one; "balanced": both kinds count the same
+            together, as scikit-learn's rule of that name, ``n / (2 n_class)``.
 
     Example:
         >>> label_weights(30, 10, "balanced"), label_weights(30, 10, 1.0)

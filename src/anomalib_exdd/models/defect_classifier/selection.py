@@ -4,7 +4,6 @@ Shape suffix: B images.
 """
 
 import shutil
-from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,11 @@ _LOSS_SHARE = 1e-4  # of the selection: less than any change of average precisio
 
 
 class ValidationRecord(nn.Module):
-    """What an epoch's validation images say of it.
-
-    Args:
-        loss: The training's loss.
-    """
+    """Average precision and loss of an epoch's validation images."""
 
     def __init__(self, loss: LabelLoss) -> None:
         super().__init__()
-        self._weighted = (loss,)  # a tuple: the loss is the model's own submodule
+        self._loss_function = (loss,)  # a tuple: the loss is the model's own submodule
         self.average_precision = BinaryAveragePrecision()
         self.loss = MeanMetric()
         self.defective = MeanMetric()
@@ -42,24 +37,18 @@ class ValidationRecord(nn.Module):
     def update(self, logits_B: Tensor, labels_B: Tensor) -> None:
         """Add a batch."""
         self.average_precision.update(logits_B.float(), labels_B.int())
-        self.loss.update(self._weighted[0](logits_B, labels_B), weight=len(labels_B))
+        self.loss.update(self._loss_function[0](logits_B, labels_B), weight=len(labels_B))
         self.defective.update(labels_B.float())
 
     def compute(self, epoch: int) -> dict[str, Tensor]:
-        """Return the values to log, of all processes together, and begin anew.
-
-        Images of one kind alone cannot tell good epochs from bad ones: a network that calls everything normal would be
-        the best. Later epochs are better then, so that the last one is kept and training never stops early.
-
-        Args:
-            epoch: Number of the epoch.
+        """Return the values to log, of all processes together, and reset the metrics.
 
         Returns:
             :data:`SELECTION`, and where there are images of both kinds ``val_AP`` and ``val_loss``. The selection is
-            the average precision; the loss decides between equal ones.
+            the average precision; the loss decides between equal ones. Images of one kind cannot rank epochs: then it
+            is the number of the epoch, so that the last one is kept and training never stops early.
         """
-        share = self.defective.compute()
-        loss = self.loss.compute()
+        share, loss = self.defective.compute(), self.loss.compute()
         values = {SELECTION: torch.tensor(float(epoch), device=loss.device)}
         if 0 < share < 1:
             precision = self.average_precision.compute()
@@ -70,7 +59,7 @@ class ValidationRecord(nn.Module):
 
 
 class ResumePoint(Checkpoint):
-    """Keeps ``last.ckpt`` beside the best checkpoint: where an interrupted training goes on.
+    """Keeps ``last.ckpt`` beside the best checkpoint, from which an interrupted training goes on.
 
     Lightning's own ``save_last`` is written only in epochs that improve on the best.
     """
@@ -93,18 +82,14 @@ def checkpoint_keeper(trainer: Any) -> ModelCheckpoint | None:
 
 
 def keep_best(keeper: Any) -> None:
-    """Make the checkpoint callback keep the epoch of the best selection, unless the user gave it a task."""
+    """Make the checkpoint callback keep the epoch of the best selection, unless it monitors a value already."""
     if isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
         keeper.monitor, keeper.mode, keeper.kth_value = SELECTION, "max", torch.tensor(-torch.inf)
 
 
-def check_monitors(callbacks: Iterable[Any]) -> None:
-    """Refuse callbacks that wait for a validation, where there are no validation images.
-
-    Raises:
-        ValueError: If there are such.
-    """
-    for callback in callbacks:
+def check_monitors(trainer: Any) -> None:
+    """Raise a ValueError if a callback waits for a validation, where there are no validation images."""
+    for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor != SELECTION and str(monitor).startswith("val_"):
             msg = (
@@ -118,7 +103,7 @@ def carry_over_best(checkpoint: dict[str, Any], keeper: Any) -> None:
     """Let a resumed training know the best epoch of the interrupted one, whose folder is another.
 
     Args:
-        checkpoint: Content of the checkpoint to go on from; changed.
+        checkpoint: Content of the checkpoint that the training resumes from; changed.
         keeper: The new training's checkpoint callback.
     """
     for state in checkpoint.get("callbacks", {}).values():
@@ -143,5 +128,5 @@ def best_checkpoint(keeper: Any) -> Path | None:
         with write_atomically(copied) as partial:  # every process of a distributed training does it
             shutil.copyfile(best, partial)
         keeper.best_model_path = str(copied)
-        best = copied
+        return copied
     return best

@@ -14,7 +14,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.models.components.weights import (
+from anomalib_exdd.models.weights import (
     WithoutInitialValues,
     check_is_file,
     check_is_known,
@@ -29,25 +29,24 @@ from anomalib_exdd.models.components.weights import (
 logger = logging.getLogger(__name__)
 
 _UNPOOLED: dict[str, Any] = {"num_classes": 0, "global_pool": ""}  # the last feature maps, without timm's own head
-_PROBE_SIDE = 64  # pixels of the image by which a backbone's output is looked at
+_PROBE_SIDE = 64  # pixels of the image that tells the shape of a backbone's output
 
 
 class DefectClassifierModel(nn.Module):
-    """Tells the probability that an image is defective, and where that comes from.
+    """Probability that an image is defective, and its class activation map (Zhou et al., 2016).
 
-    A linear layer after global average pooling is linear in every cell of the last feature maps, so that applying it to
-    the cells gives a map whose mean is the image's logit, exactly: class activation mapping (Zhou et al., 2016). Being
-    the logit's own parts, in log-odds, maps can be compared between images.
+    A linear layer after global average pooling is linear in every cell of the last feature maps: applied to the cells
+    it gives a map, in log-odds, whose mean is the image's logit exactly.
 
     The architecture is built without weights. They are loaded by :meth:`load_weights` when training starts, unless a
-    state dict came before: a trained checkpoint brings its own, and needs neither network nor file.
+    checkpoint was restored before, which needs neither network nor file.
 
     Args:
         backbone: Name of a timm model with feature maps, such as a ResNet.
         pre_trained: Whether to take timm's ImageNet weights where no ``weights`` are given.
         weights: Local file of the backbone's weights. Layers at the end that it lacks are learned from scratch.
         freeze_batch_norm: Keep the statistics of the batch norms that have loaded weights.
-        seed: Seed of the linear layer and of what else is learned from scratch.
+        seed: Seed of the linear layer and of all layers that are learned from scratch.
 
     Raises:
         ValueError: If timm does not know the backbone, or it has no feature maps.
@@ -77,12 +76,7 @@ class DefectClassifierModel(nn.Module):
             self.head = nn.Linear(channels, 1)
 
     def load_weights(self) -> None:
-        """Load the backbone's weights if they have not been loaded or restored yet.
-
-        Raises:
-            ValueError: If the weights' file cannot be read or does not fit the backbone.
-            RuntimeError: If timm's weights are neither cached nor within reach.
-        """
+        """Load the backbone's weights if they have not been loaded or restored yet."""
         if self.weights_ready:
             return
         check_is_file(self.weights)  # here and not above: a checkpoint of another machine brings its weights
@@ -95,13 +89,9 @@ class DefectClassifierModel(nn.Module):
             if fresh is None:
                 raise not_in_file(self.weights, self.backbone_name, missing)
             if fresh:
-                logger.warning(
-                    "%s has no weights for %s of %s: learned from scratch (seed %d).",
-                    self.weights,
-                    ", ".join(f"`{layer}`" for layer in fresh),
-                    self.backbone_name,
-                    self.seed,
-                )
+                layers = ", ".join(f"`{layer}`" for layer in fresh)
+                message = "%s has no weights for %s of %s: learned from scratch (seed %d)."
+                logger.warning(message, self.weights, layers, self.backbone_name, self.seed)
             self.fresh = fresh
         self.backbone.load_state_dict(loaded)
         self.weights_ready = True
@@ -118,11 +108,7 @@ class DefectClassifierModel(nn.Module):
         return self
 
     def activation(self, images_BCHW: Tensor) -> Tensor:
-        """Return every cell's part of the logit, in log-odds, float32, shape (B, h, w); the mean is the logit.
-
-        Raises:
-            ValueError: If the backbone has no weights yet.
-        """
+        """Return each cell's part of the logit, float32, shape (B, h, w); the mean is the logit."""
         if not self.weights_ready:
             msg = "The classifier has no weights yet. Train the model, or load a trained checkpoint, before predicting."
             raise ValueError(msg)
@@ -132,17 +118,14 @@ class DefectClassifierModel(nn.Module):
             return F.conv2d(features_BChw.float(), weight_11C, self.head.bias.float()).squeeze(1)
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
-        """Classify images.
-
-        Args:
-            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+        """Classify normalised images, floating point.
 
         Returns:
             ``pred_score``, the probability of a defect, float32, shape (B,), and ``anomaly_map``, log-odds, float32,
             shape (B, 1, H, W).
         """
         activation_Bhw = self.activation(images_BCHW)
-        return predictions(activation_Bhw, (images_BCHW.shape[-2], images_BCHW.shape[-1]))
+        return predictions(activation_Bhw, images_BCHW)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Keep in checkpoints which layers were learned from scratch: their batch norms are never frozen."""
@@ -157,18 +140,15 @@ class DefectClassifierModel(nn.Module):
         self.weights_ready = True
 
 
-def predictions(activation_Bhw: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
-    """Turn cells' parts of the logit into a probability and a map of the image's size."""
-    upsampled = F.interpolate(activation_Bhw.unsqueeze(1), size=image_size, mode="bilinear", align_corners=False)
+def predictions(activation_Bhw: Tensor, images_BCHW: Tensor) -> InferenceBatch:
+    """Turn the cells' parts of the logit into a probability and a map of the images' size."""
+    size = images_BCHW.shape[-2:]
+    upsampled = F.interpolate(activation_Bhw.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
     return InferenceBatch(pred_score=torch.sigmoid(activation_Bhw.mean(dim=(1, 2))), anomaly_map=upsampled)
 
 
 def _num_channels(backbone: str) -> int:
-    """Return the number of channels of the last feature maps, without computing anything.
-
-    Raises:
-        ValueError: If the backbone has no feature maps of shape (B, C, h, w), or takes images of one size only.
-    """
+    """Return the number of channels of the last feature maps; a ValueError if there are none for images of any size."""
     try:
         with torch.device("meta"):
             network: Any = timm.create_model(backbone, pretrained=False, **_UNPOOLED).eval()

@@ -11,7 +11,7 @@ from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_exdd.models.components.pre_processor import resize_weights
+from anomalib_exdd.models.pre_processor import resize_weights
 from anomalib_exdd.utils.precision import Float32Buffers
 
 _SIGNALS = 128  # blurred at a time

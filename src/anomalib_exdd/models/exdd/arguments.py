@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from anomalib_exdd.models.components.settings import (
+from anomalib_exdd.models.settings import (
     check_at_least,
     check_choice,
     check_image_size,
@@ -28,31 +28,15 @@ DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
 }
 """What scores images by default, for each way to score the map."""
 
-FIXED_BY_BANKS = frozenset(
-    {
-        "backbone",
-        "layers",
-        "image_size",
-        "tile_size",
-        "tile_overlap",
-        "top_fraction",
-        "defect_rate",
-        "unknown_rate",
-        "synthetic_weight",
-    }
-)
+_FIXED_BY_BANKS = {
+    *("backbone", "layers", "image_size", "tile_size", "tile_overlap", "top_fraction"),
+    *("defect_rate", "unknown_rate", "synthetic_weight"),
+}
 """Arguments that the memory banks or the calibration depend on."""
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse arguments of :class:`anomalib_exdd.models.exdd.ExDD` that are out of their range.
-
-    Args:
-        settings: The arguments as attributes.
-
-    Raises:
-        ValueError: If one of them is.
-    """
+    """Raise a ValueError if an argument of :class:`anomalib_exdd.models.exdd.ExDD`, an attribute, is out of range."""
     for name in ("negative_ratio", "positive_ratio", "min_coverage", "top_fraction"):
         check_ratio(name, getattr(settings, name))
     for name in ("negative_minimum", "positive_minimum", "projected_dimension", "num_neighbors"):
@@ -75,25 +59,11 @@ def check_settings(settings: Any) -> None:
         raise ValueError(msg)
 
 
-def adopted(given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell which arguments a model takes over from a checkpoint that is loaded into it.
-
-    An argument that was left at its default takes the checkpoint's value. One that was given stays, as long as the
-    checkpoint's banks allow it.
-
-    Args:
-        given: The model's arguments.
-        defaults: Their defaults.
-        saved: The arguments that the checkpoint was trained with.
-
-    Returns:
-        The arguments to change.
-
-    Raises:
-        ValueError: If a given argument contradicts what the checkpoint's banks were built with.
-    """
-    saved = {**saved, "search": "auto"} if saved.get("search") == "approximate" else saved  # a search of the past
-    changes = checkpoint_settings(given, defaults, saved, FIXED_BY_BANKS)
+def adopted_settings(model: type, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a model takes over from a checkpoint; see :func:`.checkpoint_settings`."""
+    if saved.get("search") == "approximate":  # a search that was removed; old checkpoints name it
+        saved = {**saved, "search": "auto"}
+    changes = checkpoint_settings(model, given, saved, _FIXED_BY_BANKS)
     scoring, trained = changes.get("scoring", given.get("scoring")), saved.get("scoring", given.get("scoring"))
     if scoring != trained and "published" in {scoring, trained}:
         msg = (

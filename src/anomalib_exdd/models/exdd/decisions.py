@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 from scipy.stats import beta
 from scipy.stats import t as student
 
-from anomalib_exdd.models.components.reason import Reason
+from anomalib_exdd.models.regions import Reason
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomalib_exdd.models.components.reason import Reason
+from anomalib_exdd.models.regions import Reason
 
 from .decisions import Decisions
 from .memory_bank import MemoryBank

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from anomalib_exdd.models.components.weights import (
+from anomalib_exdd.models.weights import (
     INITIAL_SEED,
     WithoutInitialValues,
     check_is_file,

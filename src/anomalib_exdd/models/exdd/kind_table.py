@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback
 
-from anomalib_exdd.models.components.reason import Reason
+from anomalib_exdd.models.regions import Reason
 from anomalib_exdd.utils.distributed import gather_objects
 from anomalib_exdd.utils.files import write_atomically
 
@@ -19,17 +19,11 @@ NAME = "kinds.csv"
 
 
 class Case(NamedTuple):
-    """A test image and what it is taken for.
-
-    Attributes:
-        defective: Whether it is.
-        kind: Kind of its defect; empty if it is not known, and for a good image.
-        reason: Why it is not accepted; None if it is. Without the share of the kind.
-    """
+    """A test image and what it is taken for."""
 
     defective: bool
-    kind: str
-    reason: Reason | None
+    kind: str  # of its defect; empty if it is not known, and for a good image
+    reason: Reason | None  # why it is not accepted, without the share of the kind; None if it is accepted
 
 
 class KindTable(Callback):
@@ -50,10 +44,8 @@ class KindTable(Callback):
         if not kinds or reasons is None or outputs.gt_label is None:
             return
         for defective, kind, found in zip(outputs.gt_label.tolist(), kinds, reasons, strict=True):
-            reason = found.image
-            self._counts[
-                Case(bool(defective), kind if defective else "", reason and reason._replace(kind_share=None))
-            ] += 1
+            reason = found.image and found.image._replace(kind_share=None)
+            self._counts[Case(bool(defective), kind if defective else "", reason)] += 1
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the table of all processes beside the folder of the pictures, and log it."""
@@ -66,7 +58,9 @@ class KindTable(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(table)
-        logger.info("What test images of each kind are taken for (%s):\n%s", path.resolve(), _aligned(table))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
+        logger.info("What test images of each kind are taken for (%s):\n%s", path.resolve(), "\n".join(lines))
 
 
 def confusion_table(counts: Mapping[Case, int], known: Collection[str]) -> list[list[str]]:
@@ -82,31 +76,12 @@ def confusion_table(counts: Mapping[Case, int], known: Collection[str]) -> list[
         "unfamiliar" and "accepted".
     """
     rows = sorted({(False, ""), *(case[:2] for case in counts)}, key=lambda row: (row[0], not row[1], row[1]))
-    columns: list[Reason | None] = [Reason("known", kind) for kind in sorted(known)]
+    columns: dict[Reason | None, str] = {Reason("known", kind): kind for kind in sorted(known)}
     if any(case.reason == Reason("known") for case in counts):
-        columns.append(Reason("known"))
-    columns += [Reason("unfamiliar"), None]
-    table = [["kind", *map(_title, columns)]]
+        columns[Reason("known")] = "kind not known"
+    columns |= {Reason("unfamiliar"): "unfamiliar", None: "accepted"}
+    table = [["kind", *columns.values()]]
     for defective, kind in rows:
         title = (kind or "kind not known") if defective else "good"
         table.append([title, *(str(counts.get(Case(defective, kind, column), 0)) for column in columns)])
     return table
-
-
-def _title(reason: Reason | None) -> str:
-    if reason is None:
-        return "accepted"
-    return "unfamiliar" if reason.reason == "unfamiliar" else reason.kind or "kind not known"
-
-
-def _aligned(table: list[list[str]]) -> str:
-    """Return a table as lines of text, names to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
-    return "\n".join(lines)

@@ -8,31 +8,33 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
+from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import ImageVisualizer, Visualizer
+from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_exdd.models.components.inspection import Inspection
-from anomalib_exdd.models.components.pre_processor import AntialiasedPreProcessor
-from anomalib_exdd.models.components.results import pictures_folder
-from anomalib_exdd.models.components.settings import default_arguments
+from anomalib_exdd.images.reading import WHITE_LEVEL
+from anomalib_exdd.models.callbacks import start_run, with_shared_callbacks
+from anomalib_exdd.models.callbacks.checkpoint import WHITE_LEVEL_KEY, CheckpointState, restore_checkpoint
+from anomalib_exdd.models.callbacks.distributed import GradientAnchor
+from anomalib_exdd.models.metrics import default_evaluator
+from anomalib_exdd.models.pre_processor import ONNX_OPSET, AntialiasedPreProcessor
+from anomalib_exdd.models.visualization import LABEL_SIZE
 from anomalib_exdd.search import SearchBackend
 
-from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
+from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings, check_settings
 from .bank_builder import BankBuilder
-from .checkpoints import HISTORY
 from .decisions import Decisions, Thresholds
-from .distributed import DistributedFit
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
-from .pictures import DecisionVisualizer, explanations_folder
+from .pictures import DecisionVisualizer
 from .reasons import reasons_of
 from .scoring import ScoringName
 from .surgery import BankSurgery
@@ -41,8 +43,11 @@ from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, fe
 
 logger = logging.getLogger(__name__)
 
+_HISTORY_KEY = "exdd_history"
+"""Where a checkpoint keeps what was done to the banks after training."""
 
-class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+
+class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Dual memory banks: finds and locates defects by their distance to normal and to known defective patches.
 
     Training takes one pass: the patches of normal images fill the negative bank, the defect patches of defective images
@@ -70,10 +75,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             least the patch that holds most of it.
         projected_dimension: Dimension of the Gaussian projection in which the coresets are selected.
         scoring: How the map is scored. "calibrated": the probability of a defect from the distances to both banks and a
-            learnt boundary, weighed as the training images tell; without defects like "normal". "ratio": distance to
-            normal over distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper":
-            equations 12-23 as printed. "published": as the published code computes them, its pooling without padding
-            included.
+            learnt boundary, weighted by the training images; without defects like "normal". "ratio": distance to normal
+            over distance to defects, patch by patch. "normal": distance to normal alone (PatchCore). "paper": equations
+            12-23 as printed. "published": as the published code computes them, its pooling without padding included.
             All but "calibrated" find Anomalib's threshold on validation images (``--data.val_split_ratio 0.2``).
         image_scoring: How images are scored, one of the same names; "auto" takes the rule that belongs to ``scoring``,
             and with "ratio" the one that did best on validation data, "normal". "calibrated" is a probability.
@@ -90,7 +94,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             Its patches are in the positive bank at any weight.
         explain: With ``predict``, explain so many of the highest patches of every image: their nearest normal and
             defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
-        num_neighbors: Size of the neighbourhood in the bank that the scores' weights look at.
+        num_neighbors: Size of the neighbourhood in the bank that the scores' weights depend on.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
         bank_precision: How the banks are stored, "float32" or "float16": half the checkpoint, and scores that differ by
@@ -111,6 +115,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     """
 
     model: ExDDModel
+    white_level = WHITE_LEVEL  # of the training data: what is white in images of more than 8 bits
+    validates = True  # whether the training has validation images to find thresholds on
+    configure_evaluator = staticmethod(default_evaluator)
 
     def __init__(
         self,
@@ -158,20 +165,20 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self._own_visualizer = visualizer is True
         self.builder: BankBuilder | None = None
         self.history: list[dict[str, Any]] = []
-        self._build_model()
+        self.checkpoint_state = CheckpointState()
+        self.gradient_anchor = GradientAnchor()
+        self.build_model()
 
     @property
     def settings(self) -> Any:
         """The constructor's arguments as attributes; they are the hyper-parameters that a checkpoint keeps."""
         return self.hparams
 
-    def _build_model(self) -> None:
-        """Build the torch model, and take over the settings of training, from the hyper-parameters."""
+    def build_model(self) -> None:
+        """Build the torch model from the hyper-parameters."""
         settings = self.settings
-        self._shape_pictures(settings.image_size)
         image_scoring = settings.image_scoring
         self.model = ExDDModel(
             settings.backbone,
@@ -199,10 +206,15 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
                 raise
             return cast("ExDD", super().load_from_checkpoint(*args, search="auto", **kwargs))
 
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class for Anomalib's engine, which fits, validates and tests models of this type."""
+        return LearningType.ONE_CLASS
+
     @classmethod
-    def configure_visualizer(cls) -> ImageVisualizer:
-        """Use Anomalib's pictures, with a line that states the decision."""
-        return DecisionVisualizer()
+    def configure_visualizer(cls) -> DecisionVisualizer:
+        """Draw the images as the model sees them, with the decision."""
+        return DecisionVisualizer(text_config={"size": LABEL_SIZE})
 
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -210,17 +222,12 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         return super().configure_pre_processor(image_size or (632, 224))
 
     @staticmethod
-    def configure_post_processor() -> PostProcessor:
-        """Use Anomalib's thresholds and normalisation."""
-        return PostProcessor()
-
-    @staticmethod
     def configure_optimizers() -> None:
         """Return no optimizer: nothing is trained by gradients."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add what lets an interrupted training go on, and the table of kinds."""
-        return [*super().configure_callbacks(), ReleaseStores(), KindTable()]
+        """Add the shared callbacks, what lets an interrupted training go on, and the table of kinds."""
+        return [*with_shared_callbacks(super().configure_callbacks()), ReleaseStores(), KindTable()]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -228,71 +235,56 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
 
     def setup(self, stage: str) -> None:
-        """Plan the pass over the training images, before a checkpoint or the fit changes anything.
-
-        Raises:
-            ValueError: If the trainer would not train.
-        """
-        super().setup(stage)
+        """Plan one pass over the training images, before a checkpoint or the fit changes anything."""
+        start_run(self, stage)
         if stage == TrainerFn.FITTING:
-            self._plan_one_pass(self.trainer.fit_loop)
+            loop: Any = self.trainer.fit_loop
+            loop.max_epochs = loop.epoch_progress.current.processed + 1  # also if the trainer has trained before
+            if loop.skip:
+                msg = (
+                    "The trainer would train nothing: it has reached `max_steps`, or its `limit_train_batches` is 0. "
+                    "The memory banks stay as they were. Train with a new Engine, or without these limits."
+                )
+                raise ValueError(msg)
 
     def on_fit_start(self) -> None:
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
-        self.model.feature_extractor.load_weights()  # here, not in setup: a checkpoint may have brought them since
+        self.model.feature_extractor.load_weights()  # not in setup: a checkpoint may be restored in between
         self.clear()
         place = self.settings.feature_store_dir
         stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
         self.builder = BankBuilder(self.model, self.settings, stores)
 
     def clear(self) -> None:
-        """Empty the banks, and forget what was learnt from them and what has been collected for them."""
+        """Empty the banks, and drop what was learnt from them and what has been collected for them."""
         self._is_fitted = torch.tensor([False], device=self.device)
-        for part in (
-            self.model.negative_bank,
-            self.model.positive_bank,
-            self.model.boundary,
-            self.model.refinement,
-            self.model.calibration_set,
-            self.model.calibration,
-        ):
+        model = self.model
+        for part in (model.negative_bank, model.positive_bank, model.boundary, model.refinement):
             part.clear()
+        model.calibration_set.clear()
+        model.calibration.clear()
         for buffer in self._thresholds().values():
             buffer.fill_(math.nan)
         self.history = []
         self.builder = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what a fit collects: it belongs to its trainer, as the files do in which it may wait."""
+        """Leave out what a fit collects, which may be in files: it belongs to its trainer."""
         return {**super().__getstate__(), "builder": None}
-
-    @staticmethod
-    def _plan_one_pass(loop: Any) -> None:
-        """Have the trainer pass once over the training images, also if it has done so before."""
-        loop.max_epochs = loop.epoch_progress.current.processed + 1
-        if loop.skip:
-            msg = (
-                "The trainer would train nothing: it has reached `max_steps`, or its `limit_train_batches` is 0. The "
-                "memory banks stay as they were. Train with a new Engine, or without these limits."
-            )
-            raise ValueError(msg)
 
     def _num_images(self) -> int:
         """Return the number of training images, of all processes together."""
         return 0 if self._trainer is None else len(cast("Any", self.trainer.train_dataloader).dataset)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
-        """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank.
-
-        Raises:
-            ValueError: If a defective image has no mask to find its defect patches by.
-        """
+        """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank."""
         del args, kwargs
         if self.builder is None:
             msg = "Patches are collected during fit only. Train through Anomalib's Engine or Lightning's Trainer."
             raise RuntimeError(msg)
         self.builder.add_batch(batch)
-        return self.no_loss()
+        loss: Tensor = self.gradient_anchor()
+        return loss
 
     def fit(self) -> None:
         """Select the coresets, fill the banks, and calibrate.
@@ -306,8 +298,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         self.builder.build()
         self.calibrate(learn_boundary=False)  # the builder has learnt it
         self.builder = None
-        thresholds = self._thresholds()
-        if not self.validates and any(thresholds[name].isnan() for name in thresholds):
+        if not self.validates and any(threshold.isnan() for threshold in self._thresholds().values()):
             logger.warning(
                 "There are no validation images to find a threshold and the normalisation on, which this scoring "
                 "needs: predicted labels and masks mean nothing. Give `--data.val_split_ratio 0.2`, or let "
@@ -315,11 +306,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             )
 
     def calibrate(self, *, learn_boundary: bool = True) -> None:
-        """Fit the calibrated score to the banks as they are, and say what came of it.
-
-        Args:
-            learn_boundary: Whether the boundary has to be learnt again, because the banks have changed.
-        """
+        """Fit the calibrated score to the banks, and with ``learn_boundary`` first the boundary."""
         bank = self.model.positive_bank
         positives, negatives = len(bank.sources) - len(bank.origins), len(self.model.negative_bank.sources)
         if not bank.sources:
@@ -327,7 +314,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
                 "There are no defective training images: ExDD works with the negative bank alone, by the distance to "
                 "normal patches. Scores order images by how unusual they are; a probability takes defective images."
             )
-        # Rule of succession: few images never say that there are no defects.
+        # Rule of succession: a rate of zero does not follow from few images.
         rate = self.settings.defect_rate or (positives + 1) / (positives + negatives + 2)
         weight = self.settings.synthetic_weight
         if learn_boundary:
@@ -335,14 +322,12 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         thresholds = self.model.calibrate(rate, self.settings.unknown_rate, weight)
         if thresholds is None:
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
-            self._give_thresholds(Thresholds(*[math.nan] * len(Thresholds._fields)))
-            return
-        self._give_thresholds(thresholds)
+        self._give_thresholds(thresholds or Thresholds(*[math.nan] * len(Thresholds._fields)))
         if self.decisions is not None:
             logger.info("%s", self.decisions)
 
     def _give_thresholds(self, thresholds: Thresholds) -> None:
-        """Give Anomalib's post-processor what it would else find on validation images; where there are any, it does."""
+        """Give Anomalib's post-processor the thresholds that it otherwise finds on validation images."""
         calibrated = {"image": self.model.image_scoring == "calibrated", "pixel": self.model.scoring == "calibrated"}
         for name, buffer in self._thresholds().items():
             if calibrated[name.partition("_")[0]]:
@@ -358,8 +343,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     @property
     def decisions(self) -> Decisions | None:
         """The thresholds of accept, review and reject; None if images are not scored by a fitted calibration."""
-        calibrated = self.model.image_scoring == "calibrated" and self.model.calibration.is_fitted
-        if not calibrated:
+        if self.model.image_scoring != "calibrated" or not self.model.calibration.is_fitted:
             return None
         return self.model.calibration.decisions(self.settings.false_reject_rate, self.settings.false_accept_rate)
 
@@ -378,52 +362,42 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
             ]
         return cast("STEP_OUTPUT", updated)
 
-    # One way for all, so that pictures, metrics and predictions tell of the same decisions.
+    # Pictures, metrics and predictions show the same decisions.
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what was done to the banks after training."""
+        """Save how images are read, and what was done to the banks after training."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[HISTORY] = self.history
+        checkpoint.update({WHITE_LEVEL_KEY: self.white_level, _HISTORY_KEY: self.history})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was done to the banks after training."""
+        """Take over the checkpoint's settings, and restore what was done to the banks after training."""
         super().on_load_checkpoint(checkpoint)
-        self.history = list(checkpoint.get(HISTORY, []))
+        restore_checkpoint(self, self._trainer, checkpoint)
+        self.history = list(checkpoint.get(_HISTORY_KEY, []))
+
+    def adopt_settings(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that change to those that a checkpoint was trained with."""
+        return adopted_settings(ExDD, given, saved)
+
+    def prepare_fit_from(self, checkpoint: dict[str, Any]) -> None:
+        """Drop the checkpoint's finished epochs: the banks are built anew."""
+        logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
+        checkpoint.pop("loops", None)
+        checkpoint.update(epoch=0, global_step=0)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
-        """Export to ONNX, which OpenVINO is made from too.
-
-        Raises:
-            ValueError: If the model works on tiles.
-        """
+        """Export to ONNX, which OpenVINO is made from too; a ValueError if the model works on tiles."""
         if self.settings.tile_size is not None:
             msg = (
                 f"The model works on tiles (`tile_size` {self.settings.tile_size}), which ONNX and OpenVINO cannot "
                 "express. Export it with `--export_type torch`, which keeps the tiles, or train without `tile_size`."
             )
             raise ValueError(msg)
-        return super().to_onnx(*args, **kwargs)
-
-    def _adopted(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        return adopted(given, default_arguments(ExDD), saved)
-
-    def _fit_from(self, checkpoint: dict[str, Any]) -> None:
-        """Build the banks anew: what the checkpoint says of finished epochs is dropped."""
-        logger.warning("Fitting from a checkpoint: its memory banks are dropped and built anew from the data.")
-        checkpoint.pop("loops", None)
-        checkpoint.update(epoch=0, global_step=0)
+        return super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs)
 
     def on_predict_start(self) -> None:
         """Warn where explanations were asked for and cannot be drawn."""
         super().on_predict_start()
         if self.settings.explain and self.visualizer is None:
             logger.warning("`explain` has no effect with `visualizer` false: explanations are pictures as well.")
-
-    def teardown(self, stage: str) -> None:
-        """Say where the explanations are, and all the rest."""
-        pictures = pictures_folder(self.visualizer)
-        explained = stage == TrainerFn.PREDICTING and self.settings.explain and self.trainer.is_global_zero
-        if pictures is not None and explained and explanations_folder(pictures).is_dir():
-            logger.info("Explanations: %s", explanations_folder(pictures).resolve())
-        super().teardown(stage)

@@ -1,77 +1,58 @@
-"""How predictions look as pictures."""
+"""Pictures of explanations: image and heat map, and the highest patches beside their nearest training patches."""
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anomalib.visualization import visualize_anomaly_map
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.v2 import Resize, Transform
 from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
-from anomalib_exdd.models.components.pictures import LABEL_SIZE, SeenImageVisualizer, image_names, panel_size
-from anomalib_exdd.models.components.transforms import seen_part
+from anomalib_exdd.models.transforms import seen_part
+from anomalib_exdd.models.visualization import LABEL_SIZE, SeenImageVisualizer, add_caption, image_names, panel_size
 
 from .explanation import Explanation, explain_image
 
-_CAPTION_SIZE, _CAPTION_PADDING = 14, 5
-_CAPTION_COLOURS = {"accept": (27, 110, 60), "review": (150, 95, 0), "reject": (165, 30, 35)}
+logger = logging.getLogger(__name__)
 
-_TILE, _TILE_TEXT, _GAP, _LABEL_LENGTH = 160, 20, 8, 26  # of an explanation: pixels, pixels, pixels, letters
+_TILE, _TILE_TEXT, _GAP, _LABEL_LENGTH = 160, 20, 8, 26  # pixels, pixels, pixels, letters
 _WINDOW = 0.2  # side of what a tile shows, as a share of the image's longer side
 _MARK_SHARE = 0.1  # half the side of the mark around a patch, as a share of what a tile shows
 _GROUND, _BLANK, _INK, _MARK = (255, 255, 255), (225, 225, 225), (40, 40, 40), (255, 40, 40)
 
 
 class DecisionVisualizer(SeenImageVisualizer):
-    """Pictures with a line below that states the decision and its reason, where there is one."""
-
-    def visualize(self, predictions: Any) -> Any:
-        """Draw a prediction, or the predictions of a batch; see :class:`anomalib.visualization.ImageVisualizer`."""
-        drawn = super().visualize(predictions)
-        explanation = getattr(predictions, "explanation", None)
-        if explanation is None or drawn is None:
-            return drawn
-        if isinstance(drawn, list):
-            return [image and add_caption(image, line) for image, line in zip(drawn, explanation, strict=True)]
-        return add_caption(drawn, explanation if isinstance(explanation, str) else explanation[0])
+    """Pictures with the decision as a caption, and explanations if the model's argument ``explain`` asks for them."""
 
     def on_predict_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Save the pictures of a batch, and explanations if the model's argument ``explain`` asks for them."""
+        """Save the pictures and the explanations of a batch."""
         super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         count = pl_module.settings.explain
         if count:
             for image, name in zip(batch.image, image_names(batch, trainer, batch_idx, dataloader_idx), strict=True):
                 explanation = explain_image(pl_module.model, image, name, count, pl_module.decisions)
-                save_explanation(explanation, explanations_folder(str(self.output_dir)), pl_module)
+                save_explanation(explanation, self._explanations_dir, pl_module)
 
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Log where the explanations are."""
+        explained = stage == TrainerFn.PREDICTING and pl_module.settings.explain and trainer.is_global_zero
+        if explained and self.output_dir is not None and self._explanations_dir.is_dir():
+            logger.info("Explanations: %s", self._explanations_dir.resolve())
 
-def explanations_folder(pictures: str | Path) -> Path:
-    """Return where explanations go: beside the folder of the pictures."""
-    return Path(pictures).parent / "explanations"
+    @property
+    def _explanations_dir(self) -> Path:
+        return Path(str(self.output_dir)).parent / "explanations"
 
 
 def save_explanation(explanation: Explanation, folder: Path, model: Any = None) -> Path:
-    """Write an explanation as a picture and as JSON, named like its image.
-
-    Args:
-        explanation: The explanation.
-        folder: Where both go.
-        model: See :func:`draw_explanation`.
-
-    Returns:
-        The picture.
-    """
+    """Write an explanation as a picture and as JSON, named like its image; return the picture's path."""
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(explanation.source).stem
     (folder / f"{name}.json").write_text(json.dumps(explanation.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -80,25 +61,8 @@ def save_explanation(explanation: Explanation, folder: Path, model: Any = None) 
     return picture
 
 
-def add_caption(picture: Image.Image, line: str) -> Image.Image:
-    """Put a line of text below a picture, on a ground whose colour tells the decision that the line starts with."""
-    font = ImageFont.load_default(_CAPTION_SIZE)
-    too_long = font.getlength(line) / (picture.width - 2 * _CAPTION_PADDING)
-    if too_long > 1:
-        font = ImageFont.load_default(_CAPTION_SIZE / too_long)
-    height = _CAPTION_SIZE + 2 * _CAPTION_PADDING
-    captioned = Image.new("RGB", (picture.width, picture.height + height), _colour(line))
-    captioned.paste(picture, (0, 0))
-    ImageDraw.Draw(captioned).text((_CAPTION_PADDING, picture.height + _CAPTION_PADDING - 1), line, "white", font)
-    return captioned
-
-
-def _colour(line: str) -> tuple[int, int, int]:
-    return next((colour for word, colour in _CAPTION_COLOURS.items() if line.startswith(word)), (70, 70, 70))
-
-
 def draw_explanation(explanation: Explanation, model: Any = None) -> Image.Image:
-    """Draw an explanation: image and heat map, and for every patch the closest normal one and the closest defect.
+    """Draw an explanation: image and heat map, and for every patch the nearest normal one and the nearest defect.
 
     Training patches are cut out of the images of the data folder; where those are gone, a blank says so.
 
@@ -110,47 +74,38 @@ def draw_explanation(explanation: Explanation, model: Any = None) -> Image.Image
     open_seen = partial(_open_seen, transform=transform, white_level=getattr(model, "white_level", WHITE_LEVEL))
     height, width = explanation.image_size
     panel = panel_size((height, width))
-    scale = panel[0] / width
     image = open_seen(explanation.source, panel)
-    heat = visualize_anomaly_map(explanation.heat_map, colormap=True, normalize=False).resize(panel)
-    overlay = Image.blend(image, heat.convert("RGB"), 0.45) if image else heat.convert("RGB")
-    plain = image or Image.new("RGB", panel, _BLANK)
+    heat = visualize_anomaly_map(explanation.heat_map, colormap=True, normalize=False).resize(panel).convert("RGB")
+    overlay = Image.blend(image, heat, 0.45) if image else heat
+    marked = image or Image.new("RGB", panel, _BLANK)
     window = _WINDOW * max(height, width)
-    pen = ImageDraw.Draw(plain)
-    columns = ("patch", "closest normal", "closest defect")
-    rows = len(explanation.patches)
-    body = max(panel[1], rows * (_TILE + _TILE_TEXT))
+    body = max(panel[1], len(explanation.patches) * (_TILE + _TILE_TEXT))
     canvas = Image.new("RGB", (2 * panel[0] + 3 * (_TILE + _GAP) + _GAP, body + _TILE_TEXT), _GROUND)
-    write = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(LABEL_SIZE)
-    for number, patch in enumerate(explanation.patches, start=1):
-        x, y, half = patch.column * scale, patch.row * scale, window * scale * _MARK_SHARE
-        pen.rectangle((x - half, y - half, x + half, y + half), outline=_MARK, width=2)
-        pen.text((x + half + 4, y - half - 2), str(number), _MARK, font)
-    canvas.paste(plain, (0, _TILE_TEXT))
-    canvas.paste(overlay, (panel[0], _TILE_TEXT))
-    for index, title in enumerate(("image", "heat map")):
-        write.text((index * panel[0] + 4, 3), title, _INK, font)
-    for index, title in enumerate(columns):
-        write.text((2 * panel[0] + _GAP + index * (_TILE + _GAP), 3), title, _INK, font)
+    write, font = ImageDraw.Draw(canvas), ImageFont.load_default(LABEL_SIZE)
+    lefts = [2 * panel[0] + _GAP + index * (_TILE + _GAP) for index in range(3)]
+    titles = ("image", "heat map", "patch", "closest normal", "closest defect")
+    for left, title in zip((4, panel[0] + 4, *lefts), titles, strict=True):
+        write.text((left, 3), title, _INK, font)
+
+    pen, scale = ImageDraw.Draw(marked), panel[0] / width
+    half = window * scale * _MARK_SHARE
     for number, patch in enumerate(explanation.patches):
+        x, y = patch.column * scale, patch.row * scale
+        pen.rectangle((x - half, y - half, x + half, y + half), outline=_MARK, width=2)
+        pen.text((x + half + 4, y - half - 2), str(number + 1), _MARK, font)
+        tiles = [(explanation.source, patch.row, patch.column, f"{number + 1}: score {patch.score:.3g}")]
+        tiles += [
+            (near.source, near.row, near.column, f"{Path(near.source).name}  d={near.distance:.3g}")
+            for near in (patch.normal, patch.defect)
+            if near
+        ]
         top = _TILE_TEXT + number * (_TILE + _TILE_TEXT)
-        tiles = (
-            (explanation.source, patch.row, patch.column, f"{number + 1}: score {patch.score:.3g}"),
-            *(
-                (near.source, near.row, near.column, f"{Path(near.source).name}  d={near.distance:.3g}")
-                if near
-                else None
-                for near in (patch.normal, patch.defect)
-            ),
-        )
-        for index, tile in enumerate(tiles):
-            left = 2 * panel[0] + _GAP + index * (_TILE + _GAP)
-            if tile is None:
-                continue
-            whole = open_seen(tile[0], (width * 2, height * 2))  # twice as fine: it is enlarged
-            canvas.paste(_cut(whole, tile[1], tile[2], window), (left, top))
-            write.text((left, top + _TILE + 2), tile[3][-_LABEL_LENGTH:], _INK, font)
+        for left, (source, row, column, label) in zip(lefts, tiles, strict=False):  # there may be no defect
+            whole = open_seen(source, (width * 2, height * 2))  # twice as fine: it is enlarged
+            canvas.paste(_cut(whole, row, column, window), (left, top))
+            write.text((left, top + _TILE + 2), label[-_LABEL_LENGTH:], _INK, font)
+    canvas.paste(marked, (0, _TILE_TEXT))
+    canvas.paste(overlay, (panel[0], _TILE_TEXT))
     return add_caption(canvas, explanation.decision) if explanation.decision else canvas
 
 

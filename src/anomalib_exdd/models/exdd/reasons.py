@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_exdd.models.components.reason import Reason
+from anomalib_exdd.models.regions import Reason
 
 from .decisions import Decisions
 from .scoring import EPSILON, PatchDistances, top_count

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback
 
 from anomalib_exdd.coreset import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
-from anomalib_exdd.models.components.fingerprint import fingerprint
+from anomalib_exdd.models.weights import fingerprint
 from anomalib_exdd.utils.distributed import rank, world_size
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """Networks of timm and where their weights come from: timm's own, or a local file that runs no code."""
 
+import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
+from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 INITIAL_SEED = 0
-"""Seed of networks without weights: the same random network for everybody."""
+"""Seed of networks without weights."""
 
-
+_SEEDING = threading.Lock()  # all threads draw from one generator
 _RANDOM = {
     *(Tensor.normal_, Tensor.uniform_, Tensor.erfinv_),  # the last is a step of the truncated normal
     *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_),
@@ -26,37 +27,30 @@ _RANDOM = {
 class WithoutInitialValues(TorchFunctionMode):
     """Context in which networks are built without drawing initial weights, for those that are loaded afterwards.
 
-    Until then the weights are whatever is in memory. All else is as usual: buffers that no state dict holds have their
-    values, which on the meta device they would not, and other threads are left alone.
+    Until then the weights are uninitialised memory. Unlike on the meta device, buffers that no state dict holds have
+    their values. Other threads are not affected.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Leave a tensor as it is where a function would fill it with random numbers."""
+        """Skip functions that fill a tensor with random numbers."""
         kwargs = kwargs or {}
         if func in _RANDOM:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
-_SEEDING = threading.Lock()  # all threads draw from one generator
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let a seed decide what is drawn, also where networks are built in several threads, and go on as before."""
+    """Draw from a seed within the block, also in several threads, and restore the generator of the CPU after it."""
     with _SEEDING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed would reach all devices
         yield
 
 
 def check_is_known(backbone: str) -> None:
-    """Refuse a backbone that timm does not have, before anything is built or downloaded.
-
-    Raises:
-        ValueError: If there is no timm model of this name.
-    """
+    """Raise a ValueError if timm does not have a backbone, before anything is built or downloaded."""
     if not timm.is_model(backbone):
         similar = timm.list_models(f"*{backbone.split('.', maxsplit=1)[0][:6]}*")[:5]
         msg = f"Argument `backbone` has to be a timm model, but got {backbone!r}. Similar names: {similar or 'none'}."
@@ -64,38 +58,20 @@ def check_is_known(backbone: str) -> None:
 
 
 def check_is_file(weights: Path | None) -> None:
-    """Refuse a file of weights that does not exist.
-
-    Raises:
-        ValueError: If it is no file.
-    """
+    """Raise a ValueError if a file of weights does not exist."""
     if weights is not None and not weights.is_file():
         msg = f"Argument `weights` has to be a file, but there is none at {weights}."
         raise ValueError(msg)
 
 
 def initial_network(backbone: str, seed: int = INITIAL_SEED, **options: Any) -> nn.Module:
-    """Build a network of timm with random weights that depend on nothing but the seed.
-
-    Args:
-        backbone: Name of a timm model.
-        seed: Seed of the weights.
-        options: Further arguments of ``timm.create_model``.
-    """
+    """Build a network of timm with random weights that depend on the seed alone; ``options`` are timm's."""
     with seeded(seed):
         return timm.create_model(backbone, pretrained=False, **options)
 
 
 def timm_weights(backbone: str, **options: Any) -> dict[str, Tensor]:
-    """Fetch timm's ImageNet weights, from its cache or from the network.
-
-    Args:
-        backbone: Name of a timm model.
-        options: Further arguments of ``timm.create_model``.
-
-    Raises:
-        RuntimeError: If they are neither cached nor within reach.
-    """
+    """Load timm's ImageNet weights; a RuntimeError if they are neither cached nor within reach."""
     try:
         return timm.create_model(backbone, pretrained=True, **options).state_dict()
     except Exception as error:  # every hub client and version fails with classes of its own
@@ -112,12 +88,6 @@ def file_weights(
     path: Path, backbone: str, seed: int = INITIAL_SEED, **options: Any
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Read a network's weights from a local file; tensors that it lacks are drawn as :func:`initial_network` draws.
-
-    Args:
-        path: State dict in .safetensors, .pth or .pt.
-        backbone: Name of a timm model.
-        seed: Seed of what the file lacks.
-        options: Further arguments of ``timm.create_model``.
 
     Returns:
         The complete weights, and the names of the tensors (of two dimensions and more) that are not in the file.
@@ -147,18 +117,15 @@ def not_in_file(path: Path, backbone: str, missing: list[str]) -> ValueError:
 
 
 def fresh_layers(names: list[str], missing: list[str]) -> list[str] | None:
-    """Name the layers that have to be learned from scratch, if those are the last ones of a network.
-
-    A file of weights may stop early, as files of feature extractors do. Holes elsewhere mean that it belongs to
-    another network.
+    """Name the layers that have to be learned from scratch, because a file of weights lacks the end of a network.
 
     Args:
         names: Tensors of the network, in the network's order.
-        missing: Those of them that a file lacks.
+        missing: Those of them that the file lacks.
 
     Returns:
-        The largest layers that lack all of their tensors, in order; None if something follows them that is in the
-        file, or if nothing is in the file.
+        The largest layers without any tensors in the file, in order; None if layers of the file follow them, or if it
+        has none: then it belongs to another network.
 
     Example:
         >>> fresh_layers(["stem.0", "layer1.a.w", "layer2.a.w", "layer2.b.w"], ["layer2.a.w", "layer2.b.w"])
@@ -178,21 +145,25 @@ def fresh_layers(names: list[str], missing: list[str]) -> list[str] | None:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running any code in the file.
-
-    Raises:
-        ValueError: If the file is no state dict of tensors, or holds objects that only unpickling could rebuild.
-    """
+    """Read a state dict without running any code in the file; a ValueError if it holds anything but tensors."""
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        msg = f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth, .pt): {error}"
+        content: dict[str, Tensor] = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except Exception as error:  # timm and torch have no common class for what may be wrong with a file
+        msg = (
+            f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth, .pt), or are no state dict: "
+            f"{error}"
+        )
         raise ValueError(msg) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not all(isinstance(value, Tensor) for value in content.values()):
         msg = f"The weights in {path} are no state dict: a mapping of names to tensors is expected."
         raise ValueError(msg)
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    return content
+
+
+def fingerprint(values: Iterable[Any]) -> str:
+    """Return the SHA-256 of the bytes of all tensors among the values, of any dtype, in hexadecimal."""
+    content = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()

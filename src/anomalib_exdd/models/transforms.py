@@ -1,4 +1,4 @@
-"""What transforms do to an image: which part of it is left, and how the result looks without normalisation."""
+"""Geometry of transforms: which part of an image is left, and where its map belongs in the whole image."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -16,14 +16,7 @@ _LEAVE_POSITIONS = (Normalize, ToDtype, ToImage, Grayscale)
 
 
 class Part(NamedTuple):
-    """A part of an image, in its pixels; where the image was padded, it reaches beyond the image.
-
-    Attributes:
-        top: Upper edge.
-        left: Left edge.
-        height: Height.
-        width: Width.
-    """
+    """A part of an image, in its pixels; where the image was padded, it reaches beyond the image."""
 
     top: Fraction
     left: Fraction
@@ -41,7 +34,7 @@ def steps_of(transform: Transform | None) -> Iterator[Transform]:
 
 
 def first_resize(transform: Transform | None) -> Resize | None:
-    """Return the step that may as well be done when an image is read: doing it twice changes nothing."""
+    """Return the resize that comes before all other changes of the geometry: an image may be read in its size."""
     step = next((step for step in steps_of(transform) if not isinstance(step, _LEAVE_POSITIONS)), None)
     return step if isinstance(step, Resize) else None
 
@@ -52,16 +45,7 @@ def crops_of(transform: Transform | None) -> list[Transform]:
 
 
 def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Part | None:
-    """Tell which part of an image is left after transforms, one after the other.
-
-    Args:
-        transforms: The transforms.
-        size: Height and width of the image.
-
-    Returns:
-        The part that the result shows, from edge to edge; None if a step is none of Anomalib's for pre-processors and
-        may move pixels elsewhere.
-    """
+    """Return the part of an image (height, width) that transforms leave; None if a step may move pixels elsewhere."""
     now = [size[0], size[1]]
     start, pixel = [Fraction(0)] * 2, [Fraction(1)] * 2  # of both axes, in pixels of the image
     for transform in transforms:
@@ -87,13 +71,10 @@ def whole_maps(maps_NHW: Tensor, transform: Transform | None, size: Sequence[int
     """Put maps of cropped images where they belong in maps of whole ones, for pictures.
 
     Args:
-        maps_NHW: The maps, floating point.
-        transform: What the images went through.
+        maps_NHW: The maps, floating point. They are returned as they are if nothing was cut off, or its place is not
+            known; else what was cut off has the lowest of all values.
+        transform: The transform of the images.
         size: Height and width of the images before that.
-
-    Returns:
-        Maps of the whole images, the lowest of all values where nothing was looked at; the given ones if nothing was
-        cut off, or if nobody knows where.
     """
     part = seen_part([transform], size) if crops_of(transform) else None
     if part is None:
@@ -117,7 +98,7 @@ def _offset(length: int, target: int) -> int:
 
 
 def without_normalization(image_CHW: Tensor, transform: Transform | None) -> Tensor:
-    """Take back the last normalisation of a transformed image, float32 in 0..1, shape (3, H, W)."""
+    """Undo the last normalisation of a transformed image; the result is float32 in 0..1, shape (3, H, W)."""
     image_CHW = image_CHW.float()
     for step in [step for step in steps_of(transform) if isinstance(step, Normalize)][-1:]:
         mean, std = (torch.tensor(value, device=image_CHW.device).view(-1, 1, 1) for value in (step.mean, step.std))

@@ -7,90 +7,63 @@ from typing import Any
 
 
 def check_rate(name: str, value: float | None) -> None:
-    """Refuse what is no rate; None is left to the model.
-
-    Raises:
-        ValueError: If the value is not in (0, 1).
-    """
+    """Raise a ValueError if an argument is not in (0, 1); None is left to the model."""
     if value is not None and not 0 < value < 1:
         msg = f"Argument `{name}` has to be between 0 and 1, both excluded, but got {value}."
         raise ValueError(msg)
 
 
 def check_ratio(name: str, value: float) -> None:
-    """Refuse what is no share.
-
-    Raises:
-        ValueError: If the value is not in (0, 1].
-    """
+    """Raise a ValueError if an argument is not in (0, 1]."""
     if not 0 < value <= 1:
         msg = f"Argument `{name}` has to be in (0, 1], but got {value}."
         raise ValueError(msg)
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuse what is too small.
-
-    Raises:
-        ValueError: If the value is below the least one.
-    """
-    if value < least:
-        msg = f"Argument `{name}` has to be at least {least}, but got {value}."
+def check_at_least(name: str, value: float, minimum: int) -> None:
+    """Raise a ValueError if an argument is below its minimum."""
+    if value < minimum:
+        msg = f"Argument `{name}` has to be at least {minimum}, but got {value}."
         raise ValueError(msg)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse unknown names.
-
-    Raises:
-        ValueError: If the value is none of the choices.
-    """
+    """Raise a ValueError if an argument is none of its choices."""
     if value not in choices:
         msg = f"Argument `{name}` has to be one of {choices}, but got {value!r}."
         raise ValueError(msg)
 
 
 def check_image_size(image_size: Sequence[int]) -> None:
-    """Refuse what is no height and width of an image.
-
-    Raises:
-        ValueError: If it is not two numbers of at least 32.
-    """
+    """Raise a ValueError if `image_size` is not two numbers of at least 32."""
     if len(image_size) != 2 or min(image_size) < 32:
         msg = f"Argument `image_size` has to be (height, width), both at least 32, but got {tuple(image_size)}."
         raise ValueError(msg)
 
 
-def default_arguments(model: type) -> dict[str, Any]:
-    """Return the defaults of a model's arguments."""
-    return {name: parameter.default for name, parameter in inspect.signature(model).parameters.items()}
-
-
 def checkpoint_settings(
-    given: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mapping[str, Any], fixed: Collection[str]
+    model: type, given: Mapping[str, Any], saved: Mapping[str, Any], fixed: Collection[str]
 ) -> dict[str, Any]:
-    """Tell which arguments a model takes over from a checkpoint that is loaded into it.
+    """Return the arguments that a model takes over from a checkpoint that is restored into it.
 
     An argument that was left at its default takes the checkpoint's value. One that was given stays, unless the
     checkpoint's content depends on it.
 
     Args:
+        model: The model's class, whose signature has the defaults.
         given: The model's arguments.
-        defaults: Their defaults.
         saved: The arguments that the checkpoint was trained with.
         fixed: Names of the arguments that the checkpoint's content depends on.
-
-    Returns:
-        The arguments to change.
 
     Raises:
         ValueError: If a given argument contradicts what the checkpoint was trained with.
     """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(model).parameters.items()}
     changes = {}
     for name, value in saved.items():
-        if name not in given or _same(given[name], value):
+        if name not in given or _is_same(given[name], value):
             continue
-        if _same(given[name], defaults.get(name)):
+        if _is_same(given[name], defaults.get(name)):
             changes[name] = value
         elif name in fixed:
             msg = (
@@ -101,8 +74,8 @@ def checkpoint_settings(
     return changes
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Compare arguments as they are after a checkpoint: paths are strings there, and tuples may be lists."""
+def _is_same(first: Any, second: Any) -> bool:
+    """Compare arguments with those of a checkpoint, where paths are strings and tuples may be lists."""
     first, second = (str(value) if isinstance(value, Path) else value for value in (first, second))
     if isinstance(first, Sequence) and isinstance(second, Sequence) and not isinstance(first, str):
         return list(first) == list(second)

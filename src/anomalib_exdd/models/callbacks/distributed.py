@@ -4,22 +4,73 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 logger = logging.getLogger(__name__)
+
+
+class GradientAnchor(nn.Module):
+    """A parameter that nothing depends on, for models that are fitted without gradients; it is in no checkpoint.
+
+    Lightning wants a loss with a gradient, and DDP refuses to wrap a module in which nothing requires one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        """Return a loss of zero."""
+        return self.value * 0
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        pass
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        pass
+
+
+class CountImagesOnce(Callback):
+    """Resets all metrics of a model before it validates or tests, and warns where images are repeated."""
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn where Lightning repeats test images, to give every process equally many."""
+        del pl_module
+        size = trainer.world_size
+        if size == 1:
+            return
+        loaders = trainer.test_dataloaders
+        for loader in loaders if isinstance(loaders, list) else [loaders]:
+            repeats = not isinstance(getattr(loader, "sampler", None), UnrepeatedDistributedSampler)
+            if repeats and len(loader.dataset) % size:
+                logger.warning(
+                    "%d images cannot be split evenly between %d processes: some count twice in the metrics. Test with "
+                    "`--trainer.devices 1`, or with this package's data modules, which split them exactly.",
+                    len(loader.dataset),
+                    size,
+                )
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Reset the metrics, which an interrupted epoch leaves as they were."""
+        del trainer
+        for part in pl_module.modules():
+            if isinstance(part, Metric):
+                part.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
 
 
 def check_strategy(trainer: Any, model: str) -> None:
     """Refuse strategies that give a process parts of the model only.
 
-    Args:
-        trainer: Trainer that begins.
-        model: Name of the model.
-
     Raises:
-        ValueError: If its strategy is one of them.
+        ValueError: If the trainer's strategy is one of them.
     """
     strategy = trainer.strategy
     # DeepSpeed is derived from DDP, and splits the model all the same.
@@ -35,12 +86,8 @@ def check_strategy(trainer: Any, model: str) -> None:
 def check_post_processor(trainer: Any, own: Any) -> None:
     """Refuse a trainer that has worked for a model of another kind: its post-processor would change the scores.
 
-    Args:
-        trainer: Trainer that begins.
-        own: The model's post-processor, if it has one.
-
     Raises:
-        ValueError: If the trainer has another one as well.
+        ValueError: If the trainer has another post-processor than the model's ``own``.
     """
     others = [each for each in trainer.callbacks if isinstance(each, PostProcessor) and each is not own]
     if own is not None and others:
@@ -52,13 +99,13 @@ def check_post_processor(trainer: Any, own: Any) -> None:
 
 
 def join_processes(trainer: Any) -> None:
-    """Let all processes write into the first one's folder, and only the first one talk.
+    """Let all processes write into the first one's folder, and only the first one log.
 
     Anomalib's engine makes a new version of the results' folder in every process, and the last of them the latest.
     """
     if trainer.world_size == 1:
         return
-    if not trainer.is_global_zero:  # what holds for all of them is said once
+    if not trainer.is_global_zero:
         logging.getLogger("anomalib_exdd").setLevel(logging.ERROR)
     own = Path(trainer.default_root_dir)
     shared = Path(trainer.strategy.broadcast(str(own)))
@@ -70,20 +117,3 @@ def join_processes(trainer: Any) -> None:
     if trainer.is_global_zero and latest.is_symlink() and latest.resolve() != shared.resolve():
         latest.unlink()
         latest.symlink_to(shared)
-
-
-def warn_of_repeats(trainer: Any) -> None:
-    """Warn where Lightning counts test images twice, to give every process equally many."""
-    size = trainer.world_size
-    if size == 1:
-        return
-    loaders = trainer.test_dataloaders
-    for loader in loaders if isinstance(loaders, list) else [loaders]:
-        repeats = not isinstance(getattr(loader, "sampler", None), UnrepeatedDistributedSampler)
-        if repeats and len(loader.dataset) % size:
-            logger.warning(
-                "%d images cannot be split evenly between %d processes: some count twice in the metrics. Test with "
-                "`--trainer.devices 1`, or with this package's data modules, which split them exactly.",
-                len(loader.dataset),
-                size,
-            )

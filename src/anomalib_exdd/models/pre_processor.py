@@ -17,6 +17,9 @@ from .transforms import steps_of
 
 logger = logging.getLogger(__name__)
 
+ONNX_OPSET = 18
+"""What torch writes; to the older operator set that Anomalib asks for, models cannot be converted."""
+
 # Names as torchvision takes them; all other ways to interpolate know no antialiasing.
 _BILINEAR = {InterpolationMode.BILINEAR, "bilinear", 2}
 _SMOOTH = _BILINEAR | {InterpolationMode.BICUBIC, "bicubic", 3, InterpolationMode.LANCZOS, "lanczos", 1}
@@ -25,8 +28,8 @@ _SMOOTH = _BILINEAR | {InterpolationMode.BICUBIC, "bicubic", 3, InterpolationMod
 class AntialiasedPreProcessor(PreProcessor):  # type: ignore[misc]
     """Anomalib's pre-processor, whose exports resize with antialiasing where training does.
 
-    Anomalib leaves antialiasing out of what it exports, because OpenVINO would ignore it: an exported model would see
-    other pixels than the trained one wherever images are shrunk. Here exports resize by matrix products.
+    Anomalib exports resizing without antialiasing, because OpenVINO would ignore it: an exported model would see other
+    pixels than the trained one if images are shrunk. Here exports resize by matrix products.
     """
 
     @classmethod
@@ -44,12 +47,12 @@ class AntialiasedPreProcessor(PreProcessor):  # type: ignore[misc]
 
 
 def resize_weights(size: int, target: int, like: Tensor) -> Tensor:
-    """Build the matrix that resizes along one axis as ``F.interpolate(mode="bilinear", antialias=True)`` does.
+    """Return the matrix that resizes along one axis as ``F.interpolate(mode="bilinear", antialias=True)`` does.
 
     Args:
-        size: Number of pixels; unknown while an export for images of any size is traced.
-        target: Number of pixels wanted. If there are not more of them than before, this averages; else it interpolates.
-        like: A tensor of the device and floating-point type that the matrix is to have.
+        size: Number of pixels before; unknown while an export for images of any size is traced.
+        target: Number of pixels after.
+        like: A tensor of the matrix's device and floating-point type.
 
     Returns:
         Shape (target, size); rows sum to 1.

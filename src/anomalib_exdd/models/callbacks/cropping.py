@@ -1,0 +1,103 @@
+"""Pre-processors that crop: a warning, and a check that defects are not cut off."""
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from anomalib.data import AnomalibDataModule
+from lightning.pytorch import Callback
+from torchvision.transforms.v2 import Resize, Transform
+
+from anomalib_exdd.images.masks import read_mask
+from anomalib_exdd.images.reading import map_files
+from anomalib_exdd.models.transforms import crops_of, first_resize, seen_part, steps_of
+
+logger = logging.getLogger(__name__)
+
+
+class Cropping(Callback):
+    """Warns that a pre-processor crops, and refuses training images whose defects are cut off."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check the transform, and the training and validation images."""
+        transform = _log_crops(pl_module)
+        steps = list(steps_of(transform))
+        # Anomalib's data modules resize before everything else.
+        resizes_later = first_resize(transform) is None and any(isinstance(step, Resize) for step in steps)
+        if isinstance(trainer.datamodule, AnomalibDataModule) and resizes_later:
+            msg = (
+                f"The pre-processor resizes after another step ({_joined(steps)}), but Anomalib's data modules resize "
+                "first. Put `Resize` first, or crop the image files themselves."
+            )
+            raise ValueError(msg)
+        if lost := _lost_defects([trainer.train_dataloader, trainer.val_dataloaders], transform):
+            msg = (
+                f"Nothing is left of the defects of {len(lost)} training images after cropping "
+                f"({_joined(crops_of(transform))}): {_joined(lost)}. Crop less, or take these images out."
+            )
+            raise ValueError(msg)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn of test images whose defects cannot be seen."""
+        if lost := _lost_defects([trainer.test_dataloaders], _log_crops(pl_module)):
+            logger.warning(
+                "Nothing is left of the defects of %d test images after cropping, but they count as defective: %s.",
+                len(lost),
+                _joined(lost),
+            )
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn of crops."""
+        del trainer
+        _log_crops(pl_module)
+
+
+def _lost_defects(loaders: Sequence[Any], transform: Transform | None) -> list[str]:
+    """List the defective images of loaders, or of lists of loaders, of whose defects nothing is left after cropping.
+
+    None are listed of data without masks, or if nothing is cropped.
+    """
+    lost = []
+    for loader in (each for one in loaders for each in (one if isinstance(one, Sequence) else [one])):
+        dataset = getattr(loader, "dataset", None)
+        samples = getattr(dataset, "samples", None)
+        augmentations = getattr(dataset, "augmentations", None)
+        if samples is None or "mask_path" not in samples or not (crops_of(augmentations) or crops_of(transform)):
+            continue
+        defective = samples[(samples["label_index"] == 1) & (samples["mask_path"].fillna("") != "")]
+        is_lost = partial(_is_cut_off, augmentations=augmentations, transform=transform)
+        found = map_files(is_lost, list(defective["mask_path"]), "Looking for defects that are cut off")
+        lost += [f"`{path}`" for path in defective["image_path"][found]]
+    return lost
+
+
+def _is_cut_off(mask_path: str, augmentations: Transform | None, transform: Transform | None) -> bool:
+    mask = read_mask(mask_path).numpy()
+    # Random augmentations have no certain place, but the crop behind them has.
+    part = seen_part([augmentations, transform], mask.shape) or seen_part([transform], mask.shape)
+    if part is None:
+        return False
+    rows, columns = (
+        slice(max(0, math.floor(start)), math.ceil(start + length))
+        for start, length in ((part.top, part.height), (part.left, part.width))
+    )
+    return not np.any(mask[rows, columns])
+
+
+def _log_crops(module: Any) -> Transform | None:
+    """Warn if a module's pre-processor crops; return its transform."""
+    transform: Transform | None = getattr(module.pre_processor, "transform", None)
+    if crops := crops_of(transform):
+        logger.warning(
+            "The pre-processor crops images (%s): what it cuts off is not looked at. Pictures show the part that is; "
+            "boxes of regions are in pixels of the whole image.",
+            _joined(crops),
+        )
+    return transform
+
+
+def _joined(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,377 @@
+"""`anomalib predict` for folders of any files: a table of all predictions, in constant memory.
+
+:class:`RawScores` comes before Anomalib's post-processor, :class:`Predictions` after all other callbacks. Every process
+appends its rows to a file of its own, one line of JSON each; at the end they are copied to ``predictions.csv`` and
+``predictions.json``, which are complete whenever they exist.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from anomalib.data import ImageBatch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+from torchvision.transforms.v2 import Transform
+
+from anomalib_exdd.images.file_discovery import FilesOfEnding, count_endings, other_files
+from anomalib_exdd.images.predict_loader import PredictLoader, is_replaceable, replace_loader
+from anomalib_exdd.images.reading import warn_of_unused_range
+from anomalib_exdd.models.regions import Region, locate_regions
+from anomalib_exdd.models.transforms import first_resize, seen_part
+from anomalib_exdd.models.visualization import image_names
+from anomalib_exdd.utils.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+CSV_NAME, JSON_NAME = "predictions.csv", "predictions.json"
+UNREADABLE = 3
+"""Exit code of the command if some files could not be read, and all others were predicted."""
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """What is known of an image; what does not apply, or is not known, is None."""
+
+    path: str  # of the image, or the name of its picture if it has none
+    score: float | None = None  # normalised by Anomalib, 0 to 1
+    raw_score: float | None = None  # before that
+    probability: float | None = None  # that the image is defective, where images are scored by it
+    decision: str | None = None  # by the probability: "accept", "review" or "reject"
+    label: str | None = None  # by the score: "normal" or "defective"
+    threshold: float | None = None  # of the score; higher ones are labelled defective
+    accept_threshold: float | None = None  # images with a lower probability are accepted
+    reject_threshold: float | None = None  # images with at least this probability are rejected
+    num_regions: int | None = None
+    regions: list[Region] | None = None  # None where they cannot be located in the original image
+    seconds: float | None = None  # of its batch, from resizing to the score, divided by the batch's images
+    error: str | None = None  # why there is no prediction
+    reason: str | None = None  # why the image is not accepted, its kind and share: see `Reason`
+    kind: str | None = None
+    kind_share: float | None = None
+
+    def to_json(self) -> str:
+        """Return the row as one line of JSON."""
+        regions = None if self.regions is None else [region._asdict() for region in self.regions]
+        return json.dumps(vars(self) | {"regions": regions}, allow_nan=False)
+
+
+@dataclass
+class Summary:
+    """Counts over all rows."""
+
+    images: int = 0  # that were predicted
+    decisions: dict[str, int] = field(default_factory=dict)  # images of each decision
+    labels: dict[str, int] = field(default_factory=dict)  # images of each label
+    seconds: float = 0.0  # of all images
+    slowest: tuple[str, float] | None = None  # path and seconds
+    unreadable: int = 0  # files
+    masks_left_out: int = 0  # that lay beside their images
+    files_left_out: dict[str, FilesOfEnding] = field(default_factory=dict)  # not known as images, by their ending
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a row."""
+        if row["error"] is not None:
+            self.unreadable += 1
+            return
+        self.images += 1
+        for counts, name in ((self.decisions, row["decision"]), (self.labels, row["label"])):
+            if name is not None:
+                counts[name] = counts.get(name, 0) + 1
+        self.seconds += row["seconds"]
+        if self.slowest is None or row["seconds"] > self.slowest[1]:
+            self.slowest = (row["path"], row["seconds"])
+
+    def __str__(self) -> str:
+        """Return the summary in one line."""
+        names, counts = ("accept", "review", "reject"), self.decisions
+        if not counts:
+            names, counts = ("normal", "defective"), self.labels  # type: ignore[assignment]
+        parts = ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
+        line = f"{self.images} {'image' if self.images == 1 else 'images'}: {parts}"
+        if self.slowest is not None:
+            path, seconds = self.slowest
+            line += f"; {self.seconds / self.images:.3f} s per image, slowest {seconds:.3f} s ({Path(path).name})"
+        if self.unreadable:
+            line += f"; {self.unreadable} unreadable"
+        if self.masks_left_out:
+            line += f"; {self.masks_left_out} masks left out"
+        if self.files_left_out:
+            line += f"; other files left out: {count_endings(self.files_left_out)}"
+        return line
+
+
+class RawScores(Callback):
+    """Keeps what the post-processor, which comes next, overwrites: the model's own scores, and the time they took."""
+
+    scores: list[float]  # of the batch, shape (B,)
+    seconds: float  # of the batch, from its arrival on the device to its scores
+    _start: float
+
+    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        del args, kwargs
+        self._start = time.perf_counter()
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the scores, and stop the clock."""
+        del trainer, pl_module, args, kwargs
+        self.scores = torch.as_tensor(outputs.pred_score).flatten().tolist()  # waits for the GPU
+        self.seconds = time.perf_counter() - self._start
+
+
+class Predictions(Callback):
+    """Writes the table of predictions beside the folder of the pictures, and logs where results are."""
+
+    def __init__(self, raw: RawScores) -> None:
+        self.raw = raw
+        self._folder: Path | None = None
+        self._rows: TextIO | None = None
+        self._summary: Summary | None = None
+        self._decisions: Any = None
+        self._files_left_out: dict[str, FilesOfEnding] = {}
+        self._transforms: list[list[Transform | None]] = []
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Replace Anomalib's loader, which stops at broken files, and keep no predictions that the command ignores."""
+        del pl_module
+        if stage != TrainerFn.PREDICTING:
+            return
+        if _command_of(trainer) is not None:
+            trainer.predict_loop.return_predictions = False
+        # Lightning has no hook before a loader that it was given: this is where it keeps it.
+        source = trainer.predict_loop._data_source  # noqa: SLF001
+        self._files_left_out = _files_left_out(trainer, source.instance)
+        process = (trainer.global_rank, trainer.world_size)
+        if isinstance(source.instance, Sequence):
+            source.instance = [replace_loader(loader, process) for loader in source.instance]
+        else:
+            source.instance = replace_loader(source.instance, process)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open the file of this process's rows; from here on the model's settings are those of its checkpoint."""
+        self._summary = None
+        self._decisions = getattr(pl_module, "decisions", None)
+        transform = getattr(pl_module.pre_processor, "transform", None)
+        self._transforms = [[*_transforms_of(loader), transform] for loader in _as_list(trainer.predict_dataloaders)]
+        if any(seen_part(transforms, (1000, 1000)) is None for transforms in self._transforms):
+            logger.warning(
+                "Images are transformed by more than resizing, cropping at the centre and normalising: defect regions "
+                "cannot be located in the original images, and are left out."
+            )
+        loaders = _predict_loaders(trainer)
+        for loader in loaders:
+            loader.resize, loader.white_level = first_resize(transform), pl_module.white_level
+            warn_of_unused_range(loader.files, loader.white_level)
+        if masks := [mask for loader in loaders for mask in loader.masks]:
+            logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
+        self._folder = Path(trainer.default_root_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._rows = partial_path(self._folder, trainer.global_rank).open("w", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: ImageBatch, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Write the rows of a batch."""
+        del batch
+        self._write_unreadable(trainer)
+        names = image_names(outputs, trainer, batch_idx, dataloader_idx)
+        regions: list[list[Region] | None] = [None] * len(names)
+        if _has_threshold(pl_module.post_processor, "pixel_threshold"):
+            regions = locate_regions(outputs, names, self._transforms[dataloader_idx])
+        for number, name in enumerate(names):
+            self._write(self._row(pl_module, outputs, number, name, regions[number]))
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the table of the rows of all processes, once all of them are done."""
+        del pl_module
+        self._write_unreadable(trainer)
+        self._close()
+        trainer.strategy.barrier("predictions")
+        if self._folder is None or not trainer.is_global_zero:
+            return
+        masks = sum(len(loader.masks) for loader in _predict_loaders(trainer))
+        summary = Summary(masks_left_out=masks, files_left_out=self._files_left_out)
+        write_tables(self._folder, trainer.world_size, summary)
+        self._summary = summary
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Keep the rows written so far."""
+        del trainer, pl_module, exception
+        self._close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Log where the results of a test or a prediction are; the command ends here if files were unreadable."""
+        if stage not in {TrainerFn.TESTING, TrainerFn.PREDICTING} or not trainer.is_global_zero:
+            return
+        pictures = getattr(pl_module.visualizer, "output_dir", None)
+        if pictures is not None and Path(pictures).is_dir():
+            logger.info("Pictures with heat maps: %s", Path(pictures).resolve())
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
+            logger.info("Trained model: %s", Path(checkpoint).resolve())
+        if stage == TrainerFn.PREDICTING and self._folder is not None and self._summary is not None:
+            _report(self._folder, self._summary, by_command=_command_of(trainer) is not None)
+
+    def _close(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def _write(self, row: PredictionRow) -> None:
+        if self._rows is not None:
+            self._rows.write(row.to_json() + "\n")
+
+    def _write_unreadable(self, trainer: Any) -> None:
+        for loader in _predict_loaders(trainer):
+            for file in loader.take_unreadable():
+                self._write(PredictionRow(file.path, error=file.reason))
+
+    def _row(self, pl_module: Any, batch: Any, number: int, name: str, regions: list[Region] | None) -> PredictionRow:
+        """Describe image ``number`` of a post-processed batch."""
+        decisions, raw = self._decisions, _finite(self.raw.scores[number])
+        is_probability = decisions is not None or getattr(pl_module, "scores_are_probabilities", False)
+        probability = raw if is_probability else None
+        threshold, label = _threshold(pl_module.post_processor), None
+        # Without a threshold, Anomalib's "label" is the score itself.
+        if threshold is not None and batch.pred_label is not None and batch.pred_label.dtype == torch.bool:
+            label = "defective" if bool(batch.pred_label[number]) else "normal"
+        reason = batch.reasons[number].image if getattr(batch, "reasons", None) is not None else None
+        return PredictionRow(
+            path=name,
+            score=_finite(float(torch.as_tensor(batch.pred_score).flatten()[number])),
+            raw_score=raw,
+            probability=probability,
+            decision=decisions.name(probability) if decisions is not None and probability is not None else None,
+            label=label,
+            threshold=None if label is None else threshold,
+            accept_threshold=getattr(decisions, "accept", None),
+            reject_threshold=getattr(decisions, "reject", None),
+            num_regions=None if regions is None else len(regions),
+            regions=regions,
+            seconds=round(self.raw.seconds / len(self.raw.scores), 6),
+            **({} if reason is None else reason._asdict()),
+        )
+
+
+def partial_path(folder: Path, process: int) -> Path:
+    """Return the file of a process's rows until all are written; an interrupted prediction leaves it behind."""
+    return folder / f"predictions.partial-{process}.jsonl"
+
+
+def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
+    """Write the rows of all processes, one process after the other, to CSV and JSON; then remove all partial files.
+
+    Both files hold the same. In the CSV an empty cell stands for None, and the regions are JSON. The summary counts the
+    rows, and goes behind those of the JSON file.
+    """
+    with (
+        write_atomically(folder / CSV_NAME) as csv_path,
+        write_atomically(folder / JSON_NAME) as json_path,
+        # Names of files may hold bytes that are no UTF-8.
+        csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as csv_file,
+        json_path.open("w", encoding="utf-8") as json_file,
+    ):
+        table = csv.DictWriter(csv_file, [column.name for column in fields(PredictionRow)])
+        table.writeheader()
+        json_file.write('{"predictions": [')
+        for number, row in enumerate(_rows(folder, world_size)):
+            json_file.write(f"{',' if number else ''}\n  {json.dumps(row)}")
+            regions = row["regions"]
+            table.writerow(row | {"regions": None if regions is None else json.dumps(regions)})
+            summary.add(row)
+        counts = asdict(summary)
+        counts["files_left_out"] = {ending: files._asdict() for ending, files in summary.files_left_out.items()}
+        json_file.write(f'\n],\n"summary": {json.dumps(counts)}}}\n')
+    for path in folder.glob(partial_path(folder, 0).name.replace("0", "*")):  # of interrupted predictions too
+        path.unlink()
+
+
+def _rows(folder: Path, world_size: int) -> Iterator[dict[str, Any]]:
+    for process in range(world_size):
+        with partial_path(folder, process).open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def _report(folder: Path, summary: Summary, *, by_command: bool) -> None:
+    """Log a finished prediction.
+
+    Raises:
+        SystemExit: If the command could not read some files (code 3) or any (a message).
+        ValueError: If no file could be read, outside the command.
+    """
+    if summary.images:
+        logger.info("%s", summary)
+    logger.info("Predictions: %s and %s", (folder / CSV_NAME).resolve(), JSON_NAME)
+    with (folder / CSV_NAME).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["error"] and by_command:
+                sys.stderr.write(f"Not predicted: {row['error']}\n")
+            elif row["error"]:
+                logger.warning("Not predicted: %s", row["error"])
+    if summary.unreadable and not summary.images:
+        msg = f"No file can be read as an image; {summary.unreadable} were tried."
+        raise SystemExit(f"Error: {msg}") if by_command else ValueError(msg)
+    if summary.unreadable and by_command:
+        raise SystemExit(UNREADABLE)
+
+
+def _command_of(trainer: Any) -> SaveConfigCallback | None:
+    """Return the callback of a command line, which has no use for returned predictions; None under Python code."""
+    return next((each for each in trainer.callbacks if isinstance(each, SaveConfigCallback)), None)
+
+
+def _files_left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
+    """List the files in the folder of the images that Anomalib has not taken for images.
+
+    The command knows the folder. Elsewhere it is where all the images are, and a single image may be all that is meant.
+    """
+    listed = [loader.dataset.image_filenames for loader in _as_list(loaders) if is_replaceable(loader)]
+    if len(listed) != 1 or not trainer.is_global_zero:
+        return {}
+    command = _command_of(trainer)
+    folder = Path(os.path.commonpath(listed[0]) if command is None else str(command.config.get("data")))
+    return other_files(folder, listed[0]) if folder.is_dir() else {}
+
+
+def _as_list(loaders: Any) -> Sequence[Any]:
+    return loaders if isinstance(loaders, Sequence) else [loaders]
+
+
+def _predict_loaders(trainer: Any) -> list[PredictLoader]:
+    return [loader for loader in _as_list(trainer.predict_dataloaders) if isinstance(loader, PredictLoader)]
+
+
+def _transforms_of(loader: Any) -> list[Transform | None]:
+    """Return what a loader does to its images."""
+    if isinstance(loader, PredictLoader):
+        return [loader.first_transform]
+    dataset = getattr(loader, "dataset", None)
+    return [getattr(dataset, name, None) for name in ("augmentations", "transform")]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _threshold(post_processor: Any) -> float | None:
+    threshold = getattr(post_processor, "normalized_image_threshold", None)
+    if threshold is None or not _has_threshold(post_processor, "image_threshold"):
+        return None
+    return _finite(float(threshold))
+
+
+def _has_threshold(post_processor: Any, name: str) -> bool:
+    """Tell whether a threshold was found; without one, Anomalib takes 0.5 of the raw scores."""
+    threshold = getattr(post_processor, name, None)
+    return threshold is None or not math.isnan(float(threshold))

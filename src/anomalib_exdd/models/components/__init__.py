@@ -1,1 +1,0 @@
-"""What several models share: weights, settings, metrics, pictures. A model's own parts stay in its folder."""

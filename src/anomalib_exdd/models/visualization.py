@@ -1,0 +1,99 @@
+"""Pictures of tests and predictions, of the images as the model sees them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anomalib.utils.path import generate_output_filename
+from anomalib.visualization import ImageVisualizer
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .transforms import without_normalization
+
+LABEL_SIZE = 12
+"""Height of the panels' labels in pixels; the longest fits into the narrowest panel."""
+
+_MIN_SIDE, _MAX_SIDE = 200, 800  # of a panel, in pixels
+_CAPTION_SIZE, _CAPTION_PADDING = 14, 5
+_CAPTION_COLOURS = {"accept": (27, 110, 60), "review": (150, 95, 0), "reject": (165, 30, 35)}
+_NO_DECISION_COLOUR = (70, 70, 70)
+
+
+class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
+    """Anomalib's pictures, of pre-processed images, with the batch's ``explanation`` as a caption.
+
+    Anomalib opens the file again and stretches maps over the whole image, whichever part of it they belong to.
+    """
+
+    _default_dir: Path | None = None
+
+    def visualize(self, predictions: Any) -> Any:
+        """Draw a prediction, or the predictions of a batch; see :class:`anomalib.visualization.ImageVisualizer`."""
+        if isinstance(predictions.image, Tensor):
+            self.field_size = panel_size(predictions.image.shape[-2:])
+        drawn = super().visualize(predictions)
+        explanation = getattr(predictions, "explanation", None)
+        if explanation is None or drawn is None:
+            return drawn
+        if isinstance(drawn, list):
+            return [image and add_caption(image, line) for image, line in zip(drawn, explanation, strict=True)]
+        return add_caption(drawn, explanation if isinstance(explanation, str) else explanation[0])
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Save a picture of every image of the batch, where Anomalib saves its own."""
+        del outputs
+        if self.output_dir in {None, self._default_dir}:  # the user's stays, the trainer's is the present trainer's
+            self.output_dir = self._default_dir = Path(trainer.default_root_dir) / "images"
+        datamodule = getattr(trainer, "datamodule", None)
+        transform = getattr(pl_module.pre_processor, "transform", None)
+        names = image_names(batch, trainer, batch_idx, dataloader_idx)
+        for item, name in zip(batch, names, strict=True):
+            picture = self.visualize(item.update(image=without_normalization(item.image, transform), image_path=None))
+            if picture is not None:
+                path = generate_output_filename(
+                    input_path=name,
+                    output_path=self.output_dir,
+                    dataset_name=getattr(datamodule, "name", None),
+                    category=getattr(datamodule, "category", None),
+                )
+                # Pillow cannot write every kind of file that images may come from.
+                writable = Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
+                picture.save(path if writable else path.with_name(f"{path.name}.png"))
+
+
+def panel_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """Choose the width and height of a picture's panels for images of a height and width.
+
+    Panels have the images' own shape and are large enough for the labels, as long as none is longer than a screen.
+    """
+    scale = max(1.0, _MIN_SIDE / min(image_size))
+    scale = min(scale, _MAX_SIDE / max(image_size))
+    height, width = (round(length * scale) for length in image_size)
+    return width, height
+
+
+def image_names(batch: Any, trainer: Any, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+    """Name the images of a batch: by their paths, or by their place in the data where there are none."""
+    number = batch_idx * trainer.world_size + trainer.global_rank
+    loader = f"loader_{dataloader_idx}_" if dataloader_idx else ""
+    paths = batch.image_path or [None] * len(batch.image)
+    return [
+        str(path) if path else f"{loader}batch_{number:05d}_image_{index:03d}.png" for index, path in enumerate(paths)
+    ]
+
+
+def add_caption(picture: Image.Image, line: str) -> Image.Image:
+    """Put a line of text below a picture, on a ground in the colour of the decision that the line starts with."""
+    font = ImageFont.load_default(_CAPTION_SIZE)
+    overlength = font.getlength(line) / (picture.width - 2 * _CAPTION_PADDING)
+    if overlength > 1:
+        font = ImageFont.load_default(_CAPTION_SIZE / overlength)
+    height = _CAPTION_SIZE + 2 * _CAPTION_PADDING
+    colours = (colour for word, colour in _CAPTION_COLOURS.items() if line.startswith(word))
+    captioned = Image.new("RGB", (picture.width, picture.height + height), next(colours, _NO_DECISION_COLOUR))
+    captioned.paste(picture, (0, 0))
+    ImageDraw.Draw(captioned).text((_CAPTION_PADDING, picture.height + _CAPTION_PADDING - 1), line, "white", font)
+    return captioned
