@@ -37,9 +37,9 @@ from tqdm import tqdm
 from accuracy import spread
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.data.splits import draw
-from anomalib_exdd.models.exdd.bank_builder import BankBuilder
 from anomalib_exdd.models.exdd.calibration import Piece
 from anomalib_exdd.models.exdd.scoring import CALIBRATED_NEIGHBORS, EPSILON, PatchDistances, get_scoring, top_mean
+from anomalib_exdd.models.exdd.training import BankBuilder
 from machine import describe, known_results, markdown_table, save_results
 
 IMAGE_SIZES = {

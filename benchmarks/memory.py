@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from anomalib_exdd import ExDD
-from anomalib_exdd.models.exdd.bank_builder import BankBuilder
+from anomalib_exdd.models.exdd.training import BankBuilder
 from anomalib_exdd.models.exdd.training_stores import TrainingStores
 from features import Clusters
 from machine import describe, markdown_table

@@ -22,9 +22,9 @@ from anomalib_exdd.models.exdd.calibration_set import (
     others_distances,
     outline_of,
 )
+from anomalib_exdd.models.exdd.candidate_selection import CandidateSelection
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.patches import outline_cells
-from anomalib_exdd.models.exdd.rough_ranking import RoughRanking
 from anomalib_exdd.models.exdd.scoring import top_count
 
 
@@ -250,10 +250,10 @@ def test_high_patches_hold_the_highest_by_both_rankings() -> None:
     assert len(rows) <= 8
 
 
-def test_the_rough_ranking_keeps_what_is_far_from_normal_or_near_to_defects(trained: tuple[ExDD, Path]) -> None:
+def test_candidates_hold_what_is_far_from_normal_or_near_to_defects(trained: tuple[ExDD, Path]) -> None:
     model = trained[0]
     negative, positive = model.model.negative_bank, model.model.positive_bank
-    ranking = RoughRanking(model.model, model.settings)
+    ranking = CandidateSelection(model.model, model.settings)
     generator = torch.Generator().manual_seed(5)
     wanted = top_count(400, model.settings.top_fraction)
     spread = negative.features.std(dim=0)

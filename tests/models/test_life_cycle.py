@@ -17,7 +17,7 @@ from toy_surfaces import TOY, write_toy
 
 from anomalib_exdd import KSDD2, DefectClassifier, ExDD
 from anomalib_exdd.models.components.weights import initial_network
-from anomalib_exdd.models.exdd.bank_builder import BankBuilder
+from anomalib_exdd.models.exdd.training import BankBuilder
 
 Make = Callable[..., Any]
 IMAGES = torch.rand(3, 3, 96, 64, generator=torch.Generator().manual_seed(0))

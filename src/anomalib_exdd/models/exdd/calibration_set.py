@@ -21,8 +21,7 @@ from anomalib_exdd.utils.precision import Float32Buffers, full_float32
 
 from .boundary import BoundaryData, Folds, LearntBoundary, name_hash
 from .calibration import ImagePatches
-from .kinship import Kinship, Origins
-from .memory_bank import MemoryBank
+from .memory_bank import MemoryBank, Origins, SharedSources
 from .patches import outline_cells
 from .scoring import CALIBRATED_NEIGHBORS, EPSILON
 
@@ -286,8 +285,8 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
     def _log_distances(self, bank: MemoryBank, origins: Origins) -> Tensor | None:
         """Return log-distances, shape (C, 2); None if for some image no entry of others is there to compare with."""
         entries = bank.source.bincount(minlength=len(bank.sources)).tolist()
-        kinship = Kinship(bank.sources, origins)
-        left_out = [kinship.rows(path) for path in self.sources]
+        shared = SharedSources(bank.sources, origins)
+        left_out = [shared.rows(path) for path in self.sources]
         most = max((sum(entries[row] for row in rows) for rows in left_out), default=0)
         if most == len(bank) or sum(count > 0 for count in entries) < 2:
             return None

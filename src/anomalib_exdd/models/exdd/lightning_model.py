@@ -26,7 +26,7 @@ from anomalib_exdd.models.components.settings import default_arguments
 from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
-from .bank_builder import BankBuilder
+from .bank_editing import BankSurgery
 from .checkpoints import HISTORY
 from .decisions import Decisions, Thresholds
 from .distributed import DistributedFit
@@ -35,8 +35,8 @@ from .memory_bank import BankPrecision
 from .pictures import DecisionVisualizer, explanations_folder
 from .reasons import reasons_of
 from .scoring import ScoringName
-from .surgery import BankSurgery
 from .torch_model import ExDDModel
+from .training import BankBuilder
 from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, features_identity
 
 logger = logging.getLogger(__name__)

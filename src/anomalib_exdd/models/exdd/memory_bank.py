@@ -1,7 +1,8 @@
 """A memory bank: representative patch features, and where each of them comes from."""
 
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,10 +14,11 @@ from anomalib_exdd.search import NeighborIndex, Neighbors, SearchBackend, create
 from anomalib_exdd.search.exact import direct_distances
 from anomalib_exdd.utils.precision import Float32Buffers
 
-from .kinship import Origins
 from .scoring import PatchDistances
 
 BankPrecision = Literal["float32", "float16"]
+Origins = dict[str, list[str]]
+"""Path of a synthetic image -> paths of the real images that it was made from."""
 
 _BUILDING = threading.Lock()  # one index at a time: first predictions may come from several threads at once
 
@@ -234,3 +236,23 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the search index out: it is rebuilt where it is needed, and FAISS objects cannot be copied."""
         return {**self.__dict__, "_index": None}
+
+
+class SharedSources:
+    """Finds the sources of a bank that share content with an image, by what synthetic images were made from.
+
+    Distances that calibration relies on leave these sources out: a real defect would otherwise be close to its own
+    copies in synthetic images, and the calibration would trust such closeness.
+    """
+
+    def __init__(self, sources: Sequence[str], origins: Mapping[str, Iterable[str]]) -> None:
+        self._origins = origins
+        self._rows: defaultdict[str, list[int]] = defaultdict(list)
+        for row, source in enumerate(sources):
+            for path in (source, *origins.get(source, ())):
+                self._rows[path].append(row)
+
+    def rows(self, path: str) -> list[int]:
+        """Return the rows of the sources that share content with an image, ascending."""
+        found = {row for each in (path, *self._origins.get(path, ())) for row in self._rows.get(each, ())}
+        return sorted(found)

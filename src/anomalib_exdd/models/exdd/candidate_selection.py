@@ -15,8 +15,7 @@ from anomalib_exdd.utils.precision import full_float32
 
 from .boundary import Folds
 from .calibration_set import CalibrationImage, entries_of, high_patches
-from .kinship import Kinship, Origins
-from .memory_bank import MemoryBank
+from .memory_bank import MemoryBank, Origins, SharedSources
 from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel
 
@@ -26,7 +25,7 @@ patches are kept as make an image's score."""
 _LARGEST_REST = 0.2  # share of the variance that short vectors keep as one number only
 
 
-class RoughRanking:
+class CandidateSelection:
     """Ranks the patches of images by distances in few dimensions, to entries of other images, and by the boundary.
 
     Args:
@@ -93,12 +92,12 @@ class _RoughBank:
     def __init__(self, entries_MS: Tensor, bank: MemoryBank, origins: Origins) -> None:
         self.entries_MS = entries_MS
         self.source_M = bank.source[: len(entries_MS)]
-        self.kinship = Kinship(bank.sources, origins)
+        self.shared = SharedSources(bank.sources, origins)
         self.norm_M = entries_MS.square().sum(dim=-1)
 
     def log_distances(self, path: str, query_PS: Tensor, entries: int) -> Tensor | None:
         """Return every patch's log-distance to the first entries of other images; None if there are no such."""
-        own_M = entries_of(self.kinship.rows(path), self.source_M[:entries])
+        own_M = entries_of(self.shared.rows(path), self.source_M[:entries])
         if bool(own_M.all()):
             return None
         norm_M = self.norm_M[:entries].masked_fill(own_M, torch.inf)

@@ -19,11 +19,11 @@ from anomalib_exdd.coreset import gaussian_projection, greedy_k_center
 from anomalib_exdd.images.masks import DefectMask
 
 from .calibration_set import CalibrationImage, outline_of
+from .candidate_selection import CandidateSelection
 from .decisions import Decisions
 from .explanation import Explanation, explain_image
 from .memory_bank import BankContent, MemoryBank
 from .patches import defect_patches, patch_centres
-from .rough_ranking import RoughRanking
 from .torch_model import ExDDModel
 
 
@@ -132,7 +132,7 @@ class BankSurgery:
         image = CalibrationImage(
             source, features_PD, features_PD[defects], None if fine_Fhw is None else outline_of(fine_Fhw, mask)
         )
-        self.model.calibration_set.add([image.keep(RoughRanking(self.model, settings).high(image))])
+        self.model.calibration_set.add([image.keep(CandidateSelection(self.model, settings).high(image))])
         self._finish("teach", source, len(rows), kind)
         return len(rows)
 

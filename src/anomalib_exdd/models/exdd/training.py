@@ -16,10 +16,10 @@ from tqdm import tqdm
 from anomalib_exdd.utils.distributed import gather_objects, rank
 
 from .calibration_set import CalibrationImage, Outline, drawn, others_distances, outline_of
-from .kinship import Origins
+from .candidate_selection import CandidateSelection
+from .memory_bank import Origins
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
-from .rough_ranking import RoughRanking
 from .torch_model import ExDDModel
 from .training_stores import TrainingStores
 
@@ -221,7 +221,7 @@ class BankBuilder:
         nothing = torch.empty(0, dtype=torch.int64)
         self._keep(images, "Calibration: samples", lambda _: nothing)
         self.model.learn_boundary(weight, self.settings.seed)
-        self._keep(images, "Calibration", RoughRanking(self.model, self.settings, self.model.folds(weight)).high)
+        self._keep(images, "Calibration", CandidateSelection(self.model, self.settings, self.model.folds(weight)).high)
 
     def _keep(
         self, images: list[tuple[str, PatchCollector]], title: str, high: Callable[[CalibrationImage], Tensor]
