@@ -114,7 +114,7 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
             return hidden @ self.weight_out[fold] + self.bias_out[fold]
 
     def fit(self, data: BoundaryData, seed: int = 0) -> None:
-        """Learn the networks, on the device of the features; the same ones for any number of threads and processes.
+        """Learn the networks on the device of the features, reproducibly for any number of threads and processes.
 
         Cross-entropy of batches with normal and defect patches, each defective image with the same share, by AdamW with
         a one-cycle schedule. Features are centred on the normal ones and divided by one number, which keeps the

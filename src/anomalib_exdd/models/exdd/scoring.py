@@ -74,8 +74,8 @@ class Coefficients(NamedTuple):
     top_fraction: float
 
 
-def _as_they_are(patch_scores: Tensor) -> Tensor:
-    return patch_scores
+def _identity(values: Tensor) -> Tensor:
+    return values
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class ScoringRule:
 
     patch: Callable[[PatchDistances, PatchDistances | None], Tensor]
     image: Callable[[PatchDistances, PatchDistances | None], Tensor]
-    needs_positive: bool
-    patch_neighborhood: bool
-    image_neighborhood: bool
+    needs_positive: bool = True
+    patch_neighborhood: bool = False
+    image_neighborhood: bool = False
     num_ranked: int = 1
-    map_values: Callable[[Tensor], Tensor] = _as_they_are
-    smoothed_values: Callable[[Tensor], Tensor] = _as_they_are
+    map_values: Callable[[Tensor], Tensor] = _identity
+    smoothed_values: Callable[[Tensor], Tensor] = _identity
 
 
 def top_mean(patch_scores: Tensor, fraction: float) -> Tensor:
@@ -139,6 +139,15 @@ def calibrated_patch(
     return unknown + F.softplus(known - unknown)
 
 
+def _log_ranked(distances: PatchDistances) -> Tensor:
+    """Return the log-distances to the entries that the calibrated score looks at, shape (B, P, 2)."""
+    if distances.ranked is None:
+        msg = "The calibrated score needs the distances to several entries, but only the nearest was searched."
+        raise ValueError(msg)
+    chosen = torch.stack([distances.ranked[..., k - 1] for k in CALIBRATED_NEIGHBORS], dim=-1)
+    return chosen.clamp_min(EPSILON).log()
+
+
 def calibrated_image(
     negative: PatchDistances, positive: PatchDistances | None, coefficients: Coefficients, boundary_BP: Tensor | None
 ) -> Tensor:
@@ -169,28 +178,45 @@ def log_odds(probabilities: Tensor) -> Tensor:
     return inside.log() - (1 - inside).log()
 
 
-def paper_negative_weight(distances: PatchDistances) -> Tensor:
+def negative_weight(distances: PatchDistances, *, published: bool = False) -> Tensor:
     """Compute w_N of equation 16: ``1 - exp(-s/sqrt(d)) / sum over N_b(m*) of exp(-dist/sqrt(d))``.
 
+    Args:
+        distances: Distances to the negative bank.
+        published: As the published code does: positive exponents, m* itself left out of the sum.
+
     Returns:
-        Weights in [0, 1), shape (B, P); 1 if the neighbourhood is m* alone, where the equation would always give 0.
+        Weights, shape (B, P); 1 if the neighbourhood is m* alone, where the equation would always give 0.
     """
-    return _isolation(distances, -1.0, with_nearest=True)
+    if _neighborhood(distances).shape[-1] < 2:
+        return torch.ones_like(distances.nearest)
+    return -torch.expm1(_log_share(distances, published=published))
 
 
-def paper_positive_weight(distances: PatchDistances) -> Tensor:
-    """Compute w_P of equation 17: ``exp(-s/sqrt(d)) / sum over N_b(m+) of exp(-dist/sqrt(d))``, shape (B, P)."""
-    return _share(distances, -1.0, with_nearest=True)
+def positive_weight(distances: PatchDistances, *, published: bool = False) -> Tensor:
+    """Compute w_P of equation 17: ``exp(-s/sqrt(d)) / sum over N_b(m+) of exp(-dist/sqrt(d))``, shape (B, P).
+
+    Arguments are those of :func:`negative_weight`.
+    """
+    if _neighborhood(distances).shape[-1] < 2:
+        return torch.ones_like(distances.nearest)
+    return torch.exp(_log_share(distances, published=published))
 
 
-def published_negative_weight(distances: PatchDistances) -> Tensor:
-    """Compute w_N as the published code does: positive exponents, m* itself left out of the sum, shape (B, P)."""
-    return _isolation(distances, 1.0, with_nearest=False)
+def _log_share(distances: PatchDistances, *, published: bool) -> Tensor:
+    """Compute the logarithm of a share from differences of distances, which keep the digits of shares near 1."""
+    neighborhood = _neighborhood(distances)
+    sign = 1.0 if published else -1.0
+    farther = sign * (neighborhood[..., 1:] - neighborhood[..., :1]) / distances.dimension**0.5
+    others = torch.logsumexp(farther, dim=-1)
+    return -others if published else -F.softplus(others)
 
 
-def published_positive_weight(distances: PatchDistances) -> Tensor:
-    """Compute w_P as the published code does: positive exponents, m+ itself left out of the sum, shape (B, P)."""
-    return _share(distances, 1.0, with_nearest=False)
+def _neighborhood(distances: PatchDistances) -> Tensor:
+    if distances.neighborhood is None:
+        msg = "This weight needs the distances to the nearest entry's neighbourhood, but they were not computed."
+        raise ValueError(msg)
+    return distances.neighborhood
 
 
 def patchcore_weight(distances: PatchDistances) -> Tensor:
@@ -205,16 +231,14 @@ def patchcore_weight(distances: PatchDistances) -> Tensor:
     return 1 - torch.softmax(neighborhood, dim=-1)[..., 0]
 
 
-def normal_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+def normal_patch(negative: PatchDistances, _: PatchDistances | None) -> Tensor:
     """Score a patch by its distance to the negative bank alone (equation 21)."""
-    del positive
     return negative.nearest
 
 
-def normal_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+def normal_image(negative: PatchDistances, _: PatchDistances | None) -> Tensor:
     """Score an image by its least normal patch, with PatchCore's weight."""
-    del positive
-    return _at_farthest(negative.nearest, patchcore_weight(negative) * negative.nearest)
+    return _at_farthest(negative, patchcore_weight(negative))
 
 
 def ratio_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
@@ -230,34 +254,37 @@ def ratio_image(negative: PatchDistances, positive: PatchDistances | None) -> Te
 def paper_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
     """Score a patch by the ratio of its weighted distances (equations 21-23)."""
     positive = _given(positive)
-    weighted_negative = paper_negative_weight(negative) * negative.nearest
-    weighted_positive = paper_positive_weight(positive) * positive.nearest
+    weighted_negative = negative_weight(negative) * negative.nearest
+    weighted_positive = positive_weight(positive) * positive.nearest
     return weighted_negative / (weighted_positive + EPSILON)
 
 
-def paper_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
-    """Score an image by equations 12-20: each distance comes from its own farthest patch."""
-    return _two_patch_ratio(negative, _given(positive), paper_negative_weight, paper_positive_weight)
+def paper_image(negative: PatchDistances, positive: PatchDistances | None, *, published: bool = False) -> Tensor:
+    """Score an image by equations 12-20, or with the published weights: each distance is from its own patch."""
+    positive = _given(positive)
+    score_negative = _at_farthest(negative, negative_weight(negative, published=published))
+    score_positive = _at_farthest(positive, positive_weight(positive, published=published))
+    return score_negative / (score_positive + EPSILON)
 
 
-def published_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
-    """Score an image as the published code does: equations 12-20 with its own weights."""
-    return _two_patch_ratio(negative, _given(positive), published_negative_weight, published_positive_weight)
+def _at_farthest(distances: PatchDistances, weight: Tensor) -> Tensor:
+    """Take every image's weighted distance at the patch that is farthest from the bank (equations 12 and 14)."""
+    farthest = distances.nearest.argmax(dim=1, keepdim=True)
+    return (weight * distances.nearest).gather(1, farthest).squeeze(1)
+
+
+def _given(positive: PatchDistances | None) -> PatchDistances:
+    if positive is None:
+        msg = "This score needs distances to a positive bank. Without one, use scoring 'normal'."
+        raise ValueError(msg)
+    return positive
 
 
 _RULES: dict[str, ScoringRule] = {
-    "normal": ScoringRule(
-        normal_patch, normal_image, needs_positive=False, patch_neighborhood=False, image_neighborhood=True
-    ),
-    "paper": ScoringRule(
-        paper_patch, paper_image, needs_positive=True, patch_neighborhood=True, image_neighborhood=True
-    ),
-    "published": ScoringRule(
-        ratio_patch, published_image, needs_positive=True, patch_neighborhood=False, image_neighborhood=True
-    ),
-    "ratio": ScoringRule(
-        ratio_patch, ratio_image, needs_positive=True, patch_neighborhood=False, image_neighborhood=False
-    ),
+    "normal": ScoringRule(normal_patch, normal_image, needs_positive=False, image_neighborhood=True),
+    "paper": ScoringRule(paper_patch, paper_image, patch_neighborhood=True, image_neighborhood=True),
+    "published": ScoringRule(ratio_patch, partial(paper_image, published=True), image_neighborhood=True),
+    "ratio": ScoringRule(ratio_patch, ratio_image),
 }
 
 
@@ -276,9 +303,6 @@ def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP
         return ScoringRule(
             partial(calibrated_patch, coefficients=coefficients, boundary_BP=boundary_BP),
             partial(calibrated_image, coefficients=coefficients, boundary_BP=boundary_BP),
-            needs_positive=True,
-            patch_neighborhood=False,
-            image_neighborhood=False,
             num_ranked=max(CALIBRATED_NEIGHBORS),
             map_values=partial(probability, coefficients=coefficients),
             smoothed_values=log_odds,
@@ -289,63 +313,3 @@ def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP
             msg = "The scoring rule 'calibrated' needs its coefficients."
         raise ValueError(msg)
     return _RULES[name]
-
-
-def _two_patch_ratio(
-    negative: PatchDistances,
-    positive: PatchDistances,
-    negative_weight: Callable[[PatchDistances], Tensor],
-    positive_weight: Callable[[PatchDistances], Tensor],
-) -> Tensor:
-    score_negative = _at_farthest(negative.nearest, negative_weight(negative) * negative.nearest)
-    score_positive = _at_farthest(positive.nearest, positive_weight(positive) * positive.nearest)
-    return score_negative / (score_positive + EPSILON)
-
-
-def _at_farthest(nearest: Tensor, value: Tensor) -> Tensor:
-    """Take every image's value at the patch that is farthest from the bank (equations 12 and 14)."""
-    return value.gather(1, nearest.argmax(dim=1, keepdim=True)).squeeze(1)
-
-
-def _share(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
-    """Compute ``exp(sign s/sqrt(d)) / sum exp(sign dist/sqrt(d))``."""
-    if _neighborhood(distances).shape[-1] < 2:
-        return torch.ones_like(distances.nearest)
-    return torch.exp(_log_share(distances, sign, with_nearest=with_nearest))
-
-
-def _isolation(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
-    if _neighborhood(distances).shape[-1] < 2:
-        return torch.ones_like(distances.nearest)
-    return -torch.expm1(_log_share(distances, sign, with_nearest=with_nearest))
-
-
-def _log_share(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
-    """Compute the logarithm of a share from differences of distances, which keep the digits of shares near 1."""
-    neighborhood = _neighborhood(distances)
-    farther = sign * (neighborhood[..., 1:] - neighborhood[..., :1]) / distances.dimension**0.5
-    others = torch.logsumexp(farther, dim=-1)
-    return -F.softplus(others) if with_nearest else -others
-
-
-def _log_ranked(distances: PatchDistances) -> Tensor:
-    """Return the log-distances to the entries that the calibrated score looks at, shape (B, P, 2)."""
-    if distances.ranked is None:
-        msg = "The calibrated score needs the distances to several entries, but only the nearest was searched."
-        raise ValueError(msg)
-    chosen = torch.stack([distances.ranked[..., k - 1] for k in CALIBRATED_NEIGHBORS], dim=-1)
-    return chosen.clamp_min(EPSILON).log()
-
-
-def _neighborhood(distances: PatchDistances) -> Tensor:
-    if distances.neighborhood is None:
-        msg = "This weight needs the distances to the nearest entry's neighbourhood, but they were not computed."
-        raise ValueError(msg)
-    return distances.neighborhood
-
-
-def _given(positive: PatchDistances | None) -> PatchDistances:
-    if positive is None:
-        msg = "This score needs distances to a positive bank. Without one, use scoring 'normal'."
-        raise ValueError(msg)
-    return positive
