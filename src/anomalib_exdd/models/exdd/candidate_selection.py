@@ -3,8 +3,6 @@
 Shape suffixes: N patches, P patches of an image, D features, S numbers of a short vector, M bank entries.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,8 +12,8 @@ from anomalib_exdd.utils.distances import expanded_distances
 from anomalib_exdd.utils.precision import full_float32
 
 from .boundary import Folds
-from .calibration_set import CalibrationImage, entries_of, high_patches
-from .memory_bank import MemoryBank, Origins, SharedSources
+from .calibration_set import entries_of
+from .memory_bank import SharedSources
 from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel
 
@@ -26,52 +24,57 @@ _LARGEST_REST = 0.2  # share of the variance that short vectors keep as one numb
 
 
 class CandidateSelection:
-    """Ranks the patches of images by distances in few dimensions, to entries of other images, and by the boundary.
+    """Ranks the patches of images by distances in few dimensions to entries of other images, and by the boundary.
 
     Args:
-        model: Model with filled banks and, where there are defects enough, a learnt boundary.
-        settings: The arguments of :class:`anomalib_exdd.models.exdd.ExDD` as attributes.
-        folds: Which network of the boundary has not seen which image; None: none of them has seen the images.
+        model: Model with filled banks and, where there are enough defects, a learnt boundary.
+        projected_dimension: Dimension of the random projection for features that vary in all directions alike.
+        seed: Its seed.
+        folds: Which network of the boundary was not trained on which image; None: all of them are used.
     """
 
-    def __init__(self, model: ExDDModel, settings: Any, folds: Folds | None = None) -> None:
-        self.top_fraction = settings.top_fraction
-        self._boundary, self._folds = model.boundary, folds
+    def __init__(self, model: ExDDModel, projected_dimension: int, seed: int, folds: Folds | None = None) -> None:
+        self._top_fraction, self._boundary, self._folds = model.calibration.top_fraction, model.boundary, folds
         vectors_MD = model.negative_bank.vectors
         self._centre_D = vectors_MD.mean(dim=0)
         axes_DS = principal_axes(vectors_MD - self._centre_D, _LARGEST_REST)
         self._keeps_rest = axes_DS is not None
-        if axes_DS is None:  # features that vary in all directions alike
-            axes_DS = gaussian_projection(vectors_MD.shape[1], settings.projected_dimension, settings.seed)
+        if axes_DS is None:
+            axes_DS = gaussian_projection(vectors_MD.shape[1], projected_dimension, seed)
         self._axes_DS = axes_DS.to(vectors_MD)
-        self._banks = [
-            _RoughBank(self._short(bank.features[: _STAGES[-1][0]].float()), bank, model.positive_bank.origins)
-            for bank in (model.negative_bank, model.positive_bank)
-        ]
+        self._banks = []
+        for bank in (model.negative_bank, model.positive_bank):
+            entries_MS = self._short(bank.features[: _STAGES[-1][0]].float())
+            shared = SharedSources(bank.sources, model.positive_bank.origins)
+            self._banks.append((entries_MS, entries_MS.square().sum(dim=-1), bank.source[: len(entries_MS)], shared))
 
-    def high(self, image: CalibrationImage) -> Tensor:
-        """Choose the patches that may be among the image's highest: those that are by one of three rankings.
+    def candidates(self, path: str, features_PD: Tensor) -> Tensor:
+        """Choose the patches of an image that are among the highest by one of three rankings.
+
+        Args:
+            path: Path of the image.
+            features_PD: Its patch features, float32.
 
         Returns:
-            Rows of the image's patches, ascending, int64, on the CPU.
+            Rows of the patches, ascending, int64, on the CPU.
         """
-        features_PD = image.features.to(self._axes_DS.device)
+        features_PD = features_PD.to(self._axes_DS.device)
         query_PS = self._short(features_PD)
         rows = torch.arange(len(query_PS), device=query_PS.device)
-        wanted = top_count(len(query_PS), self.top_fraction)
+        wanted = top_count(len(query_PS), self._top_fraction)
         for entries, spare in _STAGES:
-            negative, positive = (bank.log_distances(image.path, query_PS[rows], entries) for bank in self._banks)
+            negative, positive = self._log_distances(path, query_PS[rows], entries)
             if negative is not None:  # else a single normal image: no distance can be measured without it
-                rows = rows[high_patches(negative, positive, spare * wanted)]
+                rows = rows[highest_rows(negative, positive, spare * wanted)]
         if self._boundary.is_fitted:
             count = min(len(features_PD), _STAGES[-1][1] * wanted)
-            rows = torch.cat([rows, self._log_odds(image.path, features_PD).topk(count).indices]).unique()
+            log_odds_P = (
+                self._boundary(features_PD)
+                if self._folds is None
+                else self._boundary.of_fold(features_PD, self._folds.of(path))
+            )
+            rows = torch.cat([rows, log_odds_P.topk(count).indices]).unique()
         return rows.cpu()
-
-    def _log_odds(self, path: str, features_PD: Tensor) -> Tensor:
-        if self._folds is None:
-            return self._boundary(features_PD)
-        return self._boundary.of_fold(features_PD, self._folds.of(path))
 
     def _short(self, features_ND: Tensor) -> Tensor:
         """Return the coordinates on the axes, and the norm of what is left, float32, shape (N, S)."""
@@ -85,22 +88,34 @@ class CandidateSelection:
             squared_N1, head_squared_N1 = (part.square().sum(dim=1, keepdim=True) for part in (centred_ND, head_NS))
             return torch.cat([head_NS, (squared_N1 - head_squared_N1).clamp_min(0).sqrt()], dim=1)
 
+    def _log_distances(self, path: str, query_PS: Tensor, entries: int) -> list[Tensor | None]:
+        """Return every patch's log-distance to the first entries of each bank that are of other images, if any are."""
+        found: list[Tensor | None] = []
+        for entries_MS, norm_M, source_M, shared in self._banks:
+            own_M = entries_of(shared.rows(path), source_M[:entries])
+            if bool(own_M.all()):
+                found.append(None)
+                continue
+            with full_float32(query_PS.device):
+                norms = norm_M[:entries].masked_fill(own_M, torch.inf)
+                nearest_P = expanded_distances(query_PS, entries_MS[:entries], norms).amin(dim=1)
+                found.append((nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2)
+        return found
 
-class _RoughBank:
-    """The first entries of a bank, shortened; measured by expanded distances, without a second look at the winners."""
 
-    def __init__(self, entries_MS: Tensor, bank: MemoryBank, origins: Origins) -> None:
-        self.entries_MS = entries_MS
-        self.source_M = bank.source[: len(entries_MS)]
-        self.shared = SharedSources(bank.sources, origins)
-        self.norm_M = entries_MS.square().sum(dim=-1)
+def highest_rows(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:
+    """Choose the patches that are farthest from normal, and those with the highest log-ratio of the distances.
 
-    def log_distances(self, path: str, query_PS: Tensor, entries: int) -> Tensor | None:
-        """Return every patch's log-distance to the first entries of other images; None if there are no such."""
-        own_M = entries_of(self.shared.rows(path), self.source_M[:entries])
-        if bool(own_M.all()):
-            return None
-        norm_M = self.norm_M[:entries].masked_fill(own_M, torch.inf)
-        with full_float32(query_PS.device):
-            nearest_P = expanded_distances(query_PS, self.entries_MS[:entries], norm_M).amin(dim=1)
-            return (nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2
+    Args:
+        log_negative_P: Approximate log-distances to the negative bank.
+        log_positive_P: The same to the positive bank, if there is one.
+        count: How many to choose by each of the two rankings.
+
+    Returns:
+        Rows, ascending, int64.
+    """
+    count = min(len(log_negative_P), count)
+    rows = [log_negative_P.topk(count).indices]
+    if log_positive_P is not None:
+        rows.append((log_negative_P - log_positive_P).topk(count).indices)
+    return torch.cat(rows).unique()

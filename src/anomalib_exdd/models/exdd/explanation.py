@@ -18,29 +18,23 @@ _APART = 2  # explained patches are at least so many patches away from each othe
 
 @dataclass(frozen=True)
 class TrainingPatch:
-    """A patch in a memory bank.
-
-    Attributes:
-        source: Path of the training image.
-        row: Row of the patch's centre, in pixels of the pre-processed image.
-        column: Column of the patch's centre.
-        distance: Distance of the explained patch to it, in feature space.
-    """
+    """A patch in a memory bank: its training image, its centre there in pixels, and the explained patch's distance."""
 
     source: str
     row: int
     column: int
     distance: float
 
+    def __str__(self) -> str:
+        """State it in words."""
+        return f"{self.source} (row {self.row}, column {self.column}) at distance {self.distance:.3g}"
+
 
 @dataclass(frozen=True)
 class PatchExplanation:
-    """One patch of an image, and what it was compared with.
+    """One patch of an image: its centre in pixels of the pre-processed image, its score, and the nearest patches.
 
     Attributes:
-        row: Row of the patch's centre, in pixels of the pre-processed image.
-        column: Column of the patch's centre.
-        score: The patch's score; higher is more defective.
         normal: The nearest patch of a normal training image.
         defect: The nearest defect patch; None without a positive bank.
     """
@@ -62,9 +56,8 @@ class Explanation:
         score: The image's score; with calibrated scoring the probability that it is defective.
         decision: What follows from it, and its reason in words, if the model is calibrated.
         patches: The highest patches, highest first.
-        heat_map: Heat map, float32 in 0..1, shape (H, W). With calibrated scoring its scale is the same for all images:
-            the probability that an image would have whose highest patches scored so. With other scorings it runs from
-            the image's own lowest to its highest value.
+        heat_map: Float32 in 0..1, shape (H, W): with calibrated scoring probabilities, on the same scale for all
+            images; with other scorings from the image's lowest to its highest value.
         reason: Why the image is not accepted; None if it is, or without a decision.
     """
 
@@ -92,8 +85,7 @@ class Explanation:
         lines = [f"{self.source}: {self.decision or f'score {self.score:.4g}'}"]
         for number, patch in enumerate(self.patches, start=1):
             line = f"  {number}. row {patch.row}, column {patch.column}, score {patch.score:.3g}: nearest normal"
-            line += f" {_describe(patch.normal)}"
-            lines.append(line + (f"; nearest defect {_describe(patch.defect)}" if patch.defect else ""))
+            lines.append(f"{line} {patch.normal}" + (f"; nearest defect {patch.defect}" if patch.defect else ""))
         return "\n".join(lines)
 
 
@@ -109,7 +101,7 @@ def explain_image(
         count: Patches to explain, at most; no two of them are neighbours.
         decisions: Thresholds, if the model is calibrated.
     """
-    size = (image_CHW.shape[-2], image_CHW.shape[-1])
+    height, width = image_CHW.shape[-2:]
     with torch.inference_mode():
         scored = model.score_images(image_CHW[None])
         grid, score_P = scored.grid, scored.scores.patches[0]
@@ -120,8 +112,8 @@ def explain_image(
         defect = _nearest(model.positive_bank, patches_ND) if len(model.positive_bank) else None
     explained = [
         PatchExplanation(
-            (2 * row + 1) * size[0] // (2 * grid[0]),
-            (2 * column + 1) * size[1] // (2 * grid[1]),
+            (2 * row + 1) * height // (2 * grid[0]),
+            (2 * column + 1) * width // (2 * grid[1]),
             float(score_P[rows[index]]),
             normal[index],
             None if defect is None else defect[index],
@@ -131,16 +123,13 @@ def explain_image(
     score = float(scored.scores.images[0])
     reason = None if decisions is None else reasons_of(model, scored, decisions)[0].image
     decision = None if decisions is None else decisions.describe(score, reason)
-    heat_map = _heat_map(model, scored.anomaly_map[0, 0]).cpu()
-    return Explanation(source, size, score, decision, explained, heat_map, reason)
-
-
-def _heat_map(model: ExDDModel, anomaly_map_HW: Tensor) -> Tensor:
-    """Scale a map of scores to 0..1; a map of log-odds is on the same scale for all images already."""
-    if model.scoring == "calibrated":
-        return torch.sigmoid(anomaly_map_HW)
-    low, high = anomaly_map_HW.aminmax()
-    return (anomaly_map_HW - low) / (high - low).clamp_min(1e-12)
+    heat_map = scored.anomaly_map[0, 0]
+    if model.scoring == "calibrated":  # log-odds
+        heat_map = torch.sigmoid(heat_map)
+    else:
+        low, high = heat_map.aminmax()
+        heat_map = (heat_map - low) / (high - low).clamp_min(1e-12)
+    return Explanation(source, (height, width), score, decision, explained, heat_map.cpu(), reason)
 
 
 def _highest_apart(scores_hw: Tensor, count: int) -> list[tuple[int, int]]:
@@ -164,7 +153,3 @@ def _nearest(bank: MemoryBank, patches_PD: Tensor) -> list[TrainingPatch]:
         TrainingPatch(bank.sources[source], row, column, distance)
         for source, (row, column), distance in zip(sources, positions, distances, strict=True)
     ]
-
-
-def _describe(patch: TrainingPatch) -> str:
-    return f"{patch.source} (row {patch.row}, column {patch.column}) at distance {patch.distance:.3g}"

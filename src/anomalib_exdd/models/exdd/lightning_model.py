@@ -26,23 +26,24 @@ from anomalib_exdd.models.components.settings import default_arguments
 from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted, check_settings
-from .bank_editing import BankSurgery
+from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach
 from .checkpoints import HISTORY
 from .decisions import Decisions, Thresholds
 from .distributed import DistributedFit
+from .explanation import Explanation, explain_image
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
 from .pictures import DecisionVisualizer, explanations_folder
 from .reasons import reasons_of
 from .scoring import ScoringName
 from .torch_model import ExDDModel
-from .training import BankBuilder
+from .training import BankBuilder, TrainingSettings
 from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, features_identity
 
 logger = logging.getLogger(__name__)
 
 
-class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+class ExDD(DistributedFit, MemoryBankMixin, Inspection, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Dual memory banks: finds and locates defects by their distance to normal and to known defective patches.
 
     Training takes one pass: the patches of normal images fill the negative bank, the defect patches of defective images
@@ -111,6 +112,9 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
     """
 
     model: ExDDModel
+    pre_processor: Any
+    history: list[dict[str, Any]]
+    """What was done to the banks after training: action, source, entries, date and, if given, kind of each change."""
 
     def __init__(
         self,
@@ -160,7 +164,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         )
         self._own_visualizer = visualizer is True
         self.builder: BankBuilder | None = None
-        self.history: list[dict[str, Any]] = []
+        self.history = []
         self._build_model()
 
     @property
@@ -243,7 +247,7 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         self.clear()
         place = self.settings.feature_store_dir
         stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
-        self.builder = BankBuilder(self.model, self.settings, stores)
+        self.builder = BankBuilder(self.model, TrainingSettings.of(self.settings), stores)
 
     def clear(self) -> None:
         """Empty the banks, and forget what was learnt from them and what has been collected for them."""
@@ -362,6 +366,57 @@ class ExDD(BankSurgery, DistributedFit, MemoryBankMixin, Inspection, AnomalibMod
         if not calibrated:
             return None
         return self.model.calibration.decisions(self.settings.false_reject_rate, self.settings.false_accept_rate)
+
+    def info(self) -> list[SourceInfo]:
+        """List what is in the banks, image by image, those with the most entries first."""
+        return bank_info(self)
+
+    def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
+        """Explain the score of an image by the training patches that are nearest to its highest patches.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            source: Its path, for the explanation's text and picture.
+            count: Patches to explain, at most.
+
+        Returns:
+            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it, given this
+            model too.
+        """
+        return explain_image(self.model, pre_processed(self, image_CHW)[0], source, count, self.decisions)
+
+    def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
+        """Add a newly found defect to the positive bank and to the calibration.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            mask_HW: Where the defect is, non-zero, shape (H, W).
+            source: Path of the image. One that was taught before is replaced.
+            kind: Kind of the defect, such as "scratch"; empty if it is not known.
+
+        Returns:
+            Number of entries added.
+
+        Raises:
+            ValueError: If the mask is empty, of another size or cut off, or the model is not trained.
+        """
+        return teach(self, image_CHW, mask_HW, source, kind)
+
+    def forget(self, source: str) -> int:
+        """Drop everything that came from an image: entries in both banks, and its part in the calibration.
+
+        Synthetic defects that were made from it are dropped too.
+
+        Args:
+            source: Path of the image, or its file name if no other image has the same.
+
+        Returns:
+            Number of entries dropped.
+
+        Raises:
+            ValueError: If no image or several images are called so, or nothing would be left of the negative bank.
+        """
+        return forget(self, source)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, for thresholds and normalisation."""

@@ -76,9 +76,8 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         self.origins: Origins = {}
         self.kinds: dict[str, str] = {}
         self.register_buffer("features", torch.empty(0, dtype=self._dtype))
-        self.register_buffer("neighborhood", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("source", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("position", torch.empty(0, dtype=torch.int64))
+        for name in ("neighborhood", "source", "position"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64))
         self._index: NeighborIndex | None = None
 
     def __len__(self) -> int:
@@ -89,12 +88,6 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
     def vectors(self) -> Tensor:
         """The features in float32, shape (M, D)."""
         return self.features.float()
-
-    def set_num_neighbors(self, num_neighbors: int) -> None:
-        """Change the size of the neighbourhoods, and find them anew."""
-        self.num_neighbors = num_neighbors
-        if len(self):
-            self.neighborhood = self._neighborhoods()
 
     def fill(self, content: BankContent) -> None:
         """Replace the bank's content, on the device where the bank is."""
@@ -124,11 +117,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         )
 
     def remove(self, source: str) -> int:
-        """Drop all entries of a source image, and the image from :attr:`sources`.
-
-        Returns:
-            Number of entries dropped; 0 for an image that the bank does not know.
-        """
+        """Drop all entries of a source image, and the image from :attr:`sources`; return the number of entries."""
         if source not in self.sources:
             return 0
         row = self.sources.index(source)
@@ -182,8 +171,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             num_ranked: How many of the nearest entries are wanted.
 
         Returns:
-            The distances, on the places of the patches; a bank with fewer than ``num_neighbors`` entries has smaller
-            neighbourhoods.
+            The distances; a bank with fewer than ``num_neighbors`` entries has smaller neighbourhoods.
         """
         *places, dimension = patches_BPD.shape
         query_QD = patches_BPD.reshape(-1, dimension)
@@ -204,7 +192,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         itself = torch.arange(len(self), device=self.features.device).unsqueeze(1)
         if count == 1:
             return itself
-        # Exact whatever the search: what is stored in a checkpoint should not depend on how it was found.
+        # Always by torch: what is stored in a checkpoint should not depend on the backend.
         found = create_index(self.vectors, "torch").search(self.vectors, count).indices
         # Stable: entries that are not the entry itself keep their order, the entry itself moves to the front.
         order = (found != itself).to(torch.int8).argsort(dim=1, stable=True)

@@ -1,7 +1,6 @@
 """Why images are not accepted: they resemble known defects, of a kind, or they are unfamiliar.
 
-A patch resembles known defects if, compared with its distance to normal patches, it is no farther from the positive
-bank than nine tenths of the training images' own defects are; see :func:`.calibration.resemblance_limit`. The patches
+A patch resembles known defects if its log-ratio of distances is within :attr:`.Calibration.resemblance`. The patches
 that make an image's score decide by majority.
 
 Shape suffixes: B images, P patches of an image.
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomalib_exdd.models.components.reason import Reason
 
 from .decisions import Decisions
-from .scoring import EPSILON, PatchDistances, top_count
+from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel, ScoredImages
 
 
@@ -73,22 +71,15 @@ class ImageReasons:
 
 
 def reasons_of(model: ExDDModel, scored: ScoredImages, decisions: Decisions) -> list[ImageReasons]:
-    """Find the reasons of images, from the distances that their scores come from.
-
-    Args:
-        model: Trained model whose image scores are calibrated.
-        scored: What it found out about the images.
-        decisions: Its thresholds.
-    """
+    """Find the reasons of images that a calibrated model has scored."""
     scores, (batch, patches) = scored.scores, scored.scores.deciding.shape
-    if scores.positive is None or scores.positive.entry is None:
-        resembles_BP, kinds_BP = np.zeros((batch, patches), dtype=bool), np.full((batch, patches), "")
-    else:
+    resembles_BP, kinds_BP = np.zeros((batch, patches), dtype=bool), np.full((batch, patches), "")
+    if scores.positive is not None and scores.positive.entry is not None:
         bank = model.positive_bank
-        resembles_BP = resembles_known(scores.negative, scores.positive, model.calibration.resemblance).cpu().numpy()
-        kinds_BP = np.array([bank.kinds.get(path, "") for path in bank.sources])[
-            bank.source[scores.positive.entry].cpu().numpy()
-        ]
+        to_defects, to_normal = (each.nearest.clamp_min(EPSILON).log() for each in (scores.positive, scores.negative))
+        resembles_BP = (to_defects - to_normal <= model.calibration.resemblance).cpu().numpy()
+        kinds = np.array([bank.kinds.get(path, "") for path in bank.sources])
+        kinds_BP = kinds[bank.source[scores.positive.entry].cpu().numpy()]
     order_BP = scores.deciding.argsort(dim=1, descending=True, stable=True).cpu().numpy()
     top = top_count(patches, model.calibration.top_fraction)
     size = (scored.anomaly_map.shape[-2], scored.anomaly_map.shape[-1])
@@ -98,18 +89,6 @@ def reasons_of(model: ExDDModel, scored: ScoredImages, decisions: Decisions) -> 
             order_BP, resembles_BP, kinds_BP, scores.images.tolist(), strict=True
         )
     ]
-
-
-def resembles_known(negative: PatchDistances, positive: PatchDistances, limit: Tensor) -> Tensor:
-    """Tell which patches resemble known defects, boolean, shape (B, P).
-
-    Args:
-        negative: Distances to the negative bank.
-        positive: Distances to the positive bank.
-        limit: :attr:`.Calibration.resemblance`.
-    """
-    to_defects, to_normal = (distances.nearest.clamp_min(EPSILON).log() for distances in (positive, negative))
-    return to_defects - to_normal <= limit
 
 
 def _cells(start: int, length: int, pixels: int, cells: int) -> slice:
