@@ -34,30 +34,17 @@ _NOTHING = -1e4  # log-odds of known kinds where there are none
 
 
 class ImagePatches(NamedTuple):
-    """Out-of-fold evidence of the training images' kept patches.
+    """Out-of-fold evidence of the training images' kept patches."""
 
-    Attributes:
-        log_negative: Log-distances to the first and third entry of the negative bank, float64, shape (C, 2).
-        log_positive: The same of the positive bank; None if it says nothing of images that are not in it.
-        log_odds: Log-odds of the learnt boundary, float64, shape (C,); None without one.
-        image: Image of each patch, shape (C,).
-        sampled: Whether the patch was sampled from a normal image or from a defect, instead of kept for its high score,
-            shape (C,).
-        defective: Whether each image is, boolean, shape (I,).
-        patches: Number of patches of each whole image, shape (I,).
-        population: Number of patches that each image's sample stands for, shape (I,).
-        synthetic: Whether each image is, boolean, shape (I,).
-    """
-
-    log_negative: Tensor
-    log_positive: Tensor | None
-    log_odds: Tensor | None
-    image: Tensor
-    sampled: Tensor
-    defective: Tensor
-    patches: Tensor
-    population: Tensor
-    synthetic: Tensor
+    log_negative: Tensor  # log-distances to the first and third entry of the negative bank, float64, shape (C, 2)
+    log_positive: Tensor | None  # the same of the positive bank; None if it cannot be measured out of fold
+    log_odds: Tensor | None  # of the learnt boundary, float64, shape (C,); None without one
+    image: Tensor  # of each patch, shape (C,)
+    sampled: Tensor  # whether it was sampled from a normal image or a defect, not kept for its score, shape (C,)
+    defective: Tensor  # whether each image is, boolean, shape (I,)
+    patches: Tensor  # of each whole image, shape (I,)
+    population: Tensor  # number of patches that each image's sample stands for, shape (I,)
+    synthetic: Tensor  # whether each image is, boolean, shape (I,)
 
     def evidence(self) -> Floats:
         """Return the columns :data:`.scoring.EVIDENCE`, zero where there is none, shape (C, E)."""
@@ -92,21 +79,17 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     Attributes:
         pieces: After :meth:`fit` the pieces of evidence, each with median 0 and highest tenth from 1.28 on good images:
             unfamiliar; with known defects also resemblance by neighbours and by the boundary. Not in the checkpoint.
-        resemblance: A patch resembles known defects if its log-distance to the positive bank minus that to the negative
-            one is at most this, shape ().
-        training_probability: Out-of-fold probabilities of the real training images that it was fitted on, shape (I,).
-        training_defective: Their labels, boolean, shape (I,).
     """
 
-    known_weights: Tensor
+    known_weights: Tensor  # this and the next five: see `Coefficients`
     known_bias: Tensor
     unknown_slope: Tensor
     unknown_offset: Tensor
     slope: Tensor
     offset: Tensor
-    resemblance: Tensor
-    training_probability: Tensor
-    training_defective: Tensor
+    resemblance: Tensor  # log-ratio of positive to negative distance within which a patch resembles known defects
+    training_probability: Tensor  # out of fold, of the real training images, shape (I,)
+    training_defective: Tensor  # their labels, boolean, shape (I,)
 
     def __init__(self, top_fraction: float = 0.01) -> None:
         super().__init__()

@@ -35,15 +35,10 @@ _OF_CELLS = {"outline_features": torch.float16, "outline_defective": torch.bool,
 
 
 class Outline(NamedTuple):
-    """Cells of an image's fine grid, in and beside its defects.
+    """Cells of an image's fine grid, in and beside its defects."""
 
-    Attributes:
-        features: Fine features, float16, shape (O, F).
-        defective: Whether each cell is defect, boolean, shape (O,).
-    """
-
-    features: Tensor
-    defective: Tensor
+    features: Tensor  # float16, shape (O, F)
+    defective: Tensor  # whether each cell is defect, boolean, shape (O,)
 
     @classmethod
     def of(cls, fine_Fhw: Tensor, mask_HW: Tensor) -> "Outline":
@@ -53,24 +48,14 @@ class Outline(NamedTuple):
 
 
 class KeptPatches(NamedTuple):
-    """What is kept of one training image.
-
-    Attributes:
-        path: Path of the image.
-        features: Features of the patches kept, float16, shape (C, D).
-        sampled: Whether each is in the sample, instead of kept for its score, boolean, shape (C,).
-        defective: Whether the image is.
-        patches: Number of patches of the whole image.
-        population: Number of patches that the sample stands for: all of them, or the defect patches.
-        outline: Fine features of cells in and beside its defects, if any.
-    """
+    """What is kept of one training image."""
 
     path: str
-    features: Tensor
-    sampled: Tensor
+    features: Tensor  # of the patches kept, float16, shape (C, D)
+    sampled: Tensor  # whether each is in the sample, instead of kept for its score, boolean, shape (C,)
     defective: bool
-    patches: int
-    population: int
+    patches: int  # of the whole image
+    population: int  # number of patches that the sample stands for: all of them, or the defect patches
     outline: Outline | None = None
 
     @classmethod
@@ -105,30 +90,18 @@ def choose_images(paths: Sequence[str], count: int = MAX_IMAGES) -> list[str]:
 
 
 class CalibrationSet(DynamicBufferMixin, Float32Buffers):
-    """Patches of training images, half precision, with the image of each.
+    """Patches of training images, half precision, with the image of each."""
 
-    Attributes:
-        features: Float16, shape (C, D).
-        image: Row of :attr:`sources` that each patch comes from, int64, shape (C,).
-        sampled: Whether it is in its image's sample, instead of kept for its score, boolean, shape (C,).
-        defective: Whether each image is, boolean, shape (I,).
-        patches: Number of patches of each whole image, int64, shape (I,).
-        population: Number of patches that each image's sample stands for, int64, shape (I,).
-        outline_features: Fine features of cells in and beside defects, float16, shape (O, F).
-        outline_defective: Whether each of these cells is defect, boolean, shape (O,).
-        outline_image: Row of :attr:`sources` that it comes from, int64, shape (O,).
-        sources: Paths of the images.
-    """
-
-    features: Tensor
-    image: Tensor
-    sampled: Tensor
-    defective: Tensor
-    patches: Tensor
-    population: Tensor
-    outline_features: Tensor
-    outline_defective: Tensor
-    outline_image: Tensor
+    features: Tensor  # float16, shape (C, D)
+    image: Tensor  # row in `sources` that each patch comes from, int64, shape (C,)
+    sampled: Tensor  # whether it is in its image's sample, instead of kept for its score, boolean, shape (C,)
+    defective: Tensor  # whether each image is, boolean, shape (I,)
+    patches: Tensor  # of each whole image, int64, shape (I,)
+    population: Tensor  # number of patches that each image's sample stands for, int64, shape (I,)
+    outline_features: Tensor  # of cells in and beside defects, float16, shape (O, F)
+    outline_defective: Tensor  # whether each of these cells is defect, boolean, shape (O,)
+    outline_image: Tensor  # row in `sources` that it comes from, int64, shape (O,)
+    sources: list[str]  # paths of the images
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +114,7 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
     def clear(self) -> None:
         """Forget all images."""
         device = self.features.device if "features" in self._buffers else None
-        self.sources: list[str] = []
+        self.sources = []
         for name, dtype in (_OF_PATCHES | _OF_IMAGES | _OF_CELLS).items():
             self.register_buffer(name, torch.empty(0, dtype=dtype, device=device))
 

@@ -19,27 +19,16 @@ _EPSILON = 1e-9  # distance that probabilities are kept from 0 and 1
 
 
 class Decisions(NamedTuple):
-    """Two thresholds on the probability.
+    """Two thresholds on the probability."""
 
-    Attributes:
-        accept: Images below it are good.
-        reject: Images at or above it are defective; those between the two are for review.
-        accept_backed: Whether there are enough defective training images to back the false-accept rate.
-        reject_backed: Whether there are enough normal ones to back the false-reject rate.
-        false_accepts: In which interval the false-accept rate lies, at 90 % confidence.
-        false_rejects: The same of the false-reject rate.
-        review_share: Share of the good training images that lie between the thresholds.
-        defects: Number of defective training images that the thresholds come from.
-    """
-
-    accept: float
-    reject: float
-    accept_backed: bool
-    reject_backed: bool
-    false_accepts: tuple[float, float] = (0.0, 1.0)
-    false_rejects: tuple[float, float] = (0.0, 1.0)
-    review_share: float = 0.0
-    defects: int = 0
+    accept: float  # images below it are good
+    reject: float  # images at or above it are defective; those between the two are for review
+    accept_backed: bool  # whether there are enough defective training images to back the false-accept rate
+    reject_backed: bool  # whether there are enough normal ones to back the false-reject rate
+    false_accepts: tuple[float, float] = (0.0, 1.0)  # interval of the false-accept rate, at 90 % confidence
+    false_rejects: tuple[float, float] = (0.0, 1.0)  # the same of the false-reject rate
+    review_share: float = 0.0  # of the good training images
+    defects: int = 0  # defective training images that the thresholds come from
 
     def name(self, probability: float) -> str:
         """Return "accept", "review" or "reject"."""

@@ -32,42 +32,30 @@ class TrainingPatch:
 
 @dataclass(frozen=True)
 class PatchExplanation:
-    """One patch of an image: its centre in pixels of the pre-processed image, its score, and the nearest patches.
-
-    Attributes:
-        normal: The nearest patch of a normal training image.
-        defect: The nearest defect patch; None without a positive bank.
-    """
+    """One patch of an image: its centre in pixels of the pre-processed image, its score, and the nearest patches."""
 
     row: int
     column: int
     score: float
     normal: TrainingPatch
-    defect: TrainingPatch | None
+    defect: TrainingPatch | None  # None without a positive bank
 
 
 @dataclass(frozen=True)
 class Explanation:
     """The highest patches of an image.
 
-    Attributes:
-        source: Path of the image.
-        image_size: Height and width of the pre-processed image, which rows and columns refer to.
-        score: The image's score; with calibrated scoring the probability that it is defective.
-        decision: What follows from it, and its reason in words, if the model is calibrated.
-        patches: The highest patches, highest first.
-        heat_map: Float32 in 0..1, shape (H, W): with calibrated scoring probabilities, on the same scale for all
-            images; with other scorings from the image's lowest to its highest value.
-        reason: Why the image is not accepted; None if it is, or without a decision.
+    The heat map is float32 in 0..1, shape (H, W): with calibrated scoring probabilities, on the same scale for all
+    images; with other scorings from the image's lowest to its highest value.
     """
 
     source: str
-    image_size: tuple[int, int]
-    score: float
-    decision: str | None
-    patches: list[PatchExplanation]
+    image_size: tuple[int, int]  # height and width of the pre-processed image, which rows and columns refer to
+    score: float  # of the image; with calibrated scoring the probability that it is defective
+    decision: str | None  # and its reason in words, if the model is calibrated
+    patches: list[PatchExplanation]  # highest first
     heat_map: Tensor = field(repr=False)
-    reason: Reason | None = None
+    reason: Reason | None = None  # why the image is not accepted; None if it is, or without a decision
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the heat map as plain numbers and texts, for JSON."""

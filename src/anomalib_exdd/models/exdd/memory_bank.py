@@ -25,21 +25,13 @@ _BUILDING = threading.Lock()  # one index at a time: first predictions may come 
 
 @dataclass(frozen=True)
 class BankContent:
-    """What a bank holds.
+    """What a bank holds."""
 
-    Attributes:
-        features: Patch features, float32, shape (M, D).
-        source: Index into ``sources`` of the image that each entry comes from, int64, shape (M,).
-        position: Row and column of each patch's centre, in pixels of the pre-processed image, int64, shape (M, 2).
-        sources: Paths of the images.
-        kinds: Kinds of the defects in those of them of which it is known.
-    """
-
-    features: Tensor
-    source: Tensor
-    position: Tensor
-    sources: list[str] = field(default_factory=list)
-    kinds: dict[str, str] = field(default_factory=dict)
+    features: Tensor  # float32, shape (M, D)
+    source: Tensor  # row in `sources` of the image that each entry comes from, int64, shape (M,)
+    position: Tensor  # row and column of each patch's centre, in pixels of the pre-processed image, int64, (M, 2)
+    sources: list[str]  # paths of the images
+    kinds: dict[str, str] = field(default_factory=dict)  # of the defects in those of which it is known
 
 
 class MemoryBank(DynamicBufferMixin, Float32Buffers):
@@ -51,13 +43,10 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         precision: How features are stored; distances are computed in float32 from either.
 
     Attributes:
-        features: Float32 or float16, shape (M, D).
+        features, source, position, sources: See :class:`BankContent`; features are float32 or float16.
         neighborhood: For every entry the K entries nearest to it in the bank, itself first, int64, shape (M, K).
-        source: Int64, shape (M,); index into :attr:`sources`.
-        position: Int64, shape (M, 2); row and column of the patch's centre in the pre-processed image.
-        sources: Paths of the source images.
-        origins: What those of them that are synthetic were made from.
-        kinds: Kind of the defect, such as "scratch", in those of them of which it is known.
+        origins: What synthetic source images were made from.
+        kinds: Kind of the defect, such as "scratch", in the source images of which it is known.
     """
 
     features: Tensor
@@ -146,11 +135,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             setattr(self, name, torch.empty(0, dtype=torch.int64, device=device))
 
     def nearest(self, query_QD: Tensor, k: int = 1) -> Neighbors:
-        """Find the k nearest entries of every query; see :meth:`NeighborIndex.search`.
-
-        Raises:
-            ValueError: If the bank is empty or has fewer than k entries.
-        """
+        """Find the k nearest entries of every query; see :meth:`NeighborIndex.search`."""
         if len(self) == 0:
             msg = "The memory bank is empty. Train the model, or load a trained checkpoint, before predicting."
             raise ValueError(msg)
@@ -167,11 +152,9 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
 
         Args:
             patches_BPD: Patch features of B images, float32, shape (B, P, D) or (B, h, w, D).
-            neighborhood: Whether the distances to the neighbourhood of each nearest entry are wanted.
-            num_ranked: How many of the nearest entries are wanted.
-
-        Returns:
-            The distances; a bank with fewer than ``num_neighbors`` entries has smaller neighbourhoods.
+            neighborhood: Whether to measure the neighbourhood of each nearest entry; a bank with fewer than
+                ``num_neighbors`` entries has smaller ones.
+            num_ranked: How many of the nearest entries to measure; a bank with fewer repeats the last.
         """
         *places, dimension = patches_BPD.shape
         query_QD = patches_BPD.reshape(-1, dimension)

@@ -21,24 +21,14 @@ from .torch_model import ExDDModel, ScoredImages
 
 @dataclass(frozen=True)
 class ImageReasons:
-    """The reasons of an image and of the regions in it.
+    """The reasons of an image and of the regions in it."""
 
-    Attributes:
-        order: Patches, the one with the highest score first, int64, shape (P,).
-        top: How many of them make the image's score.
-        resembles: Whether each patch resembles known defects, boolean, shape (P,).
-        kinds: Kind of each patch's nearest defect, empty if it is not known, string, shape (P,).
-        grid: Rows and columns of the patches.
-        image_size: Height and width of the pre-processed image, and of its map.
-        accepted: Whether the image is.
-    """
-
-    order: NDArray[np.int64]
-    top: int
-    resembles: NDArray[np.bool_]
-    kinds: NDArray[np.str_]
-    grid: tuple[int, int]
-    image_size: tuple[int, int]
+    order: NDArray[np.int64]  # patches, the one with the highest score first, shape (P,)
+    top: int  # how many of them make the image's score
+    resembles: NDArray[np.bool_]  # whether each patch resembles known defects, shape (P,)
+    kinds: NDArray[np.str_]  # kind of each patch's nearest defect, empty if it is not known, shape (P,)
+    grid: tuple[int, int]  # rows and columns of the patches
+    image_size: tuple[int, int]  # height and width of the pre-processed image, and of its map
     accepted: bool
 
     @property

@@ -33,45 +33,25 @@ ScoringName = Literal["calibrated", "paper", "published", "normal", "ratio"]
 
 
 class PatchDistances(NamedTuple):
-    """Distances of an image's patches to one bank.
+    """Distances of patches to one bank, whose entry m* is the nearest to a patch."""
 
-    Attributes:
-        nearest: Distance to the nearest entry m*, float32, shape (B, P).
-        neighborhood: Distances to the K entries that are nearest to m* *in the bank*, m* itself first, float32, shape
-            (B, P, K); None where the rule does not ask for it.
-        dimension: Length d of the feature vectors.
-        ranked: Distances to the entries that are nearest to the *patch*, nearest first, float32, shape (B, P, N); a
-            bank with fewer entries repeats its last. None where the rule looks at the nearest alone.
-        entry: Row of m* in the bank, int64, shape (B, P); None where distances were not measured to a bank.
-    """
-
-    nearest: Tensor
-    neighborhood: Tensor | None
-    dimension: int
-    ranked: Tensor | None = None
-    entry: Tensor | None = None
+    nearest: Tensor  # distance to m*, float32, shape (B, P)
+    neighborhood: Tensor | None  # to the K entries nearest to m* *in the bank*, m* itself first, (B, P, K), if wanted
+    dimension: int  # of the features, d
+    ranked: Tensor | None = None  # to the N entries nearest to the *patch*, nearest first, (B, P, N), if wanted
+    entry: Tensor | None = None  # row of m* in the bank, int64, (B, P)
 
 
 class Coefficients(NamedTuple):
-    """What the calibrated score has learnt from the training images; see :mod:`.calibration`.
+    """What the calibrated score has learnt from the training images; see :mod:`.calibration`."""
 
-    Attributes:
-        known_weights: Weights of :data:`EVIDENCE` for defects of known kinds, all >= 0, shape (6,).
-        known_bias: Added to it, the log of their share included, shape ().
-        unknown_slope: Weight of the distance to normal for defects of unknown kinds, > 0, shape ().
-        unknown_offset: Added to it, the log of their share included, shape ().
-        slope: From the image score to the log-odds that the image is defective, > 0, shape ().
-        offset: Added to it, shape ().
-        top_fraction: Share of an image's patches that make its score.
-    """
-
-    known_weights: Tensor
-    known_bias: Tensor
-    unknown_slope: Tensor
-    unknown_offset: Tensor
-    slope: Tensor
-    offset: Tensor
-    top_fraction: float
+    known_weights: Tensor  # of EVIDENCE for defects of known kinds, all >= 0, shape (6,)
+    known_bias: Tensor  # added to it, the log of their share included, shape ()
+    unknown_slope: Tensor  # weight of the distance to normal for defects of unknown kinds, > 0, shape ()
+    unknown_offset: Tensor  # added to it, the log of their share included, shape ()
+    slope: Tensor  # from the image score to the log-odds that the image is defective, > 0, shape ()
+    offset: Tensor  # added to it, shape ()
+    top_fraction: float  # share of an image's patches that make its score
 
 
 def _identity(values: Tensor) -> Tensor:
@@ -80,27 +60,16 @@ def _identity(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ScoringRule:
-    """A named way to score patches and images.
+    """A named way to score patches and images from the distances to the negative and to the positive bank."""
 
-    Attributes:
-        patch: Computes the map's scores, (B, P), from the distances to the negative and to the positive bank.
-        image: Computes the image scores, (B,), from the same.
-        needs_positive: Whether distances to the positive bank are needed.
-        patch_neighborhood: Whether ``patch`` needs :attr:`PatchDistances.neighborhood`.
-        image_neighborhood: Whether ``image`` needs it.
-        num_ranked: How many of the entries nearest to a patch are looked at (:attr:`PatchDistances.ranked`).
-        map_values: Turns patch scores into the values of the map, before it is smoothed; keeps their order.
-        smoothed_values: Turns the values of the smoothed map into those that are returned; keeps their order.
-    """
-
-    patch: Callable[[PatchDistances, PatchDistances | None], Tensor]
-    image: Callable[[PatchDistances, PatchDistances | None], Tensor]
+    patch: Callable[[PatchDistances, PatchDistances | None], Tensor]  # the map's scores, (B, P)
+    image: Callable[[PatchDistances, PatchDistances | None], Tensor]  # (B,)
     needs_positive: bool = True
-    patch_neighborhood: bool = False
+    patch_neighborhood: bool = False  # whether `patch` needs `PatchDistances.neighborhood`
     image_neighborhood: bool = False
-    num_ranked: int = 1
-    map_values: Callable[[Tensor], Tensor] = _identity
-    smoothed_values: Callable[[Tensor], Tensor] = _identity
+    num_ranked: int = 1  # entries in `PatchDistances.ranked`
+    map_values: Callable[[Tensor], Tensor] = _identity  # from patch scores to the map before smoothing, in their order
+    smoothed_values: Callable[[Tensor], Tensor] = _identity  # from the smoothed map to the returned one, in its order
 
 
 def top_mean(patch_scores: Tensor, fraction: float) -> Tensor:
