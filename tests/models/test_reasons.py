@@ -17,10 +17,10 @@ from anomalib_exdd.models.components.regions import find_regions
 from anomalib_exdd.models.components.transforms import Part
 from anomalib_exdd.models.exdd.calibration import Calibration, ImagePatches, resemblance_limit
 from anomalib_exdd.models.exdd.decisions import Decisions
+from anomalib_exdd.models.exdd.explanation import ImageReasons, reasons_of
 from anomalib_exdd.models.exdd.kind_table import Case, confusion_table
 from anomalib_exdd.models.exdd.memory_bank import BankContent
 from anomalib_exdd.models.exdd.pictures import add_caption
-from anomalib_exdd.models.exdd.reasons import ImageReasons, reasons_of
 from anomalib_exdd.models.exdd.torch_model import ExDDModel, ScoredImages
 
 DIMENSION, GRID, SIZE = 4, (5, 7), (33, 50)  # features, patches, pixels

@@ -104,12 +104,8 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
         """Learn the networks on the device of the features, reproducibly for any number of threads and processes.
 
         Cross-entropy of batches with normal and defect patches, each defective image with the same share, by AdamW with
-        a one-cycle schedule. Features are centred on the normal ones and divided by one number, which keeps the
-        backbone's own proportions between features: to standardise each of them was worse on the development sets.
-
-        Args:
-            data: The patches.
-            seed: Seed of the initial weights and of the batches.
+        a one-cycle schedule. Features are centred on the normal ones and divided by one number: to standardise each of
+        them was worse on the development sets.
         """
         # Half precision takes away what differs between batch sizes, threads and processes in a feature's last digits.
         features_ND = data.features.half().float()

@@ -66,7 +66,7 @@ class KeptPatches(NamedTuple):
 
         Args:
             path: Path of the image.
-            features_PD: All of its patch features, float32.
+            features_PD: All its patch features, float32.
             high: Rows of the patches that may be among the highest, int64.
             defects_QD: Features of its defect patches, float32; None for a normal image.
             outline: Cells in and beside its defects, if they are known that finely.
@@ -158,12 +158,7 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
         return self.features[rows_C], [self.sources[image] for image in self.image[rows_C].tolist()]
 
     def outline_data(self, weights: Mapping[str, float], networks: int) -> BoundaryData:
-        """Return the cells in and beside defects, all of them for each of some networks.
-
-        Args:
-            weights: How much images count, where it is not 1.
-            networks: How many networks are to be learnt.
-        """
+        """Return the cells in and beside defects, all of them for each network; images count 1 but for ``weights``."""
         return BoundaryData(
             self.outline_features.float(),
             self.outline_defective,
@@ -175,13 +170,10 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
     def measure(
         self, negative: MemoryBank, positive: MemoryBank, boundary: LearntBoundary, folds: Folds
     ) -> ImagePatches | None:
-        """Measure the patches' evidence out of fold.
+        """Measure the patches' evidence out of fold; None if the negative bank comes from a single image.
 
         Distances leave out the entries that share content with the image, and the boundary's log-odds are those of the
         network that was not trained on it.
-
-        Returns:
-            The evidence; None if the negative bank comes from a single image, so that nothing would be left of it.
         """
         log_negative = self._log_distances(negative, positive.origins)
         if log_negative is None:

@@ -51,10 +51,6 @@ class CandidateSelection:
     def candidates(self, path: str, features_PD: Tensor) -> Tensor:
         """Choose the patches of an image that are among the highest by one of three rankings.
 
-        Args:
-            path: Path of the image.
-            features_PD: Its patch features, float32.
-
         Returns:
             Rows of the patches, ascending, int64, on the CPU.
         """
@@ -104,12 +100,7 @@ class CandidateSelection:
 
 
 def highest_rows(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:
-    """Choose the patches that are farthest from normal, and those with the highest log-ratio of the distances.
-
-    Args:
-        log_negative_P: Approximate log-distances to the negative bank.
-        log_positive_P: The same to the positive bank, if there is one.
-        count: How many to choose by each of the two rankings.
+    """Choose the ``count`` patches that are farthest from normal, and as many with the highest log-ratio of distances.
 
     Returns:
         Rows, ascending, int64.

@@ -94,12 +94,8 @@ class Thresholds(NamedTuple):
 def best_f1_threshold(log_odds: Floats, defective: NDArray[np.bool_], weight: Floats) -> float:
     """Find the threshold with the best F1 score; of several equally good ones that nearest to even odds.
 
-    What is above it counts as defective. Without defects it is above all scores.
-
-    Args:
-        log_odds: Scores, shape (N,), N >= 1.
-        defective: Labels.
-        weight: How many images or pixels each stands for.
+    What is above it counts as defective; without defects it is above all scores. ``weight`` is how many images or
+    pixels each of the N >= 1 scores stands for.
     """
     order = np.argsort(-log_odds, kind="stable")
     score, weight, label = log_odds[order], weight[order], defective[order]

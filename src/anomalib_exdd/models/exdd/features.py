@@ -38,16 +38,15 @@ _PREPARING = threading.RLock()  # first predictions may come from several thread
 
 
 class PatchFeatureExtractor(nn.Module):
-    """Locally averaged features of several layers, brought to the first layer's grid and concatenated.
+    """Locally averaged features of several layers, resized to the first layer's grid and concatenated.
 
-    Weights are loaded by :meth:`load_weights` when features are first needed, unless a state dict came before: a
-    trained checkpoint brings its own, and needs neither network nor file.
+    Weights are loaded when features are first needed, unless a state dict came before: a trained checkpoint brings its
+    own, and needs neither network nor file.
 
     Args:
         backbone: Name of a timm model that supports ``features_only``, or ``"filter_bank"``.
         layers: Names of its layers, the one with the finest grid first; the filter bank has none.
-        pre_trained: Whether to take timm's ImageNet weights where no ``weights`` are given. Without either, the network
-            is a fixed random one.
+        pre_trained: Take timm's ImageNet weights where no ``weights`` are given; False: a fixed random network.
         weights: Local ``.safetensors``, ``.pth`` or ``.pt`` file of the backbone's weights.
         padded: Average over 3 x 3 neighbourhoods with padding, as PatchCore does; False averages without padding and
             pools back to the grid adaptively, as the published code of ExDD does.
@@ -94,7 +93,7 @@ class PatchFeatureExtractor(nn.Module):
         """Load the backbone's weights if they have not been loaded or restored yet.
 
         Raises:
-            ValueError: If the weights' file cannot be read or does not fit the backbone.
+            ValueError: If the file cannot be read or does not fit the backbone.
             RuntimeError: If timm's weights are neither cached nor within reach.
         """
         with _PREPARING:
@@ -120,14 +119,11 @@ class PatchFeatureExtractor(nn.Module):
         return self.extract(images_BCHW)[0]
 
     def extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extract patch features, and those of the layer before, which has a grid twice as fine.
-
-        Args:
-            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+        """Extract patch features of normalised images, and those of the layer before, which has a grid twice as fine.
 
         Returns:
-            Features in the backbone's precision, shape (B, D, h, w), h x w the grid of the first layer; and the fine
-            ones, not averaged, shape (B, F, 2 h, 2 w), or None if the backbone has no such layer.
+            Features in the backbone's precision, shape (B, D, h, w); and the fine ones, not averaged, shape
+            (B, F, 2 h, 2 w), or None if the backbone has no such layer.
         """
         if not self.weights_ready:
             self.load_weights()
@@ -157,7 +153,7 @@ class PatchFeatureExtractor(nn.Module):
         return torch.cat(resized, dim=1), fine
 
     def _inference_network(self) -> nn.Module:
-        """Return the backbone with its batch norms folded into the convolutions: a pass over every map is saved."""
+        """Return the backbone with its batch norms folded into the convolutions, which is faster."""
         if not self._folded:
             with _PREPARING:
                 if not self._folded:

@@ -30,11 +30,10 @@ from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach
 from .checkpoints import HISTORY
 from .decisions import Decisions, Thresholds
 from .distributed import DistributedFit
-from .explanation import Explanation, explain_image
+from .explanation import Explanation, explain_image, reasons_of
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
 from .pictures import DecisionVisualizer, explanations_folder
-from .reasons import reasons_of
 from .scoring import ScoringName
 from .torch_model import ExDDModel
 from .training import BankBuilder, TrainingSettings

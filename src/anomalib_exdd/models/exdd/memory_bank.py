@@ -41,18 +41,16 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         num_neighbors: Size K of the neighbourhood that the weights of the scores look at, m* included.
         search: Backend of the search; see :func:`anomalib_exdd.search.create_index`.
         precision: How features are stored; distances are computed in float32 from either.
-
-    Attributes:
-        features, source, position, sources: See :class:`BankContent`; features are float32 or float16.
-        neighborhood: For every entry the K entries nearest to it in the bank, itself first, int64, shape (M, K).
-        origins: What synthetic source images were made from.
-        kinds: Kind of the defect, such as "scratch", in the source images of which it is known.
     """
 
-    features: Tensor
-    neighborhood: Tensor
+    features: Tensor  # float32 or float16; this, `source`, `position` and `sources` as in `BankContent`
     source: Tensor
     position: Tensor
+    neighborhood: Tensor  # for every entry the K entries nearest to it in the bank, itself first, int64, shape (M, K)
+    sources: list[str]
+    origins: Origins  # what synthetic source images were made from
+    kinds: dict[str, str]  # of the defects, such as "scratch", in the source images of which it is known
+    _index: NeighborIndex | None
 
     def __init__(
         self, num_neighbors: int = 3, search: SearchBackend = "auto", precision: BankPrecision = "float32"
@@ -61,13 +59,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         self._dtype = torch.float16 if precision == "float16" else torch.float32
         self.num_neighbors = num_neighbors
         self.search = search
-        self.sources: list[str] = []
-        self.origins: Origins = {}
-        self.kinds: dict[str, str] = {}
-        self.register_buffer("features", torch.empty(0, dtype=self._dtype))
-        for name in ("neighborhood", "source", "position"):
-            self.register_buffer(name, torch.empty(0, dtype=torch.int64))
-        self._index: NeighborIndex | None = None
+        self.clear()
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -120,19 +112,18 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             self.clear()
             self.sources, self.kinds = sources, kinds
             return dropped
-        kept = self.source[stays]
-        kept = kept - (kept > row).to(kept.dtype)
-        self.fill(BankContent(self.features[stays], kept, self.position[stays], sources, self.kinds))
+        source_M = self.source - (self.source > row).to(self.source.dtype)
+        self.fill(BankContent(self.features[stays], source_M[stays], self.position[stays], sources, self.kinds))
         return dropped
 
     def clear(self) -> None:
         """Empty the bank."""
-        device = self.features.device
+        device = self.features.device if "features" in self._buffers else None
         self._index = None
         self.sources, self.origins, self.kinds = [], {}, {}
-        self.features = torch.empty(0, dtype=self._dtype, device=device)
+        self.register_buffer("features", torch.empty(0, dtype=self._dtype, device=device))
         for name in ("neighborhood", "source", "position"):
-            setattr(self, name, torch.empty(0, dtype=torch.int64, device=device))
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64, device=device))
 
     def nearest(self, query_QD: Tensor, k: int = 1) -> Neighbors:
         """Find the k nearest entries of every query; see :meth:`NeighborIndex.search`."""

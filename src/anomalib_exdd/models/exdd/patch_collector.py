@@ -22,7 +22,7 @@ class PatchCollector:
     Args:
         projected_dimension: Dimension that features are projected to for the selection, d*.
         seed: Seed of the projection and of the first centre.
-        open_store: Makes the place where patches wait, when the first come, given the number of patches of an image, of
+        open_store: Makes the :attr:`store` when the first patches come, given the number of patches of an image, of
             features, and of dimensions of the projection.
     """
 
@@ -31,45 +31,36 @@ class PatchCollector:
     ) -> None:
         self._projected_dimension, self._seed = projected_dimension, seed
         self._open_store = open_store
-        self._store: FeatureStore = MemoryStore()
+        self.store: FeatureStore = MemoryStore()
         self._projection: Tensor | None = None
         self._owner: dict[str, int] = {}  # after `share`, of the images of all processes
-        self._lengths: dict[str, int] = self._store.lengths  # after `share`, of all processes
+        self._lengths: dict[str, int] = self.store.lengths  # after `share`, of all processes
 
     def __contains__(self, image_path: str) -> bool:
-        """Tell whether this process has an image's patches."""
-        return image_path in self._store
+        """Return whether this process has an image's patches."""
+        return image_path in self.store
 
     def add(self, image_path: str, features_PD: Tensor, position_P2: Tensor) -> None:
-        """Take the patches of one image; an image that was seen before is not counted twice.
-
-        Args:
-            image_path: Identifies the image, and orders the images before the selection.
-            features_PD: Patch features, float32.
-            position_P2: Row and column of every patch's centre, in pixels, integer.
-        """
+        """Take the features and centres of an image's patches, unless it was seen before."""
         if len(features_PD) == 0:
             return
         if self._projection is None:
             patches, dimension = features_PD.shape
             self._projection = gaussian_projection(dimension, self._projected_dimension, self._seed)
-            self._store = self._open_store(patches, dimension, self._projection.shape[1])
-            self._lengths = self._store.lengths
-        if image_path in self._store:
+            self.store = self._open_store(patches, dimension, self._projection.shape[1])
+            self._lengths = self.store.lengths
+        if image_path in self.store:
             return
         features_PD = features_PD.detach().cpu().float().contiguous()
         with full_float32(features_PD.device):
             projected_PS = features_PD @ self._projection
-        self._store.add(image_path, features_PD, projected_PS, position_P2.cpu().to(torch.int64))
+        self.store.add(image_path, features_PD, projected_PS, position_P2.cpu().to(torch.int64))
 
     def share(self) -> None:
-        """Tell all processes who has which image; all of them have to call, once all images have been seen.
-
-        An image that several processes have seen belongs to the first of them.
-        """
+        """Tell all processes who has which image: the first that saw it. All have to call, after the last image."""
         dimension = 0 if self._projection is None else len(self._projection)
         self._owner, self._lengths, dimensions = {}, {}, []
-        for process, (lengths, its_dimension) in enumerate(gather_objects((dict(self._store.lengths), dimension))):
+        for process, (lengths, its_dimension) in enumerate(gather_objects((dict(self.store.lengths), dimension))):
             dimensions.append(its_dimension)
             for path, length in lengths.items():
                 if path not in self._owner:
@@ -88,16 +79,8 @@ class PatchCollector:
         return sorted(self._lengths)
 
     def is_own(self, image_path: str) -> bool:
-        """Tell whether an image is this process's to work on."""
+        """Return whether an image is this process's to work on."""
         return self._owner.get(image_path, 0) == rank()
-
-    def features_of(self, image_path: str) -> Tensor:
-        """Return the patch features of an image of this process, float32, shape (P, D)."""
-        return self._store.features(image_path)
-
-    def positions_of(self, image_path: str) -> Tensor:
-        """Return the centres of the patches of an image of this process, int64, shape (P, 2)."""
-        return self._store.positions(image_path)
 
     def select(
         self,
@@ -109,8 +92,8 @@ class PatchCollector:
     ) -> BankContent:
         """Select a coreset of all patches by greedy k-center on their projections.
 
-        Images are taken in the order of their paths: the coreset depends neither on the order and the batches in which
-        they were seen, nor on the process that saw them. All processes have to call, after :meth:`share`.
+        The order is that of the paths: the coreset does not depend on when, in which batch or by which process an image
+        was seen. All processes have to call, after :meth:`share`.
 
         Args:
             ratio: Share of the patches to keep, in (0, 1].
@@ -118,9 +101,6 @@ class PatchCollector:
             description: Label of the progress bar.
             state: File to resume an interrupted selection from; see :func:`.greedy_k_center`.
             paths: Images to select from, sorted; all by default.
-
-        Returns:
-            The selected patches in their full dimension.
 
         Raises:
             ValueError: If no patch was collected.
@@ -150,7 +130,7 @@ class PatchCollector:
         sums, filled = {}, 0
         for number in own:
             block = slice(filled, filled + int(lengths[number]))
-            points_NS[block] = self._store.projected(paths[number])
+            points_NS[block] = self.store.projected(paths[number])
             index_N[block] = torch.arange(int(lengths[number])) + starts[number]
             sums[number] = points_NS[block].double().sum(dim=0)
             filled = block.stop
@@ -167,7 +147,7 @@ class PatchCollector:
         for number in source_M.unique().tolist():
             if self.is_own(paths[number]):
                 place.append((source_M == number).nonzero().flatten())
-                features.append(self._store.features(paths[number], row_M[place[-1]]))
-                positions.append(self._store.positions(paths[number])[row_M[place[-1]]])
+                features.append(self.store.features(paths[number], row_M[place[-1]]))
+                positions.append(self.store.positions(paths[number])[row_M[place[-1]]])
         order = gather_tensors(torch.cat(place)).argsort()
         return gather_tensors(torch.cat(features))[order], gather_tensors(torch.cat(positions))[order]

@@ -18,12 +18,7 @@ _OUTLINE_DEFECT, _OUTLINE_NEAR, _OUTLINE_FAR = 128, 192, 64  # cells of each kin
 
 
 def patch_centres(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Return row and column of every patch's centre in pixels, row-major, int64, shape (h * w, 2).
-
-    Args:
-        grid: Number of patches (h, w).
-        image_size: Size of the image (H, W).
-    """
+    """Return row and column of the centre of each of h x w patches, in pixels, row by row, int64, shape (h * w, 2)."""
     rows, columns = (
         ((torch.arange(patches) * 2 + 1) * pixels) // (2 * patches)
         for patches, pixels in zip(grid, image_size, strict=True)
@@ -32,15 +27,10 @@ def patch_centres(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
 
 
 def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) -> Tensor:
-    """Tell which patches of an image are defect, boolean, shape (h, w), on the CPU.
+    """Tell which of h x w patches are defect by a mask that is non-zero on defects, boolean, shape (h, w), on the CPU.
 
-    Those of which at least ``min_coverage`` is defect; and of every connected defect, however small, the patch that
-    holds most of it.
-
-    Args:
-        mask_HW: Mask of the pre-processed image, non-zero on defects.
-        grid: Number of patches (h, w).
-        min_coverage: Share of a patch's cell, in (0, 1].
+    Those of which at least a share of ``min_coverage`` is defect; and of every connected defect, however small, the
+    patch that holds most of it.
     """
     defect_HW = mask_HW.cpu() != 0
     coverage_hw = F.adaptive_avg_pool2d(defect_HW[None].float(), grid)[0]
@@ -58,11 +48,7 @@ def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) 
 
 
 def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Choose cells of a fine grid in and beside a defect.
-
-    Args:
-        mask_HW: Mask of the pre-processed image, non-zero on defects.
-        grid: Number of cells (h, w).
+    """Choose some of h x w cells in and beside a defect, by a mask that is non-zero on defects.
 
     Returns:
         Cells, numbered row by row, int64, shape (N,), and whether each is at least half defect (where none is: the
@@ -109,10 +95,6 @@ def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:
 
 def defect_crops(image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
     """Cut the bounding box of every defect out of an image, as the thesis and the published code do.
-
-    Args:
-        image_CHW: Pre-processed image, float.
-        mask_HW: Its mask, non-zero on defects.
 
     Returns:
         Crops with a margin of one pixel, resized to 128 x 128 bilinearly, shape (N, C, 128, 128), and their boxes

@@ -89,13 +89,8 @@ def calibrated_patch(
 
     k-nearest-neighbour density estimates make the log of a likelihood ratio a weighted difference of log-distances
     (Loftsgaarden & Quesenberry, 1965; Wang, Kulkarni & Verdu, IEEE TIT 55(5), 2009); the learnt boundary adds what
-    neighbours miss. Of an unknown kind it is only known that it is far from normal.
-
-    Args:
-        negative: Distances to the negative bank.
-        positive: Distances to the positive bank; None without one, when there is no known kind.
-        coefficients: What was learnt.
-        boundary_BP: Log-odds of the learnt boundary; None without one.
+    neighbours miss. Defects of unknown kinds are only known to be far from normal. Without a positive bank there is no
+    known kind.
     """
     unknown = negative.nearest * coefficients.unknown_slope + coefficients.unknown_offset
     if positive is None:
@@ -140,8 +135,7 @@ def bounded_log_odds(values: Tensor) -> Tensor:
 def log_odds(probabilities: Tensor) -> Tensor:
     """Return the log-odds of probabilities, which are kept :data:`EPSILON` away from 0 and 1.
 
-    Anomalib's normalisation clips what is more than half the range below the threshold. On the scale of probabilities,
-    where thresholds are high and most pixels near 0, that would be most of the map.
+    Of probabilities, mostly near 0 with a high threshold, Anomalib's normalisation would clip most of the map.
     """
     inside = probabilities.clamp(EPSILON, 1 - EPSILON)
     return inside.log() - (1 - inside).log()
@@ -150,12 +144,8 @@ def log_odds(probabilities: Tensor) -> Tensor:
 def negative_weight(distances: PatchDistances, *, published: bool = False) -> Tensor:
     """Compute w_N of equation 16: ``1 - exp(-s/sqrt(d)) / sum over N_b(m*) of exp(-dist/sqrt(d))``.
 
-    Args:
-        distances: Distances to the negative bank.
-        published: As the published code does: positive exponents, m* itself left out of the sum.
-
-    Returns:
-        Weights, shape (B, P); 1 if the neighbourhood is m* alone, where the equation would always give 0.
+    With ``published`` as the published code does: positive exponents, m* itself left out of the sum. The weights, shape
+    (B, P), are 1 if the neighbourhood is m* alone, where the equation would always give 0.
     """
     if _neighborhood(distances).shape[-1] < 2:
         return torch.ones_like(distances.nearest)
@@ -163,10 +153,7 @@ def negative_weight(distances: PatchDistances, *, published: bool = False) -> Te
 
 
 def positive_weight(distances: PatchDistances, *, published: bool = False) -> Tensor:
-    """Compute w_P of equation 17: ``exp(-s/sqrt(d)) / sum over N_b(m+) of exp(-dist/sqrt(d))``, shape (B, P).
-
-    Arguments are those of :func:`negative_weight`.
-    """
+    """Compute w_P of equation 17: ``exp(-s/sqrt(d)) / sum over N_b(m+) of exp(-dist/sqrt(d))``, shape (B, P)."""
     if _neighborhood(distances).shape[-1] < 2:
         return torch.ones_like(distances.nearest)
     return torch.exp(_log_share(distances, published=published))
@@ -191,8 +178,7 @@ def _neighborhood(distances: PatchDistances) -> Tensor:
 def patchcore_weight(distances: PatchDistances) -> Tensor:
     """Compute PatchCore's weight (Roth et al., CVPR 2022, equation 7): one minus a softmax over the neighbourhood.
 
-    Returns:
-        Weights, shape (B, P); 1 if the neighbourhood is m* alone, as Anomalib's ``Patchcore`` does.
+    Shape (B, P); 1 if the neighbourhood is m* alone, as Anomalib's ``Patchcore`` does.
     """
     neighborhood = _neighborhood(distances)
     if neighborhood.shape[-1] < 2:
@@ -262,8 +248,8 @@ def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP
 
     Args:
         name: The rule.
-        coefficients: What "calibrated" has learnt; the other rules learn nothing.
-        boundary_BP: Log-odds of the learnt boundary for the patches that "calibrated" is to score, if there is one.
+        coefficients: What "calibrated" has learnt.
+        boundary_BP: Log-odds of the learnt boundary for the patches that "calibrated" scores, if there is one.
 
     Raises:
         ValueError: If there is no such rule, or "calibrated" has no coefficients.

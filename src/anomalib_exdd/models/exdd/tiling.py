@@ -53,12 +53,7 @@ def spans(length: int, size: int, overlap: int, step: int) -> list[Span]:
 
 
 class Tiling:
-    """Extracts features of images tile by tile.
-
-    Args:
-        extractor: Extracts the features of a tile.
-        size: Height and width of a tile in pixels.
-        overlap: Pixels that neighbouring tiles share.
+    """Extracts features of images by tiles of ``size`` x ``size`` pixels, which share ``overlap`` pixels at least.
 
     Raises:
         ValueError: If the backbone cannot work on tiles, or not on these.

@@ -144,14 +144,15 @@ class BankBuilder:
             self.outlines[path] = Outline.of(fine_Fhw, mask_HW)
         if self.settings.positive_patches == "crop":
             crops, boxes = defect_crops(image_CHW, mask_HW)
-            features_NDhw = self.model.feature_extractor(crops).float()
-            centre, size = _centres(crops[0], features_NDhw[0]), torch.tensor(CROP_SIZE)
-            of_crops = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
-            self.positive.add(path, features_NDhw.flatten(2).transpose(1, 2).flatten(0, 1), torch.cat(of_crops))
-            return
-        grid = (features_Dhw.shape[-2], features_Dhw.shape[-1])
-        belongs_P = defect_patches(mask_HW, grid, self.settings.min_coverage).flatten()
-        self.positive.add(path, features_PD[belongs_P.to(features_PD.device)], positions[belongs_P])
+            crop_features_NDhw = self.model.feature_extractor(crops).float()
+            features_PD = crop_features_NDhw.flatten(2).transpose(1, 2).flatten(0, 1)
+            centre, size = _centres(crops[0], crop_features_NDhw[0]), torch.tensor(CROP_SIZE)
+            scaled = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
+            self.positive.add(path, features_PD, torch.cat(scaled))
+        else:
+            grid = (features_Dhw.shape[-2], features_Dhw.shape[-1])
+            belongs_P = defect_patches(mask_HW, grid, self.settings.min_coverage).flatten()
+            self.positive.add(path, features_PD[belongs_P.to(features_PD.device)], positions[belongs_P])
 
     def build(self) -> None:
         """Select the coresets, fill the banks and the calibration set, and remove the stores.
@@ -207,7 +208,7 @@ class BankBuilder:
         row = {path: index for index, path in enumerate(bank.sources)}
         farthest = []
         for path in filter(self.negative.is_own, choose_images(self.negative.paths)):
-            features = self.negative.features_of(path).to(device)
+            features = self.negative.store.features(path).to(device)
             own = torch.zeros(len(features), dtype=torch.int64, device=device)
             if bool((bank.source != row[path]).any()):
                 distances = others_distances(features, own, [[row[path]]], vectors, bank.source, 1)
@@ -217,10 +218,10 @@ class BankBuilder:
         real = [path for path in self.defective.paths if path not in self.origins]
         own_paths = [path for path in real if self.defective.is_own(path)]
         for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
-            features = self.defective.features_of(path)
+            features = self.defective.store.features(path)
             distance_P = bank.nearest(features.to(device)).distances[:, 0]
             taken_P = farthest_patches(distance_P, usual, MOST_FARTHEST).cpu()
-            self.positive.add(path, features[taken_P], self.defective.positions_of(path)[taken_P])
+            self.positive.add(path, features[taken_P], self.defective.store.positions(path)[taken_P])
 
     def fill_calibration_set(self) -> None:
         """Keep the patches that calibration needs, and learn the boundary, by which some of them are chosen."""
@@ -242,8 +243,8 @@ class BankBuilder:
         kept = {}
         own = [(path, collector) for path, collector in images if collector.is_own(path)]
         for path, collector in tqdm(own, title, delay=_PROGRESS_DELAY, disable=rank() > 0):
-            defects = self.positive.features_of(path) if collector is self.defective else None
-            features = collector.features_of(path)
+            defects = self.positive.store.features(path) if collector is self.defective else None
+            features = collector.store.features(path)
             kept[path] = KeptPatches.of(path, features, candidates(path, features), defects, self.outlines.get(path))
         everywhere = {path: image for part in gather_objects(kept) for path, image in part.items()}
         self.model.calibration_set.clear()
