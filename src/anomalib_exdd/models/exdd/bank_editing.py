@@ -29,19 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a bank holds of one image.
+    """What a bank holds of one image."""
 
-    Attributes:
-        bank: "negative" or "positive".
-        source: Path of the image.
-        entries: Number of its patches in the bank.
-        kind: Kind of its defect, such as "scratch"; empty if it is not known, and for a normal image.
-    """
-
-    bank: str
-    source: str
-    entries: int
-    kind: str
+    bank: str  # "negative" or "positive"
+    source: str  # path of the image
+    entries: int  # number of its patches in the bank
+    kind: str  # of its defect, such as "scratch"; empty if it is not known, and for a normal image
 
 
 def bank_info(model: "ExDD") -> list[SourceInfo]:

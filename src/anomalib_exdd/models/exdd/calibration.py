@@ -183,13 +183,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
 
 
 class _Images:
-    """What calibration is fitted to, as NumPy arrays, with the rows of the patches that were kept for their score.
-
-    Args:
-        patches: Patches of the training images.
-        top_fraction: Share of an image's patches that make its score.
-        synthetic_weight: How much a synthetic image counts.
-    """
+    """What calibration is fitted to, as NumPy arrays, with the rows of the patches that were kept for their score."""
 
     def __init__(self, patches: ImagePatches, top_fraction: float, synthetic_weight: float) -> None:
         self.evidence_CE = patches.evidence()

@@ -28,9 +28,9 @@ class CandidateSelection:
 
     Args:
         model: Model with filled banks and, where there are enough defects, a learnt boundary.
-        projected_dimension: Dimension of the random projection for features that vary in all directions alike.
-        seed: Its seed.
-        folds: Which network of the boundary was not trained on which image; None: all of them are used.
+        projected_dimension: Dimension of the random projection of features that vary in all directions alike.
+        seed: Seed of this projection.
+        folds: Folds of the images, if the networks of the boundary were trained on them.
     """
 
     def __init__(self, model: ExDDModel, projected_dimension: int, seed: int, folds: Folds | None = None) -> None:

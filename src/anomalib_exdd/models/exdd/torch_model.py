@@ -28,14 +28,10 @@ from .tiling import Tiling, mapped
 A = TypeVar("A")
 B = TypeVar("B")
 
-PAPER_SIGMA = 2.0
-"""The paper's blur (after equation 23), for its own scoring."""
-DEFAULT_SIGMA = 4.0
-"""PatchCore's blur, for every other scoring."""
-REFINED_SIGMA = 2.0
-"""Blur of a refined map, whose cells are half as large."""
-REFINED_FLOOR = 0.3
-"""Share of its probability that a cell keeps, however little it looks like the inside of a defect."""
+PAPER_SIGMA = 2.0  # the paper's blur (after equation 23), for its own scoring
+DEFAULT_SIGMA = 4.0  # PatchCore's blur, for every other scoring
+REFINED_SIGMA = 2.0  # of a refined map, whose cells are half as large
+REFINED_FLOOR = 0.3  # share of its probability that a cell keeps at least, where it looks like no inside of a defect
 _REFINEMENTS = 2  # networks that refine the map, averaged
 
 

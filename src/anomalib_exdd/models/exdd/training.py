@@ -57,12 +57,8 @@ class TrainingSettings:
 class BankBuilder:
     """Collects the patches of training images, then fills a model's banks and its calibration set.
 
-    With several processes, each of them collects the images that it sees; all of them build together, and get the same.
-
-    Args:
-        model: The model to fill.
-        settings: What it is filled by.
-        stores: Where the patches wait; in memory by default.
+    Patches wait in ``stores``, by default in memory. With several processes, each of them collects the images that it
+    sees; all of them build together, and get the same.
     """
 
     def __init__(self, model: ExDDModel, settings: TrainingSettings, stores: TrainingStores | None = None) -> None:
