@@ -62,8 +62,8 @@ def measure(name: str, ratio: float, options: argparse.Namespace) -> dict[str, f
     """Fit one model in this process and time it."""
     from accuracy import engine, exdd, patchcore, without_defects  # noqa: PLC0415  the children only
     from anomalib_exdd import KSDD2, ExDD  # noqa: PLC0415
-    from anomalib_exdd.models.exdd.bank_builder import BankBuilder  # noqa: PLC0415
     from anomalib_exdd.models.exdd.boundary import LearntBoundary  # noqa: PLC0415
+    from anomalib_exdd.models.exdd.training import BankBuilder  # noqa: PLC0415
 
     options.ratio = ratio
     options.layers, options.num_neighbors, options.projected_dimension = ["layer2", "layer3"], 3, 128

@@ -21,8 +21,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,9 @@ from tqdm import tqdm
 from accuracy import spread
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.data.splits import draw
-from anomalib_exdd.models.exdd.bank_builder import BankBuilder
 from anomalib_exdd.models.exdd.calibration import Piece
 from anomalib_exdd.models.exdd.scoring import CALIBRATED_NEIGHBORS, EPSILON, PatchDistances, get_scoring, top_mean
+from anomalib_exdd.models.exdd.training import BankBuilder, TrainingSettings
 from machine import describe, known_results, markdown_table, save_results
 
 IMAGE_SIZES = {
@@ -132,18 +132,19 @@ class Study:
             self.train, self.test = self.train.held_out(HELD_OUT)
         else:
             self.test = Images(self.model, data, "test")
+        for bank in (self.model.model.negative_bank, self.model.model.positive_bank):
+            bank.num_neighbors = NEIGHBORHOOD  # for `patchcore` and `paper`
         self.builder = self._builder("mask")
         start = time.perf_counter()
         self._add_normal(self.builder)
         self.builder.build_negative_bank()
-        self.model.model.negative_bank.set_num_neighbors(NEIGHBORHOOD)  # for `patchcore` and `paper`
         self.build_seconds += time.perf_counter() - start
         self.negative = self._distances(self.model.model.negative_bank)
         self.known: dict[str, dict[str, float]] = {}
 
     def _builder(self, positive_patches: str) -> BankBuilder:
-        settings = SimpleNamespace(**{**self.model.settings, "positive_patches": positive_patches})
-        return BankBuilder(self.model.model, settings)
+        settings = TrainingSettings.of(self.model.settings)
+        return BankBuilder(self.model.model, replace(settings, positive_patches=positive_patches))
 
     def _add_normal(self, builder: BankBuilder) -> None:
         blank = torch.zeros(3, *self.size)
@@ -183,7 +184,6 @@ class Study:
         for row in rows:
             self._add_defective(builder, self.train, row)
         builder.build_positive_bank()
-        model.positive_bank.set_num_neighbors(NEIGHBORHOOD)
         start = time.perf_counter()
         builder.fill_calibration_set()
         self.model.calibrate(learn_boundary=False)

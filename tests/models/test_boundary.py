@@ -170,7 +170,7 @@ def test_networks_are_those_of_their_equations(example: tuple[BoundaryData, Fold
 
 
 def test_the_same_is_learnt_whatever_the_number_of_threads(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boundary_module, "_STEPS", 30)  # enough to differ where sums are split between threads
+    monkeypatch.setattr(boundary_module, "STEPS", 30)  # enough to differ where sums are split between threads
     data, _ = made_up(normal=4, defective=2, dimension=1024)
     found = []
     for count in (2, 1, 1):

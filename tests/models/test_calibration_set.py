@@ -13,18 +13,15 @@ from anomalib_exdd import ExDD
 from anomalib_exdd.models.exdd.boundary import HIDDEN, Folds, LearntBoundary
 from anomalib_exdd.models.exdd.calibration_set import (
     SAMPLED_PATCHES,
-    CalibrationImage,
     CalibrationSet,
     KeptPatches,
     Outline,
-    drawn,
-    high_patches,
+    choose_images,
     others_distances,
-    outline_of,
 )
+from anomalib_exdd.models.exdd.candidate_selection import CandidateSelection, highest_rows
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.patches import outline_cells
-from anomalib_exdd.models.exdd.rough_ranking import RoughRanking
 from anomalib_exdd.models.exdd.scoring import top_count
 
 
@@ -54,7 +51,7 @@ class TestKeeping:
         generator = torch.Generator().manual_seed(0)
         features = torch.randn(patches, 7, generator=generator)
         of_defects = None if defects is None else torch.randn(defects, 7, generator=generator)
-        kept = CalibrationImage("a", features, of_defects).keep(torch.tensor([3, 5]))
+        kept = KeptPatches.of("a", features, torch.tensor([3, 5]), of_defects)
         population = features if of_defects is None else of_defects
         count = min(SAMPLED_PATCHES, len(population))
         sample = [population[math.floor((each + 0.5) * len(population) / count)] for each in range(count)]
@@ -66,7 +63,7 @@ class TestKeeping:
         fine = torch.randn(5, 16, 12, generator=torch.Generator().manual_seed(0))
         mask = torch.zeros(32, 24)
         mask[5:9, 10:17] = 1
-        outline = outline_of(fine, mask)
+        outline = Outline.of(fine, mask)
         cells, defective = outline_cells(mask, (16, 12))
         assert torch.equal(outline.features, torch.stack([fine[:, c // 12, c % 12] for c in cells.tolist()]).half())
         assert torch.equal(outline.defective, defective)
@@ -232,28 +229,28 @@ class TestMeasure:
         assert kept.measure(negative, positive, LearntBoundary(), folds) is None
 
 
-def test_images_are_drawn_by_name_alone() -> None:
+def test_images_are_chosen_by_name_alone() -> None:
     paths = [f"/somewhere/{index:04d}.png" for index in range(500)]
-    chosen = drawn(paths, 50)
+    chosen = choose_images(paths, 50)
     assert len(chosen) == 50
-    assert chosen == drawn(paths[::-1], 50)
-    moved = drawn([path.replace("/somewhere", "C:\\elsewhere") for path in paths], 50)
+    assert chosen == choose_images(paths[::-1], 50)
+    moved = choose_images([path.replace("/somewhere", "C:\\elsewhere") for path in paths], 50)
     assert [path[-8:] for path in moved] == [path[-8:] for path in chosen]
 
 
-def test_high_patches_hold_the_highest_by_both_rankings() -> None:
+def test_rows_hold_the_highest_by_both_rankings() -> None:
     negative, positive = torch.zeros(200), torch.full((200,), 1.0)
     negative[[7, 90]] = 2.0
     positive[[11, 13]] = -4.0
-    rows = high_patches(negative, positive, 4)
+    rows = highest_rows(negative, positive, 4)
     assert {7, 90, 11, 13} <= set(rows.tolist())
     assert len(rows) <= 8
 
 
-def test_the_rough_ranking_keeps_what_is_far_from_normal_or_near_to_defects(trained: tuple[ExDD, Path]) -> None:
+def test_candidates_hold_what_is_far_from_normal_or_near_to_defects(trained: tuple[ExDD, Path]) -> None:
     model = trained[0]
     negative, positive = model.model.negative_bank, model.model.positive_bank
-    ranking = RoughRanking(model.model, model.settings)
+    selection = CandidateSelection(model.model, model.settings.projected_dimension, model.settings.seed)
     generator = torch.Generator().manual_seed(5)
     wanted = top_count(400, model.settings.top_fraction)
     spread = negative.features.std(dim=0)
@@ -264,6 +261,6 @@ def test_the_rough_ranking_keeps_what_is_far_from_normal_or_near_to_defects(trai
         patches = patches + 0.1 * spread * torch.randn(patches.shape, generator=generator)
         patches[:wanted] += 6 * spread * torch.randn(wanted, patches.shape[1], generator=generator)
         patches[-wanted:] = defects[torch.randint(len(defects), (wanted,), generator=generator)]
-        kept = ranking.high(CalibrationImage(path, patches)).tolist()
+        kept = selection.candidates(path, patches).tolist()
         assert {*range(wanted), *range(400 - wanted, 400)} <= set(kept)
         assert len(kept) <= 6 * wanted  # by two rankings by distances, and one by the boundary

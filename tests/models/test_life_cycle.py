@@ -16,7 +16,7 @@ from torch import Tensor
 from toy_surfaces import TOY, write_toy
 
 from anomalib_exdd import KSDD2, DefectClassifier, ExDD
-from anomalib_exdd.models.exdd.bank_builder import BankBuilder
+from anomalib_exdd.models.exdd.training import BankBuilder
 from anomalib_exdd.models.weights import initial_network
 
 Make = Callable[..., Any]

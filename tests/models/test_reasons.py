@@ -14,9 +14,9 @@ from scipy.special import logit
 
 from anomalib_exdd.models.exdd.calibration import Calibration, ImagePatches, resemblance_limit
 from anomalib_exdd.models.exdd.decisions import Decisions
+from anomalib_exdd.models.exdd.explanation import ImageReasons, reasons_of
 from anomalib_exdd.models.exdd.kind_table import Case, confusion_table
 from anomalib_exdd.models.exdd.memory_bank import BankContent
-from anomalib_exdd.models.exdd.reasons import ImageReasons, reasons_of
 from anomalib_exdd.models.exdd.torch_model import ExDDModel, ScoredImages
 from anomalib_exdd.models.regions import Reason, find_regions
 from anomalib_exdd.models.transforms import Part

@@ -13,12 +13,10 @@ from anomalib_exdd.models.exdd.scoring import (
     PatchDistances,
     bounded_log_odds,
     get_scoring,
-    paper_negative_weight,
-    paper_positive_weight,
+    negative_weight,
     patchcore_weight,
+    positive_weight,
     probability,
-    published_negative_weight,
-    published_positive_weight,
 )
 from anomalib_exdd.models.exdd.torch_model import ExDDModel
 
@@ -288,13 +286,14 @@ def test_weights_keep_their_digits_whatever_the_norm_of_the_features(norm: float
     scaled = (neighborhood.double().numpy()[0, 0] - neighborhood[0, 0, 0].double().item()) / dimension**0.5
     falling, rising = np.exp(-scaled), np.exp(scaled)  # both sides of the fractions divided by the same number
     weights = {
-        paper_negative_weight: falling[1:].sum() / falling.sum(),
-        paper_positive_weight: 1 / falling.sum(),
-        published_negative_weight: (rising[1:].sum() - 1) / rising[1:].sum(),
-        published_positive_weight: 1 / rising[1:].sum(),
+        (negative_weight, False): falling[1:].sum() / falling.sum(),
+        (positive_weight, False): 1 / falling.sum(),
+        (negative_weight, True): (rising[1:].sum() - 1) / rising[1:].sum(),
+        (positive_weight, True): 1 / rising[1:].sum(),
     }
-    for weight, expected in weights.items():
-        assert weight(distances).item() == pytest.approx(expected, rel=1e-5), weight.__name__
+    for (weight, published), expected in weights.items():
+        found = weight(distances, published=published).item()
+        assert found == pytest.approx(expected, rel=1e-5), (weight.__name__, published)
 
 
 def test_missing_pieces_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Synthetic defects in the banks and in the calibration: they never count as real ones, nor as strangers to them."""
+"""Synthetic defects in the banks and in the calibration: they never count as real ones, nor as independent of them."""
 
 import numpy as np
 import pytest
@@ -7,27 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_exdd import ExDD
-from anomalib_exdd.models.exdd.bank_builder import BankBuilder
 from anomalib_exdd.models.exdd.calibration import ImagePatches
-from anomalib_exdd.models.exdd.kinship import Kinship, Origins
+from anomalib_exdd.models.exdd.memory_bank import Origins, SharedSources
+from anomalib_exdd.models.exdd.training import BankBuilder, TrainingSettings
 
 GRID = (6, 5)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(0, 8))
-def test_kinship_is_sharing_an_image(seed: int, real: int, made: int) -> None:
+def test_sources_that_share_an_image_are_found(seed: int, real: int, made: int) -> None:
     rng = np.random.default_rng(seed)
     reals = [f"real{i}" for i in range(real)]
     origins: Origins = {
         f"made{i}": rng.choice(reals, rng.integers(1, real + 1), replace=False).tolist() for i in range(made)
     }
     sources = [*reals, *origins]
-    kinship = Kinship(sources, origins)
-    for path in [*sources, "stranger"]:
+    shared = SharedSources(sources, origins)
+    for path in [*sources, "unknown"]:
         content = {path, *origins.get(path, ())}
         expected = [row for row, source in enumerate(sources) if content & {source, *origins.get(source, ())}]
-        assert kinship.rows(path) == expected
+        assert shared.rows(path) == expected
 
 
 def features(seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -39,7 +39,7 @@ def built(real: int, synthetic: int, *, weight: float = 0.1, copies: bool = Fals
     model = ExDD(
         backbone="filter_bank", image_size=(48, 40), synthetic_weight=weight, top_fraction=0.1, visualizer=False
     )
-    builder = BankBuilder(model.model, model.settings)
+    builder = BankBuilder(model.model, TrainingSettings.of(model.settings))
     image, mask = torch.zeros(3, 48, 40), torch.zeros(48, 40)
     mask[:16, :16] = 1
     for number in range(12):

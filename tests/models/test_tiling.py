@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from anomalib_exdd import ExDD
 from anomalib_exdd.models.exdd.memory_bank import BankContent
+from anomalib_exdd.models.exdd.scoring import PatchDistances
 from anomalib_exdd.models.exdd.tiling import spans
 from anomalib_exdd.models.exdd.torch_model import ExDDModel
 
@@ -149,8 +150,13 @@ def test_neither_backbone_nor_search_sees_more_than_a_tile(monkeypatch: pytest.M
     )
     seen, searched = [], []
     tiled.feature_extractor.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
-    measure = tiled.distances
-    monkeypatch.setattr(tiled, "distances", lambda rows: searched.append(rows.shape[1:3]) or measure(rows))  # type: ignore[func-returns-value]
+    search = tiled.negative_bank.distances
+
+    def counting(rows: Tensor, **arguments: Any) -> PatchDistances:
+        searched.append(rows.shape[1:3])
+        return search(rows, **arguments)
+
+    monkeypatch.setattr(tiled.negative_bank, "distances", counting)
     tiled.score_images(surface(480, 800))
     assert len(seen) == len(searched) > 50
     assert max(max(size) for size in seen) <= 96

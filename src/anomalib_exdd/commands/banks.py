@@ -12,7 +12,7 @@ from anomalib_exdd.images.masks import check_same_size, looks_inverted, read_mas
 from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.callbacks.checkpoint import save_changed
 from anomalib_exdd.models.exdd import ExDD
-from anomalib_exdd.models.exdd.surgery import kinds_summary, summary
+from anomalib_exdd.models.exdd.bank_editing import kinds_summary, summary
 from anomalib_exdd.utils.files import write_file
 
 from .subcommand import Subcommand

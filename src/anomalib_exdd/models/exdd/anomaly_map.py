@@ -21,13 +21,10 @@ _DIGIT = 1 << 12
 
 
 class SmoothMap(Float32Buffers):
-    """Bilinear upsampling, then a Gaussian blur (paper, after equation 23).
+    """Bilinear upsampling, then a Gaussian blur with ``sigma`` in pixels (paper, after equation 23).
 
-    Both are linear and work on rows and columns apart, so that one matrix for each does it all: thirty times faster
-    than a convolution of the upsampled map. Kernel and border (mirrored) are those of Anomalib's ``GaussianBlur2d``.
-
-    Args:
-        sigma: Standard deviation of the Gaussian, in pixels.
+    Both are linear and separable: one matrix for rows and one for columns are thirty times faster than a convolution of
+    the upsampled map. Kernel and border (mirrored) are those of Anomalib's ``GaussianBlur2d``.
     """
 
     kernel: Tensor
@@ -39,31 +36,25 @@ class SmoothMap(Float32Buffers):
 
     def forward(self, scores_B1hw: Tensor, image_size: Sequence[int]) -> Tensor:
         """Turn patch scores (B, 1, h, w) into a map (B, 1, H, W)."""
-        rows_Hh, columns_Ww = (
-            self._smoothing(size, target) for size, target in zip(scores_B1hw.shape[-2:], image_size, strict=True)
-        )
-        return rows_Hh @ (scores_B1hw @ columns_Ww.T)
-
-    def _smoothing(self, size: int, target: int) -> Tensor:
-        """Build the matrix that upsamples and blurs along one axis, float32, shape (target, size)."""
-        upsampling = resize_weights(size, target, self.kernel)
         reach = len(self.kernel) // 2
-        padded = F.pad(upsampling.T.unsqueeze(1), (reach, reach), mode="reflect")
-        # Few at a time: a convolution on a CPU holds its single channel sixteenfold.
-        parts = (padded,) if torch.compiler.is_compiling() else padded.split(_SIGNALS)
-        return torch.cat([F.conv1d(part, self.kernel[None, None]) for part in parts]).squeeze(1).T
+        matrices = []
+        for size, target in zip(scores_B1hw.shape[-2:], image_size, strict=True):
+            upsampling = resize_weights(size, target, self.kernel)
+            padded = F.pad(upsampling.T.unsqueeze(1), (reach, reach), mode="reflect")
+            # Few at a time: a convolution on a CPU holds its single channel sixteenfold.
+            parts = (padded,) if torch.compiler.is_compiling() else padded.split(_SIGNALS)
+            matrices.append(torch.cat([F.conv1d(part, self.kernel[None, None]) for part in parts]).squeeze(1).T)
+        rows_Hh, columns_Ww = matrices
+        return rows_Hh @ (scores_B1hw @ columns_Ww.T)
 
 
 class PublishedMap(Float32Buffers):
     """The published code's heat map: an 8-bit Pillow image, blurred by Pillow, scaled back.
 
-    Every map is divided by its own maximum, truncated to 8 bits, blurred by ``ImageFilter.GaussianBlur(radius)`` and
+    Every map is divided by its maximum, truncated to 8 bits, blurred by ``ImageFilter.GaussianBlur(radius)`` and
     multiplied by the maximum again. Pillow's blur is three box blurs along the rows, then three along the columns, each
-    rounded to 8 bits by fixed-point sums, with the border repeated. The sums are integers here too, so that the result
-    is Pillow's to the last bit; being plain convolutions, they run in batches and can be exported.
-
-    Args:
-        radius: Pillow's radius, in pixels.
+    rounded to 8 bits by fixed-point sums, with the border repeated. The sums are integers here too: the result is
+    Pillow's to the last bit, by plain convolutions that run in batches and can be exported.
     """
 
     kernel: Tensor
@@ -97,14 +88,11 @@ def gaussian_kernel(sigma: float) -> Tensor:
 
 
 def pillow_box_kernel(radius: float) -> Tensor:
-    """Build the box that Pillow convolves three times with to approximate a Gaussian of the given radius.
+    """Build the box that Pillow convolves three times with to approximate a Gaussian.
 
     A box of fractional radius r has weight ``1 / (2 r + 1)`` inside and the fraction of it at both ends (Gwosdek et
     al., "Theoretical foundations of Gaussian convolution by extended box filtering", SSVM 2011). Pillow holds the
-    weights as 24-bit fixed-point numbers, computed in float32.
-
-    Returns:
-        High and low 12 bits of the weights, float32, shape (2, 2 floor(r) + 3).
+    weights as 24-bit fixed-point numbers: returned are their high and low 12 bits, float32, shape (2, 2 floor(r) + 3).
     """
     variance = radius * radius / _PIL_PASSES
     whole = int(((12 * variance + 1) ** 0.5 - 1) / 2)

@@ -1,8 +1,8 @@
 """A learnt boundary between normal and defect patches: small networks on patch features, learnt from the memory banks.
 
 Nearest neighbours weigh all directions of the feature space alike; a network finds those in which defects differ. One
-network is learnt for each fold of the training images and does not see that fold, so that every training image has a
-score from a network that has not seen it. New images get the mean of all networks.
+network is learnt for each fold of the training images on the other folds, so that every training image has an
+out-of-fold score. New images get the mean of all networks.
 
 Shape suffixes: N patches, D features, H hidden units of one network, K networks (folds), S images.
 """
@@ -22,28 +22,22 @@ from anomalib_exdd.utils.precision import Float32Buffers, full_float32, one_thre
 MAX_FOLDS = 5
 """Networks, at most; there are no more than defective images."""
 HIDDEN = 64
-_STEPS = 400
+STEPS = 400
+"""Steps of the optimizer."""
+_PARAMETERS = ("weight_in", "bias_in", "weight_out", "bias_out")
 _NORMAL_BATCH, _DEFECT_BATCH = 256, 128
 _LEARNING_RATE, _WEIGHT_DECAY = 4e-3, 1e-2
 _SLOPE = 0.2  # of the leaky rectifier
 
 
 class BoundaryData(NamedTuple):
-    """Patches to learn the boundary from.
+    """Patches to learn the boundary from."""
 
-    Attributes:
-        features: Patch features, float32, shape (N, D).
-        defective: Whether each patch is defect, boolean, shape (N,).
-        image: Image of each patch, int64, shape (N,).
-        weight: How much each image counts: a defective one against the others, float, shape (S,).
-        held_out: Which networks must not see each image, boolean, shape (S, K).
-    """
-
-    features: Tensor
-    defective: Tensor
-    image: Tensor
-    weight: Tensor
-    held_out: Tensor
+    features: Tensor  # float32, shape (N, D)
+    defective: Tensor  # whether each patch is defect, boolean, shape (N,)
+    image: Tensor  # of each patch, int64, shape (N,)
+    weight: Tensor  # how much each defective image counts against the others, float, shape (S,)
+    held_out: Tensor  # which networks must not be trained on each image, boolean, shape (S, K)
 
     def shares(self, fold: int) -> tuple[Tensor, Tensor]:
         """Return how often a network sees each patch as a normal one and as a defect, float64, shapes (N,)."""
@@ -60,19 +54,12 @@ class BoundaryData(NamedTuple):
 
 
 class LearntBoundary(DynamicBufferMixin, Float32Buffers):
-    """Log-odds of a patch being defect, from networks with one hidden layer, all of them in one product.
+    """Log-odds of a patch being defect, from networks with one hidden layer, all of them in one product."""
 
-    Attributes:
-        weight_in: Weights of the hidden units of all networks, next to each other, float32, shape (D, K H).
-        bias_in: Their biases, shape (K H,).
-        weight_out: Weights of the outputs, shape (K, H).
-        bias_out: Their biases, shape (K,).
-    """
-
-    weight_in: Tensor
-    bias_in: Tensor
-    weight_out: Tensor
-    bias_out: Tensor
+    weight_in: Tensor  # of the hidden units of all networks, next to each other, float32, shape (D, K H)
+    bias_in: Tensor  # shape (K H,)
+    weight_out: Tensor  # shape (K, H)
+    bias_out: Tensor  # shape (K,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +78,7 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
     def clear(self) -> None:
         """Forget what was learnt."""
         device = self.weight_in.device if "weight_in" in self._buffers else None
-        for name in ("weight_in", "bias_in", "weight_out", "bias_out"):
+        for name in _PARAMETERS:
             self.register_buffer(name, torch.empty(0, device=device))
 
     def forward(self, features_ND: Tensor) -> Tensor:
@@ -114,15 +101,11 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
             return hidden @ self.weight_out[fold] + self.bias_out[fold]
 
     def fit(self, data: BoundaryData, seed: int = 0) -> None:
-        """Learn the networks, on the device of the features; the same ones for any number of threads and processes.
+        """Learn the networks on the device of the features, reproducibly for any number of threads and processes.
 
         Cross-entropy of batches with normal and defect patches, each defective image with the same share, by AdamW with
-        a one-cycle schedule. Features are centred on the normal ones and divided by one number, which keeps the
-        backbone's own proportions between features: to standardise each of them was worse on the development sets.
-
-        Args:
-            data: The patches.
-            seed: Seed of the initial weights and of the batches.
+        a one-cycle schedule. Features are centred on the normal ones and divided by one number: to standardise each of
+        them was worse on the development sets.
         """
         # Half precision takes away what differs between batch sizes, threads and processes in a feature's last digits.
         features_ND = data.features.half().float()
@@ -130,8 +113,7 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
             found = _learn(features_ND.clone(), data, seed)
         # Where processes train side by side, all of them take what the first has learnt.
         found = gather_objects([value.cpu() for value in found])[0]
-        names = ("weight_in", "bias_in", "weight_out", "bias_out")
-        for name, value in zip(names, found, strict=True):
+        for name, value in zip(_PARAMETERS, found, strict=True):
             self.register_buffer(name, value.to(features_ND.device))
 
 
@@ -155,7 +137,7 @@ def _learn(features_ND: Tensor, data: BoundaryData, seed: int) -> list[Tensor]:
     bias_out_K = initial(folds, deviation=0.0)
     parameters = [weight_in_KDH, bias_in_KH, weight_out_KH, bias_out_K]
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=STEPS)
     target_B = torch.cat([torch.zeros(_NORMAL_BATCH), torch.ones(_DEFECT_BATCH)]).to(device)
     for batch_KB in batches_TKB:
         hidden_KBH = F.leaky_relu(torch.baddbmm(bias_in_KH, scaled_ND[batch_KB], weight_in_KDH), _SLOPE)
@@ -171,20 +153,14 @@ def _learn(features_ND: Tensor, data: BoundaryData, seed: int) -> list[Tensor]:
 
 
 def _batches(data: BoundaryData, fold: int, generator: torch.Generator) -> Tensor:
-    """Draw the rows of all batches of a network, normal ones first, int64, shape (steps, batch)."""
-    sizes = (_NORMAL_BATCH, _DEFECT_BATCH)
-    drawn = [
-        _draw(share_N, _STEPS * size, generator).reshape(_STEPS, size)
-        for share_N, size in zip(data.shares(fold), sizes, strict=True)
-    ]
-    return torch.cat(drawn, dim=1)
-
-
-def _draw(share_N: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw rows with replacement, each by its share, int64, shape (count,)."""
-    bounds = share_N.cumsum(0)
-    at = torch.rand(count, generator=generator, dtype=torch.float64) * bounds[-1]
-    return torch.searchsorted(bounds, at, right=True).clamp_max(int(share_N.nonzero().max()))
+    """Draw the rows of all batches of a network with replacement, normal ones first, int64, shape (steps, batch)."""
+    batches = []
+    for share_N, size in zip(data.shares(fold), (_NORMAL_BATCH, _DEFECT_BATCH), strict=True):
+        bounds = share_N.cumsum(0)
+        at = torch.rand(STEPS * size, generator=generator, dtype=torch.float64) * bounds[-1]
+        rows = torch.searchsorted(bounds, at, right=True).clamp_max(int(share_N.nonzero().max()))
+        batches.append(rows.reshape(STEPS, size))
+    return torch.cat(batches, dim=1)
 
 
 class Folds:
@@ -193,9 +169,9 @@ class Folds:
     Args:
         normal: Paths of the normal images.
         defective: Paths of the defective images; those in ``origins`` are synthetic.
-        origins: What synthetic images were made from. They go with the real defect among these, and no network sees
-            them that must not see one of the others.
-        synthetic_count: Whether synthetic images count as much as real ones where folds are dealt out.
+        origins: What synthetic images were made from: they share the fold of the real defect among these, and are held
+            out wherever one of these is.
+        synthetic_count: Whether synthetic images have folds of their own where there are no real ones.
     """
 
     def __init__(
@@ -209,11 +185,11 @@ class Folds:
         defective = sorted(defective)
         real = [path for path in defective if path not in origins]
         made = [path for path in defective if path in origins]
-        dealt = defective if synthetic_count and not real else real
-        self.count = min(MAX_FOLDS, len(dealt))
+        assigned = defective if synthetic_count and not real else real
+        self.count = min(MAX_FOLDS, len(assigned))
         self._origins = origins
         self._fold: dict[str, int] = {}
-        for paths in (dealt, sorted(normal)):
+        for paths in (assigned, sorted(normal)):
             for number, path in enumerate(sorted(paths, key=name_hash)):
                 self._fold[path] = number % max(1, self.count)
         for number, path in enumerate(sorted(made, key=name_hash)):
@@ -227,7 +203,7 @@ class Folds:
         return self._fold.get(path, 0)
 
     def held_out(self, path: str) -> list[bool]:
-        """Tell which networks must not see an image: those of its own fold and of the images it was made from."""
+        """Tell which networks must not be trained on an image or on what was made from it or it was made from."""
         folds = {self.of(each) for each in (path, *self._origins.get(path, ())) if each in self._fold}
         return [fold in folds for fold in range(self.count)]
 
@@ -244,7 +220,7 @@ def boundary_data(
 
     Args:
         parts: Features (N, D), the image of each of them, and whether they are defect.
-        folds: Which network must not see which image.
+        folds: Folds of the images.
         weights: How much defective images count, where it is not 1.
     """
     names = sorted({name for _, images, _ in parts for name in images})

@@ -1,10 +1,10 @@
 """Learns from the training images what each kind of evidence is worth, and what an image's score means.
 
-Three kinds of evidence of a defect: a patch is *unfamiliar* (far from the negative bank), or it resembles a *known
-kind* by its neighbours (nearer to the positive bank than its distance to the negative one suggests), or by the learnt
+Three pieces of evidence: a patch is *unfamiliar* (far from the negative bank), or it resembles a *known kind* of defect
+by its neighbours (nearer to the positive bank than its distance to the negative one suggests) or by the learnt
 boundary. The score is the log-likelihood ratio against a mixture of known and unknown kinds of defects. Everything is
-fitted to scores of images that the measured piece has not seen. The choices were made on training folds of all
-development sets: see ``docs/calibration.md``. What a score means for decisions is in :mod:`.decisions`.
+fitted to out-of-fold scores. The choices were made on training folds of all development sets: see
+``docs/calibration.md``.
 
 Shape suffixes: I images, C patches of all images together, E columns of evidence, J pieces of evidence.
 """
@@ -27,37 +27,24 @@ from .scoring import EVIDENCE, Coefficients, bounded_log_odds, top_count
 
 _NEIGHBOR_RIDGE = 0.3  # on the weights of the log-distances, per spread; weighs as much as so many images
 _EQUAL_RIDGE = 10.0  # pulls the weights of the three pieces towards each other: so many images move them apart
-_LEAST_VOICE = 0.05  # slope of the unfamiliar piece against unknown defects, at least: it always keeps a voice
+_LEAST_UNKNOWN_SLOPE = 0.05  # of the unfamiliar piece against unknown defects
 _LEAST_SLOPE = 1e-3
 _RESEMBLANCE_SHARE = 0.9  # of the defect patches of the training images, which count as known
 _NOTHING = -1e4  # log-odds of known kinds where there are none
 
 
 class ImagePatches(NamedTuple):
-    """Evidence of the training images' kept patches, by banks and networks that do not know their images.
+    """Out-of-fold evidence of the training images' kept patches."""
 
-    Attributes:
-        log_negative: Log-distances to the first and third entry of the negative bank, float64, shape (C, 2).
-        log_positive: The same of the positive bank; None if it says nothing of images that are not in it.
-        log_odds: Log-odds of the learnt boundary, float64, shape (C,); None without one.
-        image: Image of each patch, shape (C,).
-        sampled: Whether the patch was sampled from a normal image or from a defect, instead of kept for its high score,
-            shape (C,).
-        defective: Whether each image is, boolean, shape (I,).
-        patches: Number of patches of each whole image, shape (I,).
-        population: Number of patches that each image's sample stands for, shape (I,).
-        synthetic: Whether each image is, boolean, shape (I,).
-    """
-
-    log_negative: Tensor
-    log_positive: Tensor | None
-    log_odds: Tensor | None
-    image: Tensor
-    sampled: Tensor
-    defective: Tensor
-    patches: Tensor
-    population: Tensor
-    synthetic: Tensor
+    log_negative: Tensor  # log-distances to the first and third entry of the negative bank, float64, shape (C, 2)
+    log_positive: Tensor | None  # the same of the positive bank; None if it cannot be measured out of fold
+    log_odds: Tensor | None  # of the learnt boundary, float64, shape (C,); None without one
+    image: Tensor  # of each patch, shape (C,)
+    sampled: Tensor  # whether it was sampled from a normal image or a defect, not kept for its score, shape (C,)
+    defective: Tensor  # whether each image is, boolean, shape (I,)
+    patches: Tensor  # of each whole image, shape (I,)
+    population: Tensor  # number of patches that each image's sample stands for, shape (I,)
+    synthetic: Tensor  # whether each image is, boolean, shape (I,)
 
     def evidence(self) -> Floats:
         """Return the columns :data:`.scoring.EVIDENCE`, zero where there is none, shape (C, E)."""
@@ -72,12 +59,7 @@ class ImagePatches(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A piece of evidence as a linear function of the columns.
-
-    Attributes:
-        weights: All >= 0, shape (E,).
-        bias: Added to it.
-    """
+    """A piece of evidence as a linear function of the columns: weights >= 0, shape (E,), and a bias."""
 
     weights: Floats
     bias: float
@@ -97,22 +79,17 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     Attributes:
         pieces: After :meth:`fit` the pieces of evidence, each with median 0 and highest tenth from 1.28 on good images:
             unfamiliar; with known defects also resemblance by neighbours and by the boundary. Not in the checkpoint.
-        resemblance: A patch resembles known defects if its log-distance to the positive bank minus that to the negative
-            one is at most this, shape ().
-        training_probability: Probabilities of the real training images that it was fitted on, shape (I,), each by banks
-            and networks that do not know the image.
-        training_defective: Their labels, boolean, shape (I,).
     """
 
-    known_weights: Tensor
+    known_weights: Tensor  # this and the next five: see `Coefficients`
     known_bias: Tensor
     unknown_slope: Tensor
     unknown_offset: Tensor
     slope: Tensor
     offset: Tensor
-    resemblance: Tensor
-    training_probability: Tensor
-    training_defective: Tensor
+    resemblance: Tensor  # log-ratio of positive to negative distance within which a patch resembles known defects
+    training_probability: Tensor  # out of fold, of the real training images, shape (I,)
+    training_defective: Tensor  # their labels, boolean, shape (I,)
 
     def __init__(self, top_fraction: float = 0.01) -> None:
         super().__init__()
@@ -138,68 +115,35 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     @property
     def coefficients(self) -> Coefficients:
         """What :func:`.scoring.calibrated_patch` needs."""
-        return Coefficients(
-            self.known_weights,
-            self.known_bias,
-            self.unknown_slope,
-            self.unknown_offset,
-            self.slope,
-            self.offset,
-            self.top_fraction,
-        )
+        return Coefficients(*(getattr(self, name) for name in Coefficients._fields))
 
     def fit(
         self, patches: ImagePatches, defect_rate: float, unknown_rate: float = 0.1, synthetic_weight: float = 0.0
     ) -> Thresholds:
-        """Learn everything from the training images.
+        """Learn everything from the patches of the training images.
 
         Args:
-            patches: Their patches.
+            patches: The patches.
             defect_rate: Share of defective images among those to come, in (0, 1), for the probability.
             unknown_rate: Share of the defects to come that are of no known kind, in (0, 1).
-            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1. Where no real defect bears
-                the synthetic ones out, they count nothing below 1. Thresholds come from real images.
+            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1. Without any real defect they
+                count nothing below 1. Thresholds come from real images.
 
         Returns:
             Thresholds and ranges for Anomalib's post-processor.
         """
-        evidence_CE = patches.evidence()
-        groups = _Groups(patches, self.top_fraction)
-        defective_I, real_I = patches.defective.numpy(), ~patches.synthetic.numpy()
-        if synthetic_weight < 1 and not (defective_I & real_I).any():
-            synthetic_weight = 0.0
-        count_I = np.where(real_I, 1.0, synthetic_weight)
-        good_I = real_I & ~defective_I
-
-        def standard(piece: Piece) -> Piece:
-            """Scale a piece by its values on the images that are good: median 0, and the highest tenth from 1.28."""
-            value_C = piece.of(evidence_CE)
-            top_I = groups.top_means(value_C)[good_I]
-            middle, high = np.quantile(top_I, [0.5, 0.9])
-            spread = value_C[patches.sampled.numpy() & good_I[patches.image.numpy()]].std()
-            scale = max((high - middle) / 1.2816, 0.05 * spread, 1e-9)
-            return Piece(piece.weights / scale, float((piece.bias - middle) / scale))
-
-        self.pieces = [standard(Piece(np.eye(len(EVIDENCE))[0], 0.0))]
+        images = _Images(patches, self.top_fraction, synthetic_weight)
+        self.pieces = [images.standardised(Piece(np.eye(len(EVIDENCE))[0], 0.0))]
         known, unknown = Piece(np.zeros(len(EVIDENCE)), _NOTHING), self.pieces[0]
-        if count_I[defective_I].sum() >= 2 and patches.log_positive is not None:
-            self.pieces.append(standard(_neighbor_piece(patches, evidence_CE, count_I)))
+        if images.count_I[images.defective_I].sum() >= 2 and patches.log_positive is not None:
+            self.pieces.append(images.standardised(_neighbor_piece(images)))
             if patches.log_odds is not None:
-                self.pieces.append(standard(Piece(np.eye(len(EVIDENCE))[5], 0.0)))
-            known, unknown = _mixture(self.pieces, evidence_CE, groups, defective_I, count_I, unknown_rate)
-        score_C = np.logaddexp(known.of(evidence_CE), unknown.of(evidence_CE))
-        score_I = groups.top_means(score_C)
-        slope, offset = fit_probability(score_I, defective_I, defect_rate, count_I)
-        self._store(known, unknown, slope, offset, resemblance_limit(patches))
+                self.pieces.append(images.standardised(Piece(np.eye(len(EVIDENCE))[5], 0.0)))
+            known, unknown = _mixture(self.pieces, images, unknown_rate)
+        score_C = np.logaddexp(known.of(images.evidence_CE), unknown.of(images.evidence_CE))
+        score_I = images.top_means(score_C)
+        slope, offset = fit_probability(score_I, images.defective_I, defect_rate, images.count_I)
         device = self.slope.device
-        log_odds_I, log_odds_C = (
-            bounded_log_odds(torch.from_numpy(slope * score + offset)).numpy() for score in (score_I, score_C)
-        )
-        self.training_probability = torch.from_numpy(expit(log_odds_I[real_I])).to(self.slope)
-        self.training_defective = torch.tensor(defective_I[real_I], device=device)  # its own memory: it may be resized
-        return _thresholds(patches, log_odds_I, log_odds_C)
-
-    def _store(self, known: Piece, unknown: Piece, slope: float, offset: float, resemblance: float) -> None:
         self.known_weights = torch.from_numpy(known.weights).to(self.slope)
         values = {
             "known_bias": known.bias,
@@ -207,10 +151,18 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
             "unknown_offset": unknown.bias,
             "slope": slope,
             "offset": offset,
-            "resemblance": resemblance,
+            "resemblance": resemblance_limit(patches),
         }
         for name, value in values.items():
-            setattr(self, name, torch.tensor(float(value), dtype=torch.float32, device=self.known_weights.device))
+            setattr(self, name, torch.tensor(float(value), dtype=torch.float32, device=device))
+        log_odds_I, log_odds_C = (
+            bounded_log_odds(torch.from_numpy(slope * score + offset)).numpy() for score in (score_I, score_C)
+        )
+        real_I = images.real_I
+        self.training_probability = torch.from_numpy(expit(log_odds_I[real_I])).to(self.slope)
+        # Its own memory: it may be resized.
+        self.training_defective = torch.tensor(images.defective_I[real_I], device=device)
+        return _thresholds(images, patches.population.numpy(), log_odds_I, log_odds_C)
 
     def decisions(self, false_reject_rate: float, false_accept_rate: float) -> Decisions:
         """Set the two thresholds from the training images; see :func:`.decisions.decision_thresholds`."""
@@ -230,18 +182,21 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class _Groups:
-    """Patches by image, padded to equal numbers, so that the highest of every image are found at once."""
+class _Images:
+    """What calibration is fitted to, as NumPy arrays, with the rows of the patches that were kept for their score."""
 
-    def __init__(self, patches: ImagePatches, top_fraction: float) -> None:
-        image_C = patches.image.numpy()
-        chosen = ~patches.sampled.numpy()
-        counts = np.bincount(image_C[chosen], minlength=len(patches.defective))
-        self.row_IR = np.full((len(counts), int(counts.max())), -1)
-        for image in range(len(counts)):
-            rows = np.flatnonzero(chosen & (image_C == image))
-            self.row_IR[image, : len(rows)] = rows
-        self.top_I = np.minimum([top_count(int(n), top_fraction) for n in patches.patches.tolist()], counts)
+    def __init__(self, patches: ImagePatches, top_fraction: float, synthetic_weight: float) -> None:
+        self.evidence_CE = patches.evidence()
+        self.image_C, self.sampled_C = patches.image.numpy(), patches.sampled.numpy()
+        self.defective_I, self.real_I = patches.defective.numpy(), ~patches.synthetic.numpy()
+        if synthetic_weight < 1 and not (self.defective_I & self.real_I).any():
+            synthetic_weight = 0.0
+        self.count_I = np.where(self.real_I, 1.0, synthetic_weight)
+        kept_I = np.bincount(self.image_C[~self.sampled_C], minlength=len(self.real_I))
+        self.row_IR = np.full((len(kept_I), int(kept_I.max())), -1)
+        for image, count in enumerate(kept_I):
+            self.row_IR[image, :count] = np.flatnonzero(~self.sampled_C & (self.image_C == image))
+        self.top_I = np.minimum([top_count(int(n), top_fraction) for n in patches.patches.tolist()], kept_I)
 
     def top_means(self, score_C: Floats) -> Floats:
         """Average the highest scores of every image, shape (I,)."""
@@ -251,13 +206,32 @@ class _Groups:
         means: Floats = np.where(used_IR, score_IR, 0.0).sum(axis=1) / self.top_I
         return means
 
+    def standardised(self, piece: Piece) -> Piece:
+        """Scale a piece by its values on good images: median 0, and the highest tenth from 1.28."""
+        good_I = self.real_I & ~self.defective_I
+        value_C = piece.of(self.evidence_CE)
+        middle, high = np.quantile(self.top_means(value_C)[good_I], [0.5, 0.9])
+        spread = value_C[self.sampled_C & good_I[self.image_C]].std()
+        scale = max((high - middle) / 1.2816, 0.05 * spread, 1e-9)
+        return Piece(piece.weights / scale, float((piece.bias - middle) / scale))
+
+    def likelihood_ratio(
+        self, pieces_IJ: Floats, prior_J: Floats | None = None, ridge: float = 0.0, least: float = 0.0
+    ) -> Floats:
+        """Fit log-odds for as many defective as normal images, with Platt's targets; return weights and bias."""
+        count_I, defective_I = self.count_I, self.defective_I
+        defects, normals = count_I[defective_I].sum(), count_I[~defective_I].sum()
+        target_I = np.where(defective_I, (defects + 1) / (defects + 2), 1 / (normals + 2))
+        weight_I = np.where(defective_I, count_I, count_I * defects / normals)
+        prior_J = np.zeros(pieces_IJ.shape[1]) if prior_J is None else prior_J
+        return _logistic(pieces_IJ, target_I, weight_I, prior_J, ridge, least=least)
+
 
 def resemblance_limit(patches: ImagePatches) -> float:
     """Find the log-ratio of the two distances up to which a patch resembles known defects.
 
-    Nine tenths of the defect patches of real training images are below it, each measured without its own image; every
-    image has the same weight. With fewer than two such images there is nothing to compare a defect with: then a patch
-    resembles known defects if it is nearer to them than to normal patches.
+    Nine tenths of the defect patches of real training images are within it, out of fold, every image with the same
+    weight. With fewer than two such images it is 0: the patch is nearer to known defects than to normal patches.
     """
     defective_I = (patches.defective & ~patches.synthetic).numpy()
     image_C = patches.image.numpy()
@@ -272,51 +246,35 @@ def resemblance_limit(patches: ImagePatches) -> float:
     return float(ratio[order][np.searchsorted(below, wanted)])
 
 
-def _neighbor_piece(patches: ImagePatches, evidence_CE: Floats, count_I: Floats) -> Piece:
+def _neighbor_piece(images: _Images) -> Piece:
     """Weigh the log-distances by a logistic regression on sampled patches of normal images and of defects.
 
-    Weights are >= 0, which keeps the score monotone, and shrunk a little. Each defective image counts the same, the
-    normal patches together as much as all of them.
+    Weights are >= 0 and shrunk a little. Defective images count the same each, the normal patches as much together.
     """
-    image_C, sampled_C = patches.image.numpy(), patches.sampled.numpy()
-    defect_C = patches.defective.numpy()[image_C]
-    per_image = np.bincount(image_C[sampled_C], minlength=len(count_I)).clip(1)
-    weight_C = np.where(defect_C, (count_I / per_image)[image_C], 0.0)
+    sampled_C, defect_C = images.sampled_C, images.defective_I[images.image_C]
+    sizes_I = np.bincount(images.image_C[sampled_C], minlength=len(images.count_I)).clip(1)
+    weight_C = np.where(defect_C, (images.count_I / sizes_I)[images.image_C], 0.0)
     weight_C = np.where(defect_C, weight_C, weight_C[sampled_C].sum() / max(1, (sampled_C & ~defect_C).sum()))
     columns = slice(1, 5)
-    log_CE = evidence_CE[sampled_C, columns]
+    log_CE = images.evidence_CE[sampled_C, columns]
     normal = log_CE[~defect_C[sampled_C]]
     centre, spread = normal.mean(axis=0), normal.std(axis=0).clip(1e-6)
-    found = _logistic(
-        (log_CE - centre) / spread,
-        defect_C[sampled_C].astype(np.float64),
-        weight_C[sampled_C],
-        np.zeros(4),
-        _NEIGHBOR_RIDGE,
-    )
+    target_C = defect_C[sampled_C].astype(np.float64)
+    found = _logistic((log_CE - centre) / spread, target_C, weight_C[sampled_C], np.zeros(4), _NEIGHBOR_RIDGE)
     weights = np.zeros(len(EVIDENCE))
     weights[columns] = found[:-1] / spread
     return Piece(weights, float(found[-1] - weights[columns] @ centre))
 
 
-def _mixture(
-    pieces: list[Piece],
-    evidence_CE: Floats,
-    groups: _Groups,
-    defective_I: NDArray[np.bool_],
-    count_I: Floats,
-    unknown_rate: float,
-) -> tuple[Piece, Piece]:
+def _mixture(pieces: list[Piece], images: _Images, unknown_rate: float) -> tuple[Piece, Piece]:
     """Find the log-likelihood ratios of known and of unknown kinds of defects, each with the log of its share.
 
-    A known defect shows in all pieces; their weights are pulled towards equal ones, which are hard to beat with few
-    images. An unknown one shows by being unfamiliar alone.
+    Known defects show in all pieces, whose weights are pulled towards equal ones; unknown ones are unfamiliar only.
     """
-    top_IJ = np.stack([groups.top_means(piece.of(evidence_CE)) for piece in pieces], axis=1)
-    together = _likelihood_ratio(top_IJ.sum(axis=1, keepdims=True), defective_I, count_I)
-    prior = np.full(len(pieces), together[0])
-    found = _likelihood_ratio(top_IJ, defective_I, count_I, prior=prior, ridge=_EQUAL_RIDGE)
-    alone = _likelihood_ratio(top_IJ[:, :1], defective_I, count_I, least=_LEAST_VOICE)
+    top_IJ = np.stack([images.top_means(piece.of(images.evidence_CE)) for piece in pieces], axis=1)
+    together = images.likelihood_ratio(top_IJ.sum(axis=1, keepdims=True))
+    found = images.likelihood_ratio(top_IJ, np.full(len(pieces), together[0]), _EQUAL_RIDGE)
+    alone = images.likelihood_ratio(top_IJ[:, :1], least=_LEAST_UNKNOWN_SLOPE)
     known = Piece(
         np.sum([weight * piece.weights for weight, piece in zip(found, pieces, strict=False)], axis=0),
         sum(weight * piece.bias for weight, piece in zip(found, pieces, strict=False))
@@ -328,32 +286,14 @@ def _mixture(
     return known, unknown
 
 
-def _likelihood_ratio(
-    pieces_IJ: Floats,
-    defective_I: NDArray[np.bool_],
-    count_I: Floats,
-    *,
-    prior: Floats | None = None,
-    ridge: float = 0.0,
-    least: float = 0.0,
-) -> Floats:
-    """Fit log-odds for as many defective as normal images, with Platt's targets; weights and bias, shape (J + 1,)."""
-    defects, normals = count_I[defective_I].sum(), count_I[~defective_I].sum()
-    target_I = np.where(defective_I, (defects + 1) / (defects + 2), 1 / (normals + 2))
-    weight_I = np.where(defective_I, count_I, count_I * defects / normals)
-    prior = np.zeros(pieces_IJ.shape[1]) if prior is None else prior
-    return _logistic(pieces_IJ, target_I, weight_I, prior, ridge, least=least)
-
-
-def _thresholds(patches: ImagePatches, log_odds_I: Floats, log_odds_C: Floats) -> Thresholds:
+def _thresholds(images: _Images, population_I: NDArray[np.int64], log_odds_I: Floats, log_odds_C: Floats) -> Thresholds:
     """Find Anomalib's thresholds and ranges: of images on their probabilities, of pixels on the map's log-odds.
 
-    A sampled patch stands for as many as its image has; patches that were kept for their score stand for themselves.
+    A sampled patch stands for a share of its image's patches, one that was kept for its score for itself.
     """
-    real_I, defective_I = ~patches.synthetic.numpy(), patches.defective.numpy()
-    image_C, sampled_C = patches.image.numpy(), patches.sampled.numpy()
-    sizes = np.bincount(image_C[sampled_C], minlength=len(real_I)).clip(1)
-    weight_C = np.where(sampled_C, (patches.population.numpy() / sizes)[image_C], 1.0)
+    real_I, defective_I, image_C, sampled_C = images.real_I, images.defective_I, images.image_C, images.sampled_C
+    sizes_I = np.bincount(image_C[sampled_C], minlength=len(real_I)).clip(1)
+    weight_C = np.where(sampled_C, (population_I / sizes_I)[image_C], 1.0)
     used_C = real_I[image_C] & (sampled_C | ~defective_I[image_C])
     image = best_f1_threshold(log_odds_I[real_I], defective_I[real_I], np.ones(int(real_I.sum())))
     pixel = best_f1_threshold(log_odds_C[used_C], defective_I[image_C[used_C]], weight_C[used_C])
@@ -365,14 +305,11 @@ def _thresholds(patches: ImagePatches, log_odds_I: Floats, log_odds_C: Floats) -
 def fit_probability(
     score_I: Floats, defective_I: NDArray[np.bool_], defect_rate: float, count_I: Floats
 ) -> tuple[float, float]:
-    """Map image scores to log-odds of being defective, by Platt's method.
+    """Map image scores to log-odds of being defective, by Platt's method; return slope (> 0) and offset.
 
     Targets are smoothed by one image of each kind (Platt, 1999; Lin, Lin & Weng, Machine Learning 68, 2007), so that
-    few images never give certainty. With fewer than two defective images there is nothing to fit: then the mapping only
-    keeps the order, with 0.5 where a score exceeds the normal images' median by three of their robust deviations.
-
-    Returns:
-        Slope (> 0) and offset.
+    few images never give certainty. With fewer than two defective images the mapping only keeps the order, with 0.5
+    where a score exceeds the normal images' median by three of their robust deviations.
     """
     defects, normals = float(count_I[defective_I].sum()), float(count_I[~defective_I].sum())
     if defects < 2:
@@ -389,11 +326,7 @@ def fit_probability(
 def _logistic(
     features_ID: Floats, target_I: Floats, weight_I: Floats, prior_D: Floats, ridge: float, *, least: float = 0.0
 ) -> Floats:
-    """Minimise a weighted logistic loss with a Gaussian prior; coefficients have a lower bound, the bias is free.
-
-    Returns:
-        Coefficients and bias, shape (D + 1,).
-    """
+    """Minimise a weighted logistic loss with a Gaussian prior; return bounded coefficients and bias, shape (D + 1,)."""
     design = np.c_[features_ID, np.ones(len(features_ID))]
     prior, precision = np.append(prior_D, 0.0), np.append(np.full(len(prior_D), ridge), 0.0)
 

@@ -15,31 +15,20 @@ Floats = NDArray[np.float64]
 
 _CONFIDENCE = 0.9  # of the intervals of the error rates
 _PRIOR_IMAGES = 1  # how many images the good images' spread counts for in that of few defective ones
-_CERTAIN = 1e-9  # nearest to 0 or 1 that a probability is taken for
+_EPSILON = 1e-9  # distance that probabilities are kept from 0 and 1
 
 
 class Decisions(NamedTuple):
-    """Two thresholds on the probability.
+    """Two thresholds on the probability."""
 
-    Attributes:
-        accept: Images below it are good.
-        reject: Images at or above it are defective; those between the two are for review.
-        accept_backed: Whether there are enough defective training images to back the false-accept rate.
-        reject_backed: Whether there are enough normal ones to back the false-reject rate.
-        false_accepts: In which interval the false-accept rate lies, at 90 % confidence.
-        false_rejects: The same of the false-reject rate.
-        review_share: Share of the good training images that lie between the thresholds.
-        defects: Number of defective training images that the thresholds come from.
-    """
-
-    accept: float
-    reject: float
-    accept_backed: bool
-    reject_backed: bool
-    false_accepts: tuple[float, float] = (0.0, 1.0)
-    false_rejects: tuple[float, float] = (0.0, 1.0)
-    review_share: float = 0.0
-    defects: int = 0
+    accept: float  # images below it are good
+    reject: float  # images at or above it are defective; those between the two are for review
+    accept_backed: bool  # whether there are enough defective training images to back the false-accept rate
+    reject_backed: bool  # whether there are enough normal ones to back the false-reject rate
+    false_accepts: tuple[float, float] = (0.0, 1.0)  # interval of the false-accept rate, at 90 % confidence
+    false_rejects: tuple[float, float] = (0.0, 1.0)  # the same of the false-reject rate
+    review_share: float = 0.0  # of the good training images
+    defects: int = 0  # defective training images that the thresholds come from
 
     def name(self, probability: float) -> str:
         """Return "accept", "review" or "reject"."""
@@ -105,13 +94,8 @@ class Thresholds(NamedTuple):
 def best_f1_threshold(log_odds: Floats, defective: NDArray[np.bool_], weight: Floats) -> float:
     """Find the threshold with the best F1 score; of several equally good ones that nearest to even odds.
 
-    Args:
-        log_odds: Scores, shape (N,), N >= 1.
-        defective: Labels.
-        weight: How many images or pixels each stands for.
-
-    Returns:
-        The threshold; what is above it counts as defective. Without defects it is above all scores.
+    What is above it counts as defective; without defects it is above all scores. ``weight`` is how many images or
+    pixels each of the N >= 1 scores stands for.
     """
     order = np.argsort(-log_odds, kind="stable")
     score, weight, label = log_odds[order], weight[order], defective[order]
@@ -132,17 +116,16 @@ def decision_thresholds(
 ) -> Decisions:
     """Choose thresholds that keep the two kinds of error at the rates that the user allows.
 
-    With images enough, the thresholds are order statistics of the training images' probabilities, each by a model that
-    has not seen the image (cross-conformal prediction; Vovk, Gammerman & Shafer, 2005; Barber et al., 2021): a further
-    good image exceeds ``reject`` with at most the first rate, a further defective one of the known kinds falls below
-    ``accept`` with at most the second. That takes ``1 / rate - 1`` images. With fewer, the lowest of M defects would be
-    passed by 1 / (M + 1) of further ones: there the threshold is the prediction limit of Student's t on the log-odds,
-    if that is lower, with a spread to which the good images' counts for one more image. Where both rates hold without a
-    gap, there is nothing to review.
+    With images enough (``1 / rate - 1``) they are order statistics of the training images' out-of-fold probabilities
+    (cross-conformal prediction; Vovk, Gammerman & Shafer, 2005; Barber et al., 2021): a further good image exceeds
+    ``reject`` with at most the first rate, a further defective one of the known kinds falls below ``accept`` with at
+    most the second. With fewer, the threshold is the prediction limit of Student's t on the log-odds, if that is lower,
+    with a spread to which the good images' counts for one more image. Where both rates hold without a gap, there is
+    nothing to review.
 
     Args:
-        normal: Probabilities of normal training images, shape (N,), N >= 1.
-        defective: Probabilities of defective training images, shape (M,); may be empty.
+        normal: Out-of-fold probabilities of normal training images, shape (N,), N >= 1.
+        defective: The same of defective training images, shape (M,); may be empty.
         false_reject_rate: Share of good images that may be rejected, in (0, 1).
         false_accept_rate: Share of defective images that may be accepted, in (0, 1).
     """
@@ -187,5 +170,5 @@ def _lower_limit(score: Floats, rate: float, spread: float) -> tuple[float, bool
 
 
 def _log_odds(probability: Floats) -> Floats:
-    found: Floats = logit(np.clip(probability, _CERTAIN, 1 - _CERTAIN))
+    found: Floats = logit(np.clip(probability, _EPSILON, 1 - _EPSILON))
     return found

@@ -1,80 +1,71 @@
-"""Why an image scores as it does: its highest patches beside the training patches that are nearest to them."""
+"""Why an image scores as it does, and why it is not accepted.
 
+An explanation shows its highest patches and the training patches that are nearest to them. The reason is that it
+resembles known defects, of a kind, or that it is unfamiliar: a patch resembles known defects if its log-ratio of
+distances is within :attr:`.Calibration.resemblance`, and the patches that make the image's score decide by majority.
+
+Shape suffixes: B images, P patches of an image, h x w patches, H x W pixels.
+"""
+
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_exdd.models.regions import Reason
 
 from .decisions import Decisions
 from .memory_bank import MemoryBank
-from .reasons import reasons_of
-from .torch_model import ExDDModel
+from .scoring import EPSILON, top_count
+from .torch_model import ExDDModel, ScoredImages
 
 _APART = 2  # explained patches are at least so many patches away from each other, in rows or in columns
 
 
 @dataclass(frozen=True)
 class TrainingPatch:
-    """A patch in a memory bank.
-
-    Attributes:
-        source: Path of the training image.
-        row: Row of the patch's centre, in pixels of the pre-processed image.
-        column: Column of the patch's centre.
-        distance: Distance of the explained patch to it, in feature space.
-    """
+    """A patch in a memory bank: its training image, its centre there in pixels, and the explained patch's distance."""
 
     source: str
     row: int
     column: int
     distance: float
 
+    def __str__(self) -> str:
+        """State it in words."""
+        return f"{self.source} (row {self.row}, column {self.column}) at distance {self.distance:.3g}"
+
 
 @dataclass(frozen=True)
 class PatchExplanation:
-    """One patch of an image, and what it was compared with.
-
-    Attributes:
-        row: Row of the patch's centre, in pixels of the pre-processed image.
-        column: Column of the patch's centre.
-        score: The patch's score; higher is more defective.
-        normal: The nearest patch of a normal training image.
-        defect: The nearest defect patch; None without a positive bank.
-    """
+    """One patch of an image: its centre in pixels of the pre-processed image, its score, and the nearest patches."""
 
     row: int
     column: int
     score: float
     normal: TrainingPatch
-    defect: TrainingPatch | None
+    defect: TrainingPatch | None  # None without a positive bank
 
 
 @dataclass(frozen=True)
 class Explanation:
     """The highest patches of an image.
 
-    Attributes:
-        source: Path of the image.
-        image_size: Height and width of the pre-processed image, which rows and columns refer to.
-        score: The image's score; with calibrated scoring the probability that it is defective.
-        decision: What follows from it, and its reason in words, if the model is calibrated.
-        patches: The highest patches, highest first.
-        heat_map: Heat map, float32 in 0..1, shape (H, W). With calibrated scoring its scale is the same for all images:
-            the probability that an image would have whose highest patches scored so. With other scorings it runs from
-            the image's own lowest to its highest value.
-        reason: Why the image is not accepted; None if it is, or without a decision.
+    The heat map is float32 in 0..1, shape (H, W): with calibrated scoring probabilities, on the same scale for all
+    images; with other scorings from the image's lowest to its highest value.
     """
 
     source: str
-    image_size: tuple[int, int]
-    score: float
-    decision: str | None
-    patches: list[PatchExplanation]
+    image_size: tuple[int, int]  # height and width of the pre-processed image, which rows and columns refer to
+    score: float  # of the image; with calibrated scoring the probability that it is defective
+    decision: str | None  # and its reason in words, if the model is calibrated
+    patches: list[PatchExplanation]  # highest first
     heat_map: Tensor = field(repr=False)
-    reason: Reason | None = None
+    reason: Reason | None = None  # why the image is not accepted; None if it is, or without a decision
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the heat map as plain numbers and texts, for JSON."""
@@ -92,24 +83,18 @@ class Explanation:
         lines = [f"{self.source}: {self.decision or f'score {self.score:.4g}'}"]
         for number, patch in enumerate(self.patches, start=1):
             line = f"  {number}. row {patch.row}, column {patch.column}, score {patch.score:.3g}: nearest normal"
-            line += f" {_describe(patch.normal)}"
-            lines.append(line + (f"; nearest defect {_describe(patch.defect)}" if patch.defect else ""))
+            lines.append(f"{line} {patch.normal}" + (f"; nearest defect {patch.defect}" if patch.defect else ""))
         return "\n".join(lines)
 
 
 def explain_image(
     model: ExDDModel, image_CHW: Tensor, source: str, count: int, decisions: Decisions | None
 ) -> Explanation:
-    """Explain the score of one image.
+    """Explain the score of a pre-processed image by ``count`` patches at most, no two of them neighbours.
 
-    Args:
-        model: Trained model.
-        image_CHW: Pre-processed image, float, shape (3, H, W).
-        source: Path of the image.
-        count: Patches to explain, at most; no two of them are neighbours.
-        decisions: Thresholds, if the model is calibrated.
+    Decisions are those of a calibrated model, if it is one.
     """
-    size = (image_CHW.shape[-2], image_CHW.shape[-1])
+    height, width = image_CHW.shape[-2:]
     with torch.inference_mode():
         scored = model.score_images(image_CHW[None])
         grid, score_P = scored.grid, scored.scores.patches[0]
@@ -120,8 +105,8 @@ def explain_image(
         defect = _nearest(model.positive_bank, patches_ND) if len(model.positive_bank) else None
     explained = [
         PatchExplanation(
-            (2 * row + 1) * size[0] // (2 * grid[0]),
-            (2 * column + 1) * size[1] // (2 * grid[1]),
+            (2 * row + 1) * height // (2 * grid[0]),
+            (2 * column + 1) * width // (2 * grid[1]),
             float(score_P[rows[index]]),
             normal[index],
             None if defect is None else defect[index],
@@ -131,16 +116,13 @@ def explain_image(
     score = float(scored.scores.images[0])
     reason = None if decisions is None else reasons_of(model, scored, decisions)[0].image
     decision = None if decisions is None else decisions.describe(score, reason)
-    heat_map = _heat_map(model, scored.anomaly_map[0, 0]).cpu()
-    return Explanation(source, size, score, decision, explained, heat_map, reason)
-
-
-def _heat_map(model: ExDDModel, anomaly_map_HW: Tensor) -> Tensor:
-    """Scale a map of scores to 0..1; a map of log-odds is on the same scale for all images already."""
-    if model.scoring == "calibrated":
-        return torch.sigmoid(anomaly_map_HW)
-    low, high = anomaly_map_HW.aminmax()
-    return (anomaly_map_HW - low) / (high - low).clamp_min(1e-12)
+    heat_map = scored.anomaly_map[0, 0]
+    if model.scoring == "calibrated":  # log-odds
+        heat_map = torch.sigmoid(heat_map)
+    else:
+        low, high = heat_map.aminmax()
+        heat_map = (heat_map - low) / (high - low).clamp_min(1e-12)
+    return Explanation(source, (height, width), score, decision, explained, heat_map.cpu(), reason)
 
 
 def _highest_apart(scores_hw: Tensor, count: int) -> list[tuple[int, int]]:
@@ -166,5 +148,68 @@ def _nearest(bank: MemoryBank, patches_PD: Tensor) -> list[TrainingPatch]:
     ]
 
 
-def _describe(patch: TrainingPatch) -> str:
-    return f"{patch.source} (row {patch.row}, column {patch.column}) at distance {patch.distance:.3g}"
+@dataclass(frozen=True)
+class ImageReasons:
+    """The reasons of an image and of the regions in it."""
+
+    order: NDArray[np.int64]  # patches, the one with the highest score first, shape (P,)
+    top: int  # how many of them make the image's score
+    resembles: NDArray[np.bool_]  # whether each patch resembles known defects, shape (P,)
+    kinds: NDArray[np.str_]  # kind of each patch's nearest defect, empty if it is not known, shape (P,)
+    grid: tuple[int, int]  # rows and columns of the patches
+    image_size: tuple[int, int]  # height and width of the pre-processed image, and of its map
+    accepted: bool
+
+    @property
+    def image(self) -> Reason | None:
+        """Why the image is not accepted; None if it is."""
+        return None if self.accepted else self._majority(self.order[: self.top])
+
+    def of_box(self, box: tuple[int, int, int, int]) -> Reason:
+        """Return the reason of a region, by those patches in its box that make the image's score, at least one.
+
+        Args:
+            box: Left, top, width and height in pixels of the map.
+        """
+        left, top, width, height = box
+        rows = _cells(top, height, self.image_size[0], self.grid[0])
+        columns = _cells(left, width, self.image_size[1], self.grid[1])
+        inside_hw = np.zeros(self.grid, dtype=bool)
+        inside_hw[rows, columns] = True
+        inside_P = inside_hw.ravel()[self.order]
+        return self._majority(self.order[inside_P][: max(1, int(inside_P[: self.top].sum()))])
+
+    def _majority(self, patches: NDArray[np.int64]) -> Reason:
+        """Let patches, the one with the highest score first, decide."""
+        kinds = self.kinds[patches].tolist()
+        known = Counter(self.kinds[patches[self.resembles[patches]]].tolist())
+        if 2 * known.total() <= len(patches):
+            return Reason("unfamiliar")
+        kind = known.most_common(1)[0][0]  # of equally common ones that of the higher patch
+        return Reason("known", kind, kinds.count(kind) / len(kinds)) if kind else Reason("known")
+
+
+def reasons_of(model: ExDDModel, scored: ScoredImages, decisions: Decisions) -> list[ImageReasons]:
+    """Find the reasons of images that a calibrated model has scored."""
+    scores, (batch, patches) = scored.scores, scored.scores.deciding.shape
+    resembles_BP, kinds_BP = np.zeros((batch, patches), dtype=bool), np.full((batch, patches), "")
+    if scores.positive is not None and scores.positive.entry is not None:
+        bank = model.positive_bank
+        to_defects, to_normal = (each.nearest.clamp_min(EPSILON).log() for each in (scores.positive, scores.negative))
+        resembles_BP = (to_defects - to_normal <= model.calibration.resemblance).cpu().numpy()
+        kinds = np.array([bank.kinds.get(path, "") for path in bank.sources])
+        kinds_BP = kinds[bank.source[scores.positive.entry].cpu().numpy()]
+    order_BP = scores.deciding.argsort(dim=1, descending=True, stable=True).cpu().numpy()
+    top = top_count(patches, model.calibration.top_fraction)
+    size = (scored.anomaly_map.shape[-2], scored.anomaly_map.shape[-1])
+    return [
+        ImageReasons(order, top, resembles, kinds, scored.grid, size, decisions.name(probability) == "accept")
+        for order, resembles, kinds, probability in zip(
+            order_BP, resembles_BP, kinds_BP, scores.images.tolist(), strict=True
+        )
+    ]
+
+
+def _cells(start: int, length: int, pixels: int, cells: int) -> slice:
+    """Return the cells of a grid that a stretch of pixels touches along one axis."""
+    return slice(start * cells // pixels, -(-(start + length) * cells // pixels))

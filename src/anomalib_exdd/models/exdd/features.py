@@ -38,18 +38,16 @@ _PREPARING = threading.RLock()  # first predictions may come from several thread
 
 
 class PatchFeatureExtractor(nn.Module):
-    """Locally averaged features of several layers, brought to the first layer's grid and concatenated.
+    """Locally averaged features of several layers, resized to the first layer's grid and concatenated.
 
-    The architecture is built without weights. They are loaded by :meth:`load_weights` when features are first needed,
-    unless a state dict came before: a trained checkpoint brings its own, and needs neither network nor file.
+    Weights are loaded when features are first needed, unless a state dict came before: a trained checkpoint brings its
+    own, and needs neither network nor file.
 
     Args:
         backbone: Name of a timm model that supports ``features_only``, or ``"filter_bank"``.
         layers: Names of its layers, the one with the finest grid first; the filter bank has none.
-        pre_trained: Whether to take timm's ImageNet weights where no ``weights`` are given. Without either, the network
-            is a fixed random one.
-        weights: Local file of the backbone's weights: a state dict in ``.safetensors``, or in ``.pth`` / ``.pt``, which
-            is read without running any code in it.
+        pre_trained: Take timm's ImageNet weights where no ``weights`` are given; False: a fixed random network.
+        weights: Local ``.safetensors``, ``.pth`` or ``.pt`` file of the backbone's weights.
         padded: Average over 3 x 3 neighbourhoods with padding, as PatchCore does; False averages without padding and
             pools back to the grid adaptively, as the published code of ExDD does.
 
@@ -95,13 +93,13 @@ class PatchFeatureExtractor(nn.Module):
         """Load the backbone's weights if they have not been loaded or restored yet.
 
         Raises:
-            ValueError: If the weights' file cannot be read or does not fit the backbone.
+            ValueError: If the file cannot be read or does not fit the backbone.
             RuntimeError: If timm's weights are neither cached nor within reach.
         """
         with _PREPARING:
             if self.weights_ready:
                 return
-            check_is_file(self.weights)  # here and not above: a checkpoint of another machine brings its weights
+            check_is_file(self.weights)  # not in the constructor: a checkpoint of another machine brings its weights
             options: dict[str, Any] = {}
             if not self.backbone._uses_intermediates:  # noqa: SLF001  Anomalib has no public name for it
                 options = {"features_only": True, "out_indices": self.backbone.idx}
@@ -121,14 +119,11 @@ class PatchFeatureExtractor(nn.Module):
         return self.extract(images_BCHW)[0]
 
     def extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extract patch features, and those of the layer before, which has a grid twice as fine.
-
-        Args:
-            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+        """Extract patch features of normalised images, and those of the layer before, which has a grid twice as fine.
 
         Returns:
-            Features in the backbone's precision, shape (B, D, h, w), h x w the grid of the first layer; and the fine
-            ones, not averaged, shape (B, F, 2 h, 2 w), or None if the backbone has no such layer.
+            Features in the backbone's precision, shape (B, D, h, w); and the fine ones, not averaged, shape
+            (B, F, 2 h, 2 w), or None if the backbone has no such layer.
         """
         if not self.weights_ready:
             self.load_weights()
@@ -158,7 +153,7 @@ class PatchFeatureExtractor(nn.Module):
         return torch.cat(resized, dim=1), fine
 
     def _inference_network(self) -> nn.Module:
-        """Return the backbone with its batch norms folded into the convolutions: a pass over every map is saved."""
+        """Return the backbone with its batch norms folded into the convolutions, which is faster."""
         if not self._folded:
             with _PREPARING:
                 if not self._folded:
@@ -181,16 +176,10 @@ class PatchFeatureExtractor(nn.Module):
 
 
 def with_folded_norms(network: nn.Module) -> nn.Module:
-    """Fold batch norms into the convolutions that they follow; results are the same but for rounding.
+    """Return a copy with batch norms folded into the convolutions that they follow; outputs differ by rounding.
 
-    Nothing is traced, because tracing by ``torch.fx`` changes ``nn.Module`` for all threads of the process. A batch
-    norm stays where it is unless the code that runs it is known.
-
-    Args:
-        network: Network in evaluation mode; it is left as it is.
-
-    Returns:
-        A copy with folded batch norms, or the network itself if there is nothing to fold.
+    ``torch.fx``, which could trace the network, would change ``nn.Module`` for all threads of the process. Batch norms
+    of unknown modules stay; without any that can be folded, the network itself is returned.
     """
     found = [(path, *pair) for path, module in network.named_modules() for pair in _conv_norm_pairs(module)]
     if not found or any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):  # noqa: SLF001
@@ -204,11 +193,8 @@ def with_folded_norms(network: nn.Module) -> nn.Module:
 
 
 def _conv_norm_pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Name the children of a module that are a convolution and the batch norm that alone takes its output.
-
-    Types are compared exactly: a subclass may do more than convolve or normalise, or run its children otherwise.
-    """
-    kind = type(module)
+    """Name the children of a module that are a convolution and the batch norm that alone takes its output."""
+    kind = type(module)  # compared exactly: a subclass may run its children differently
     pairs: list[tuple[str, str]] = []
     if kind in {BasicBlock, Bottleneck}:
         pairs = [(f"conv{number}", f"bn{number}") for number in (1, 2, 3)]
@@ -222,37 +208,20 @@ def _conv_norm_pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def adaptive_average(features_BChw: Tensor, grid: Sequence[int]) -> Tensor:
-    """Pool to a grid as ``adaptive_avg_pool2d`` does, which ONNX lacks for sizes that do not divide.
-
-    Args:
-        features_BChw: Floating point, shape (B, C, h, w).
-        grid: Target (h', w'), smaller or larger.
-
-    Returns:
-        Shape (B, C, h', w').
-    """
-    rows, columns = (
-        _adaptive_weights(size, target, features_BChw)
-        for size, target in zip(features_BChw.shape[-2:], grid, strict=True)
-    )
+    """Pool (B, C, h, w) to a grid as ``adaptive_avg_pool2d`` does, which ONNX lacks for sizes that do not divide."""
+    weights = []
+    for size, target in zip(features_BChw.shape[-2:], grid, strict=True):
+        cell = torch.arange(target, device=features_BChw.device).unsqueeze(1)
+        position = torch.arange(size, device=features_BChw.device)
+        start, end = (cell * size) // target, ((cell + 1) * size + target - 1) // target
+        inside = ((position >= start) & (position < end)).to(features_BChw.dtype)
+        weights.append(inside / inside.sum(dim=1, keepdim=True))
+    rows, columns = weights
     return rows @ features_BChw @ columns.T
 
 
-def _adaptive_weights(size: int, target: int, like: Tensor) -> Tensor:
-    """Build the (target, size) matrix that averages cells [floor(i size / target), ceil((i + 1) size / target))."""
-    cell = torch.arange(target, device=like.device).unsqueeze(1)
-    position = torch.arange(size, device=like.device)
-    start, end = (cell * size) // target, ((cell + 1) * size + target - 1) // target
-    inside = ((position >= start) & (position < end)).to(like.dtype)
-    return inside / inside.sum(dim=1, keepdim=True)
-
-
 def _check_backbone(backbone: str, layers: tuple[str, ...]) -> str | None:
-    """Refuse unknown backbones and layers before anything is built or downloaded.
-
-    Returns:
-        The layer before the first one, if its grid is twice as fine.
-    """
+    """Refuse unknown backbones and layers, and return the layer before the first one if its grid is twice as fine."""
     if not layers:
         msg = "Argument `layers` has to name at least one layer of the backbone."
         raise ValueError(msg)

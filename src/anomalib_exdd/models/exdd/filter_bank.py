@@ -19,10 +19,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pre-process
 class FilterBank(Float32Buffers):
     """Local energies of oriented filters and blobs on brightness, relative to the rest of the image.
 
-    Pairs of Gabor filters in quadrature at 4 orientations and differences of Gaussians, at 3 scales; their responses'
-    magnitude is averaged and maximised over cells of 8 x 8 pixels; the logarithm is standardised within the image. The
-    last step is what makes it work: brightness and roughness differ more between good parts than between a good and a
-    bad spot on one part. It finds what stands out of a surface's own texture, and knows nothing of shapes and objects.
+    Pairs of Gabor filters in quadrature at 4 orientations and differences of Gaussians, at 3 scales; the magnitude of
+    their responses is averaged and maximised over cells of 8 x 8 pixels, and its logarithm standardised within the
+    image, because good parts differ more in brightness and roughness than good and bad spots on one part do.
     ``benchmarks/quickstart_backbone.py`` compares it with networks.
     """
 

@@ -30,15 +30,15 @@ from anomalib_exdd.models.visualization import LABEL_SIZE
 from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings, check_settings
-from .bank_builder import BankBuilder
+from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach
 from .decisions import Decisions, Thresholds
+from .explanation import Explanation, explain_image, reasons_of
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
 from .pictures import DecisionVisualizer
-from .reasons import reasons_of
 from .scoring import ScoringName
-from .surgery import BankSurgery
 from .torch_model import ExDDModel
+from .training import BankBuilder, TrainingSettings
 from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, features_identity
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _HISTORY_KEY = "exdd_history"
 """Where a checkpoint keeps what was done to the banks after training."""
 
 
-class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
+class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
     """Dual memory banks: finds and locates defects by their distance to normal and to known defective patches.
 
     Training takes one pass: the patches of normal images fill the negative bank, the defect patches of defective images
@@ -118,6 +118,9 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
     white_level = WHITE_LEVEL  # of the training data: what is white in images of more than 8 bits
     validates = True  # whether the training has validation images to find thresholds on
     configure_evaluator = staticmethod(default_evaluator)
+    pre_processor: Any
+    history: list[dict[str, Any]]
+    """What was done to the banks after training: action, source, entries, date and, if given, kind of each change."""
 
     def __init__(
         self,
@@ -166,7 +169,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
             visualizer=visualizer,
         )
         self.builder: BankBuilder | None = None
-        self.history: list[dict[str, Any]] = []
+        self.history = []
         self.checkpoint_state = CheckpointState()
         self.gradient_anchor = GradientAnchor()
         self.build_model()
@@ -253,7 +256,7 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         self.clear()
         place = self.settings.feature_store_dir
         stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
-        self.builder = BankBuilder(self.model, self.settings, stores)
+        self.builder = BankBuilder(self.model, TrainingSettings.of(self.settings), stores)
 
     def clear(self) -> None:
         """Empty the banks, and drop what was learnt from them and what has been collected for them."""
@@ -346,6 +349,57 @@ class ExDD(BankSurgery, MemoryBankMixin, AnomalibModule):  # type: ignore[misc] 
         if self.model.image_scoring != "calibrated" or not self.model.calibration.is_fitted:
             return None
         return self.model.calibration.decisions(self.settings.false_reject_rate, self.settings.false_accept_rate)
+
+    def info(self) -> list[SourceInfo]:
+        """List what is in the banks, image by image, those with the most entries first."""
+        return bank_info(self)
+
+    def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
+        """Explain the score of an image by the training patches that are nearest to its highest patches.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            source: Its path, for the explanation's text and picture.
+            count: Patches to explain, at most.
+
+        Returns:
+            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it, given this
+            model too.
+        """
+        return explain_image(self.model, pre_processed(self, image_CHW)[0], source, count, self.decisions)
+
+    def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
+        """Add a newly found defect to the positive bank and to the calibration.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            mask_HW: Where the defect is, non-zero, shape (H, W).
+            source: Path of the image. One that was taught before is replaced.
+            kind: Kind of the defect, such as "scratch"; empty if it is not known.
+
+        Returns:
+            Number of entries added.
+
+        Raises:
+            ValueError: If the mask is empty, of another size or cut off, or the model is not trained.
+        """
+        return teach(self, image_CHW, mask_HW, source, kind)
+
+    def forget(self, source: str) -> int:
+        """Drop everything that came from an image: entries in both banks, and its part in the calibration.
+
+        Synthetic defects that were made from it are dropped too.
+
+        Args:
+            source: Path of the image, or its file name if no other image has the same.
+
+        Returns:
+            Number of entries dropped.
+
+        Raises:
+            ValueError: If no image or several images are called so, or nothing would be left of the negative bank.
+        """
+        return forget(self, source)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, for thresholds and normalisation."""

@@ -1,7 +1,8 @@
 """A memory bank: representative patch features, and where each of them comes from."""
 
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,31 +14,24 @@ from anomalib_exdd.search import NeighborIndex, Neighbors, SearchBackend, create
 from anomalib_exdd.search.exact import direct_distances
 from anomalib_exdd.utils.precision import Float32Buffers
 
-from .kinship import Origins
 from .scoring import PatchDistances
 
 BankPrecision = Literal["float32", "float16"]
+Origins = dict[str, list[str]]
+"""Path of a synthetic image -> paths of the real images that it was made from."""
 
 _BUILDING = threading.Lock()  # one index at a time: first predictions may come from several threads at once
 
 
 @dataclass(frozen=True)
 class BankContent:
-    """What a bank holds.
+    """What a bank holds."""
 
-    Attributes:
-        features: Patch features, float32, shape (M, D).
-        source: Index into ``sources`` of the image that each entry comes from, int64, shape (M,).
-        position: Row and column of each patch's centre, in pixels of the pre-processed image, int64, shape (M, 2).
-        sources: Paths of the images.
-        kinds: Kinds of the defects in those of them of which it is known.
-    """
-
-    features: Tensor
-    source: Tensor
-    position: Tensor
-    sources: list[str] = field(default_factory=list)
-    kinds: dict[str, str] = field(default_factory=dict)
+    features: Tensor  # float32, shape (M, D)
+    source: Tensor  # row in `sources` of the image that each entry comes from, int64, shape (M,)
+    position: Tensor  # row and column of each patch's centre, in pixels of the pre-processed image, int64, (M, 2)
+    sources: list[str]  # paths of the images
+    kinds: dict[str, str] = field(default_factory=dict)  # of the defects in those of which it is known
 
 
 class MemoryBank(DynamicBufferMixin, Float32Buffers):
@@ -47,21 +41,16 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         num_neighbors: Size K of the neighbourhood that the weights of the scores look at, m* included.
         search: Backend of the search; see :func:`anomalib_exdd.search.create_index`.
         precision: How features are stored; distances are computed in float32 from either.
-
-    Attributes:
-        features: Float32 or float16, shape (M, D).
-        neighborhood: For every entry the K entries nearest to it in the bank, itself first, int64, shape (M, K).
-        source: Int64, shape (M,); index into :attr:`sources`.
-        position: Int64, shape (M, 2); row and column of the patch's centre in the pre-processed image.
-        sources: Paths of the source images.
-        origins: What those of them that are synthetic were made from.
-        kinds: Kind of the defect, such as "scratch", in those of them of which it is known.
     """
 
-    features: Tensor
-    neighborhood: Tensor
+    features: Tensor  # float32 or float16; this, `source`, `position` and `sources` as in `BankContent`
     source: Tensor
     position: Tensor
+    neighborhood: Tensor  # for every entry the K entries nearest to it in the bank, itself first, int64, shape (M, K)
+    sources: list[str]
+    origins: Origins  # what synthetic source images were made from
+    kinds: dict[str, str]  # of the defects, such as "scratch", in the source images of which it is known
+    _index: NeighborIndex | None
 
     def __init__(
         self, num_neighbors: int = 3, search: SearchBackend = "auto", precision: BankPrecision = "float32"
@@ -70,14 +59,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         self._dtype = torch.float16 if precision == "float16" else torch.float32
         self.num_neighbors = num_neighbors
         self.search = search
-        self.sources: list[str] = []
-        self.origins: Origins = {}
-        self.kinds: dict[str, str] = {}
-        self.register_buffer("features", torch.empty(0, dtype=self._dtype))
-        self.register_buffer("neighborhood", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("source", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("position", torch.empty(0, dtype=torch.int64))
-        self._index: NeighborIndex | None = None
+        self.clear()
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -87,12 +69,6 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
     def vectors(self) -> Tensor:
         """The features in float32, shape (M, D)."""
         return self.features.float()
-
-    def set_num_neighbors(self, num_neighbors: int) -> None:
-        """Change the size of the neighbourhoods, and find them anew."""
-        self.num_neighbors = num_neighbors
-        if len(self):
-            self.neighborhood = self._neighborhoods()
 
     def fill(self, content: BankContent) -> None:
         """Replace the bank's content, on the device where the bank is."""
@@ -122,11 +98,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         )
 
     def remove(self, source: str) -> int:
-        """Drop all entries of a source image, and the image from :attr:`sources`.
-
-        Returns:
-            Number of entries dropped; 0 for an image that the bank does not know.
-        """
+        """Drop all entries of a source image, and the image from :attr:`sources`; return the number of entries."""
         if source not in self.sources:
             return 0
         row = self.sources.index(source)
@@ -140,26 +112,21 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             self.clear()
             self.sources, self.kinds = sources, kinds
             return dropped
-        kept = self.source[stays]
-        kept = kept - (kept > row).to(kept.dtype)
-        self.fill(BankContent(self.features[stays], kept, self.position[stays], sources, self.kinds))
+        source_M = self.source - (self.source > row).to(self.source.dtype)
+        self.fill(BankContent(self.features[stays], source_M[stays], self.position[stays], sources, self.kinds))
         return dropped
 
     def clear(self) -> None:
         """Empty the bank."""
-        device = self.features.device
+        device = self.features.device if "features" in self._buffers else None
         self._index = None
         self.sources, self.origins, self.kinds = [], {}, {}
-        self.features = torch.empty(0, dtype=self._dtype, device=device)
+        self.register_buffer("features", torch.empty(0, dtype=self._dtype, device=device))
         for name in ("neighborhood", "source", "position"):
-            setattr(self, name, torch.empty(0, dtype=torch.int64, device=device))
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64, device=device))
 
     def nearest(self, query_QD: Tensor, k: int = 1) -> Neighbors:
-        """Find the k nearest entries of every query; see :meth:`NeighborIndex.search`.
-
-        Raises:
-            ValueError: If the bank is empty or has fewer than k entries.
-        """
+        """Find the k nearest entries of every query; see :meth:`NeighborIndex.search`."""
         if len(self) == 0:
             msg = "The memory bank is empty. Train the model, or load a trained checkpoint, before predicting."
             raise ValueError(msg)
@@ -176,12 +143,9 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
 
         Args:
             patches_BPD: Patch features of B images, float32, shape (B, P, D) or (B, h, w, D).
-            neighborhood: Whether the distances to the neighbourhood of each nearest entry are wanted.
-            num_ranked: How many of the nearest entries are wanted.
-
-        Returns:
-            The distances, on the places of the patches; a bank with fewer than ``num_neighbors`` entries has smaller
-            neighbourhoods.
+            neighborhood: Whether to measure the neighbourhood of each nearest entry; a bank with fewer than
+                ``num_neighbors`` entries has smaller ones.
+            num_ranked: How many of the nearest entries to measure; a bank with fewer repeats the last.
         """
         *places, dimension = patches_BPD.shape
         query_QD = patches_BPD.reshape(-1, dimension)
@@ -202,7 +166,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         itself = torch.arange(len(self), device=self.features.device).unsqueeze(1)
         if count == 1:
             return itself
-        # Exact whatever the search: what is stored in a checkpoint should not depend on how it was found.
+        # Always by torch: what is stored in a checkpoint should not depend on the backend.
         found = create_index(self.vectors, "torch").search(self.vectors, count).indices
         # Stable: entries that are not the entry itself keep their order, the entry itself moves to the front.
         order = (found != itself).to(torch.int8).argsort(dim=1, stable=True)
@@ -234,3 +198,23 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the search index out: it is rebuilt where it is needed, and FAISS objects cannot be copied."""
         return {**self.__dict__, "_index": None}
+
+
+class SharedSources:
+    """Finds the sources of a bank that share content with an image, by what synthetic images were made from.
+
+    Distances that calibration relies on leave these sources out: a real defect would otherwise be close to its own
+    copies in synthetic images, and the calibration would trust such closeness.
+    """
+
+    def __init__(self, sources: Sequence[str], origins: Mapping[str, Iterable[str]]) -> None:
+        self._origins = origins
+        self._rows: defaultdict[str, list[int]] = defaultdict(list)
+        for row, source in enumerate(sources):
+            for path in (source, *origins.get(source, ())):
+                self._rows[path].append(row)
+
+    def rows(self, path: str) -> list[int]:
+        """Return the rows of the sources that share content with an image, ascending."""
+        found = {row for each in (path, *self._origins.get(path, ())) for row in self._rows.get(each, ())}
+        return sorted(found)

@@ -1,4 +1,4 @@
-"""Collects patch features while images stream by, then selects the representative few.
+"""Collects patch features while images stream by, then selects the coreset.
 
 Shape suffixes: N patches of all images, P patches of one, D features, S dimensions of the projection, M chosen patches.
 """
@@ -15,9 +15,6 @@ from anomalib_exdd.utils.precision import full_float32
 
 from .memory_bank import BankContent
 
-OpenStore = Callable[[int, int, int], FeatureStore]
-"""Opens a store, given the number of patches of an image, of features, and of dimensions of the projection."""
-
 
 class PatchCollector:
     """Patches of training images; with several processes, each collects those of the images that it sees.
@@ -25,82 +22,65 @@ class PatchCollector:
     Args:
         projected_dimension: Dimension that features are projected to for the selection, d*.
         seed: Seed of the projection and of the first centre.
-        open_store: Makes the place where patches wait, when the first come; by default in memory.
+        open_store: Makes the :attr:`store` when the first patches come, given the number of patches of an image, of
+            features, and of dimensions of the projection.
     """
 
-    def __init__(self, projected_dimension: int = 128, seed: int = 0, open_store: OpenStore | None = None) -> None:
-        self.projected_dimension = projected_dimension
-        self.seed = seed
+    def __init__(
+        self, projected_dimension: int, seed: int, open_store: Callable[[int, int, int], FeatureStore]
+    ) -> None:
+        self._projected_dimension, self._seed = projected_dimension, seed
         self._open_store = open_store
-        self._store: FeatureStore = MemoryStore()
+        self.store: FeatureStore = MemoryStore()
         self._projection: Tensor | None = None
-        # After `share`, of all processes: who has an image, and how many patches it has.
-        self._owner: dict[str, int] = {}
-        self._lengths: dict[str, int] = {}
+        self._owner: dict[str, int] = {}  # after `share`, of the images of all processes
+        self._lengths: dict[str, int] = self.store.lengths  # after `share`, of all processes
 
     def __contains__(self, image_path: str) -> bool:
-        """Tell whether this process has an image's patches."""
-        return image_path in self._store
+        """Return whether this process has an image's patches."""
+        return image_path in self.store
 
     def add(self, image_path: str, features_PD: Tensor, position_P2: Tensor) -> None:
-        """Take the patches of one image; an image that was seen before is not counted twice.
-
-        Args:
-            image_path: Identifies the image, and orders the images before the selection.
-            features_PD: Patch features, float32, shape (P, D).
-            position_P2: Row and column of every patch's centre, in pixels, integer, shape (P, 2).
-        """
+        """Take the features and centres of an image's patches, unless it was seen before."""
         if len(features_PD) == 0:
             return
         if self._projection is None:
             patches, dimension = features_PD.shape
-            self._projection = gaussian_projection(dimension, self.projected_dimension, self.seed)
-            if self._open_store is not None:
-                self._store = self._open_store(patches, dimension, self._projection.shape[1])
-        if image_path in self._store:
+            self._projection = gaussian_projection(dimension, self._projected_dimension, self._seed)
+            self.store = self._open_store(patches, dimension, self._projection.shape[1])
+            self._lengths = self.store.lengths
+        if image_path in self.store:
             return
         features_PD = features_PD.detach().cpu().float().contiguous()
         with full_float32(features_PD.device):
             projected_PS = features_PD @ self._projection
-        self._store.add(image_path, features_PD, projected_PS, position_P2.cpu().to(torch.int64))
+        self.store.add(image_path, features_PD, projected_PS, position_P2.cpu().to(torch.int64))
 
     def share(self) -> None:
-        """Tell all processes who has which image; all of them have to call, once all images have been seen.
-
-        An image that several processes have seen belongs to the first of them.
-        """
-        self._owner, self._lengths = {}, {}
-        for process, lengths in enumerate(gather_objects(dict(self._store.lengths))):
+        """Tell all processes who has which image: the first that saw it. All have to call, after the last image."""
+        dimension = 0 if self._projection is None else len(self._projection)
+        self._owner, self._lengths, dimensions = {}, {}, []
+        for process, (lengths, its_dimension) in enumerate(gather_objects((dict(self.store.lengths), dimension))):
+            dimensions.append(its_dimension)
             for path, length in lengths.items():
                 if path not in self._owner:
                     self._owner[path], self._lengths[path] = process, length
-
-    @property
-    def num_images(self) -> int:
-        """Number of images that gave patches, of all processes after :meth:`share`."""
-        return len(self._owner or self._store.lengths)
+        if dimension == 0 and max(dimensions):
+            self._projection = gaussian_projection(max(dimensions), self._projected_dimension, self._seed)
 
     @property
     def num_patches(self) -> int:
         """Number of patches collected, of all processes after :meth:`share`."""
-        return sum((self._lengths if self._owner else self._store.lengths).values())
+        return sum(self._lengths.values())
 
     @property
     def paths(self) -> list[str]:
         """Paths of the images that gave patches, sorted, of all processes after :meth:`share`."""
-        return sorted(self._owner or self._store.lengths)
+        return sorted(self._lengths)
 
     def is_own(self, image_path: str) -> bool:
-        """Tell whether an image is this process's to work on."""
+        """Return whether an image is this process's to work on."""
         return self._owner.get(image_path, 0) == rank()
-
-    def features_of(self, image_path: str) -> Tensor:
-        """Return the patch features of an image of this process, float32, shape (P, D)."""
-        return self._store.features(image_path)
-
-    def positions_of(self, image_path: str) -> Tensor:
-        """Return the centres of the patches of an image of this process, int64, shape (P, 2)."""
-        return self._store.positions(image_path)
 
     def select(
         self,
@@ -112,8 +92,8 @@ class PatchCollector:
     ) -> BankContent:
         """Select a coreset of all patches by greedy k-center on their projections.
 
-        Images are taken in the order of their paths, so that the coreset depends on neither the order nor the batches
-        in which they were seen, nor on which process saw them. All processes have to call, and get the same.
+        The order is that of the paths: the coreset does not depend on when, in which batch or by which process an image
+        was seen. All processes have to call, after :meth:`share`.
 
         Args:
             ratio: Share of the patches to keep, in (0, 1].
@@ -122,41 +102,35 @@ class PatchCollector:
             state: File to resume an interrupted selection from; see :func:`.greedy_k_center`.
             paths: Images to select from, sorted; all by default.
 
-        Returns:
-            The selected patches in their full dimension.
-
         Raises:
             ValueError: If no patch was collected.
         """
-        self.share()
         paths = self.paths if paths is None else list(paths)
-        if not paths:
+        if not paths or self._projection is None:
             msg = "No patch was collected, so that no memory bank can be built."
             raise ValueError(msg)
         lengths = torch.tensor([self._lengths[path] for path in paths])
         starts = lengths.cumsum(0) - lengths
-        points_NS, shard = self._projections(paths, lengths, starts)
+        points_NS, shard = self._projections(paths, lengths, starts, self._projection.shape[1])
         count = max(minimum, round(ratio * int(lengths.sum())))
         shown = description if rank() == 0 else None
         chosen_M = greedy_k_center(
-            points_NS, count, seed=self.seed, description=shown, overwrite=True, shard=shard, state=state
+            points_NS, count, seed=self._seed, description=shown, overwrite=True, shard=shard, state=state
         )
         del points_NS
         source_M = torch.searchsorted(starts, chosen_M, right=True) - 1
-        features, position = self._fetch(paths, source_M, chosen_M - starts[source_M])
+        features, position = self._fetch(paths, source_M, chosen_M - starts[source_M], len(self._projection))
         return BankContent(features, source_M, position, paths)
 
-    def _projections(self, paths: list[str], lengths: Tensor, starts: Tensor) -> tuple[Tensor, Shard]:
+    def _projections(self, paths: list[str], lengths: Tensor, starts: Tensor, width: int) -> tuple[Tensor, Shard]:
         """Return the projections of this process's patches in the order of the images, and which part they are."""
         own = [number for number, path in enumerate(paths) if self.is_own(path)]
-        width = self._projection.shape[1] if self._projection is not None else 0
-        width = max(gather_objects(width))
         points_NS = torch.empty(int(lengths[own].sum()), width, dtype=torch.float32)
         index_N = torch.empty(len(points_NS), dtype=torch.int64)
         sums, filled = {}, 0
         for number in own:
             block = slice(filled, filled + int(lengths[number]))
-            points_NS[block] = self._store.projected(paths[number])
+            points_NS[block] = self.store.projected(paths[number])
             index_N[block] = torch.arange(int(lengths[number])) + starts[number]
             sums[number] = points_NS[block].double().sum(dim=0)
             filled = block.stop
@@ -166,19 +140,14 @@ class PatchCollector:
         mean_S = torch.stack([everywhere[number] for number in range(len(paths))]).sum(dim=0) / total
         return points_NS, Shard(index_N, total, mean_S.float())
 
-    def _fetch(self, paths: list[str], source_M: Tensor, row_M: Tensor) -> tuple[Tensor, Tensor]:
+    def _fetch(self, paths: list[str], source_M: Tensor, row_M: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
         """Return the features and positions of chosen patches, each from the process that has it."""
-        order, features, positions = [], [], []
+        place, features = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dimension)]
+        positions = [torch.empty(0, 2, dtype=torch.int64)]
         for number in source_M.unique().tolist():
-            if not self.is_own(paths[number]):
-                continue
-            place = (source_M == number).nonzero().flatten()
-            order.append(place)
-            features.append(self._store.features(paths[number], row_M[place]))
-            positions.append(self._store.positions(paths[number])[row_M[place]])
-        dimension = max(gather_objects(features[0].shape[1] if features else 0))
-        place_M = gather_tensors(torch.cat([torch.empty(0, dtype=torch.int64), *order]))
-        features_MD = gather_tensors(torch.cat([torch.empty(0, dimension, dtype=torch.float32), *features]))
-        position_M2 = gather_tensors(torch.cat([torch.empty(0, 2, dtype=torch.int64), *positions]))
-        back = place_M.argsort()
-        return features_MD[back], position_M2[back]
+            if self.is_own(paths[number]):
+                place.append((source_M == number).nonzero().flatten())
+                features.append(self.store.features(paths[number], row_M[place[-1]]))
+                positions.append(self.store.positions(paths[number])[row_M[place[-1]]])
+        order = gather_tensors(torch.cat(place)).argsort()
+        return gather_tensors(torch.cat(features))[order], gather_tensors(torch.cat(positions))[order]

@@ -18,15 +18,7 @@ _OUTLINE_DEFECT, _OUTLINE_NEAR, _OUTLINE_FAR = 128, 192, 64  # cells of each kin
 
 
 def patch_centres(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Return the centre of every patch in pixels.
-
-    Args:
-        grid: Number of patches (h, w).
-        image_size: Size of the image (H, W).
-
-    Returns:
-        Rows and columns, int64, shape (h * w, 2), patches in row-major order.
-    """
+    """Return row and column of the centre of each of h x w patches, in pixels, row by row, int64, shape (h * w, 2)."""
     rows, columns = (
         ((torch.arange(patches) * 2 + 1) * pixels) // (2 * patches)
         for patches, pixels in zip(grid, image_size, strict=True)
@@ -35,18 +27,10 @@ def patch_centres(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
 
 
 def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) -> Tensor:
-    """Tell which patches of an image belong to its defects.
+    """Tell which of h x w patches are defect by a mask that is non-zero on defects, boolean, shape (h, w), on the CPU.
 
-    A patch belongs when at least ``min_coverage`` of its cell is defect. Every defect (connected region of the mask)
-    keeps at least the patch that holds most of it, however small it is.
-
-    Args:
-        mask_HW: Mask of the pre-processed image, non-zero on defects, shape (H, W).
-        grid: Number of patches (h, w).
-        min_coverage: Share of a patch's cell, in (0, 1].
-
-    Returns:
-        Boolean, shape (h, w), on the CPU.
+    Those of which at least a share of ``min_coverage`` is defect; and of every connected defect, however small, the
+    patch that holds most of it.
     """
     defect_HW = mask_HW.cpu() != 0
     coverage_hw = F.adaptive_avg_pool2d(defect_HW[None].float(), grid)[0]
@@ -64,15 +48,11 @@ def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) 
 
 
 def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Choose cells of a fine grid that show where a defect ends: some in it, and some beside it.
-
-    Args:
-        mask_HW: Mask of the pre-processed image, non-zero on defects, shape (H, W).
-        grid: Number of cells (h, w).
+    """Choose some of h x w cells in and beside a defect, by a mask that is non-zero on defects.
 
     Returns:
-        Numbers of the cells in row-major order, int64, shape (N,), and whether each is at least half defect, boolean;
-        where no cell is, the fullest.
+        Cells, numbered row by row, int64, shape (N,), and whether each is at least half defect (where none is: the
+        fullest), boolean.
     """
     coverage_1hw = F.adaptive_avg_pool2d((mask_HW.cpu() != 0)[None].float(), grid)
     near_N = F.max_pool2d(coverage_1hw, 2 * _OUTLINE_REACH + 1, stride=1, padding=_OUTLINE_REACH).flatten() > 0
@@ -80,31 +60,30 @@ def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
     inside_N = coverage_N >= min(0.5, float(coverage_N.max()))
     outside_N = (coverage_N < _OUTLINE_FREE) & ~inside_N  # a tiny defect's fullest cell may be nearly free
     groups = ((inside_N, _OUTLINE_DEFECT), (outside_N & near_N, _OUTLINE_NEAR), (outside_N & ~near_N, _OUTLINE_FAR))
-    chosen = [_evenly_spaced(group_N.nonzero().flatten(), most) for group_N, most in groups]
+    chosen = []
+    for group_N, most in groups:
+        rows = group_N.nonzero().flatten()
+        chosen.append(rows[evenly_spaced(len(rows), most)])
     cells = torch.cat(chosen)
     return cells, torch.arange(len(cells)) < len(chosen[0])
 
 
-def _evenly_spaced(rows: Tensor, most: int) -> Tensor:
-    """Thin rows out to at most so many."""
-    count = min(most, len(rows))
-    return rows[(torch.arange(count) * 2 + 1) * len(rows) // max(1, 2 * count)]
+def evenly_spaced(length: int, most: int) -> Tensor:
+    """Choose at most so many of the numbers from 0 to ``length - 1``, int64."""
+    count = min(most, length)
+    return (torch.arange(count) * 2 + 1) * length // max(1, 2 * count)
 
 
 def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:
-    """Guess which patches of a defective image without a mask are its defect.
+    """Tell which patches of a defective image without a mask are taken for its defect, boolean, shape (P,).
 
-    A patch is taken if it is farther from the negative bank than normal images usually get with their farthest one.
-    At least the farthest patch is taken, because the image is defective; at most a share of the image, so that an
-    image of another brightness or position does not fill the bank with normal patches.
+    Those that are farther from the negative bank than the farthest patch of a normal image usually is: one at least,
+    and at most a share, so that an image of another brightness does not fill the bank with normal patches.
 
     Args:
-        distance_P: Distances to the negative bank, shape (P,).
+        distance_P: Distances to the negative bank.
         usual: Distance that the farthest patch of a normal image usually has.
         most: Largest share of the image's patches, in (0, 1].
-
-    Returns:
-        Boolean, shape (P,).
     """
     count = max(1, int(most * len(distance_P)))
     farthest = torch.zeros(len(distance_P), dtype=torch.bool, device=distance_P.device)
@@ -117,16 +96,12 @@ def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:
 def defect_crops(image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
     """Cut the bounding box of every defect out of an image, as the thesis and the published code do.
 
-    Args:
-        image_CHW: Pre-processed image, float, shape (C, H, W).
-        mask_HW: Its mask, non-zero on defects, shape (H, W).
-
     Returns:
-        Crops of one pixel's margin, squashed to 128 x 128 bilinearly, shape (N, C, 128, 128), and their boxes
+        Crops with a margin of one pixel, resized to 128 x 128 bilinearly, shape (N, C, 128, 128), and their boxes
         (top, left, height, width).
     """
-    label_input = (mask_HW.cpu() != 0).numpy().astype(np.uint8)
-    components, _, statistics, _ = cv2.connectedComponentsWithStats(label_input, connectivity=8)
+    defect_HW = (mask_HW.cpu() != 0).numpy().astype(np.uint8)
+    components, _, statistics, _ = cv2.connectedComponentsWithStats(defect_HW, connectivity=8)
     height, width = mask_HW.shape
     boxes = []
     for left, top, box_width, box_height, _ in statistics[1:components].tolist():

@@ -33,74 +33,43 @@ ScoringName = Literal["calibrated", "paper", "published", "normal", "ratio"]
 
 
 class PatchDistances(NamedTuple):
-    """Distances of an image's patches to one bank.
+    """Distances of patches to one bank, whose entry m* is the nearest to a patch."""
 
-    Attributes:
-        nearest: Distance to the nearest entry m*, float32, shape (B, P).
-        neighborhood: Distances to the K entries that are nearest to m* *in the bank*, m* itself first, float32, shape
-            (B, P, K); None where the rule does not ask for it.
-        dimension: Length d of the feature vectors.
-        ranked: Distances to the entries that are nearest to the *patch*, nearest first, float32, shape (B, P, N); a
-            bank with fewer entries repeats its last. None where the rule looks at the nearest alone.
-        entry: Row of m* in the bank, int64, shape (B, P); None where distances were not measured to a bank.
-    """
-
-    nearest: Tensor
-    neighborhood: Tensor | None
-    dimension: int
-    ranked: Tensor | None = None
-    entry: Tensor | None = None
+    nearest: Tensor  # distance to m*, float32, shape (B, P)
+    neighborhood: Tensor | None  # to the K entries nearest to m* *in the bank*, m* itself first, (B, P, K), if wanted
+    dimension: int  # of the features, d
+    ranked: Tensor | None = None  # to the N entries nearest to the *patch*, nearest first, (B, P, N), if wanted
+    entry: Tensor | None = None  # row of m* in the bank, int64, (B, P)
 
 
 class Coefficients(NamedTuple):
-    """What the calibrated score has learnt from the training images; see :mod:`.calibration`.
+    """What the calibrated score has learnt from the training images; see :mod:`.calibration`."""
 
-    Attributes:
-        known_weights: Weights of :data:`EVIDENCE` for defects of known kinds, all >= 0, shape (6,).
-        known_bias: Added to it, the log of their share included, shape ().
-        unknown_slope: Weight of the distance to normal for defects of unknown kinds, > 0, shape ().
-        unknown_offset: Added to it, the log of their share included, shape ().
-        slope: From the image score to the log-odds that the image is defective, > 0, shape ().
-        offset: Added to it, shape ().
-        top_fraction: Share of an image's patches that make its score.
-    """
-
-    known_weights: Tensor
-    known_bias: Tensor
-    unknown_slope: Tensor
-    unknown_offset: Tensor
-    slope: Tensor
-    offset: Tensor
-    top_fraction: float
+    known_weights: Tensor  # of EVIDENCE for defects of known kinds, all >= 0, shape (6,)
+    known_bias: Tensor  # added to it, the log of their share included, shape ()
+    unknown_slope: Tensor  # weight of the distance to normal for defects of unknown kinds, > 0, shape ()
+    unknown_offset: Tensor  # added to it, the log of their share included, shape ()
+    slope: Tensor  # from the image score to the log-odds that the image is defective, > 0, shape ()
+    offset: Tensor  # added to it, shape ()
+    top_fraction: float  # share of an image's patches that make its score
 
 
-def _as_they_are(patch_scores: Tensor) -> Tensor:
-    return patch_scores
+def _identity(values: Tensor) -> Tensor:
+    return values
 
 
 @dataclass(frozen=True)
 class ScoringRule:
-    """A named way to score patches and images.
+    """A named way to score patches and images from the distances to the negative and to the positive bank."""
 
-    Attributes:
-        patch: Computes the map's scores, (B, P), from the distances to the negative and to the positive bank.
-        image: Computes the image scores, (B,), from the same.
-        needs_positive: Whether distances to the positive bank are needed.
-        patch_neighborhood: Whether ``patch`` needs :attr:`PatchDistances.neighborhood`.
-        image_neighborhood: Whether ``image`` needs it.
-        num_ranked: How many of the entries nearest to a patch are looked at (:attr:`PatchDistances.ranked`).
-        map_values: Turns patch scores into the values of the map, before it is smoothed; keeps their order.
-        smoothed_values: Turns the values of the smoothed map into those that are returned; keeps their order.
-    """
-
-    patch: Callable[[PatchDistances, PatchDistances | None], Tensor]
-    image: Callable[[PatchDistances, PatchDistances | None], Tensor]
-    needs_positive: bool
-    patch_neighborhood: bool
-    image_neighborhood: bool
-    num_ranked: int = 1
-    map_values: Callable[[Tensor], Tensor] = _as_they_are
-    smoothed_values: Callable[[Tensor], Tensor] = _as_they_are
+    patch: Callable[[PatchDistances, PatchDistances | None], Tensor]  # the map's scores, (B, P)
+    image: Callable[[PatchDistances, PatchDistances | None], Tensor]  # (B,)
+    needs_positive: bool = True
+    patch_neighborhood: bool = False  # whether `patch` needs `PatchDistances.neighborhood`
+    image_neighborhood: bool = False
+    num_ranked: int = 1  # entries in `PatchDistances.ranked`
+    map_values: Callable[[Tensor], Tensor] = _identity  # from patch scores to the map before smoothing, in their order
+    smoothed_values: Callable[[Tensor], Tensor] = _identity  # from the smoothed map to the returned one, in its order
 
 
 def top_mean(patch_scores: Tensor, fraction: float) -> Tensor:
@@ -120,13 +89,8 @@ def calibrated_patch(
 
     k-nearest-neighbour density estimates make the log of a likelihood ratio a weighted difference of log-distances
     (Loftsgaarden & Quesenberry, 1965; Wang, Kulkarni & Verdu, IEEE TIT 55(5), 2009); the learnt boundary adds what
-    neighbours miss. Of an unknown kind it is only known that it is far from normal.
-
-    Args:
-        negative: Distances to the negative bank.
-        positive: Distances to the positive bank; None without one, when there is no known kind.
-        coefficients: What was learnt.
-        boundary_BP: Log-odds of the learnt boundary; None without one.
+    neighbours miss. Defects of unknown kinds are only known to be far from normal. Without a positive bank there is no
+    known kind.
     """
     unknown = negative.nearest * coefficients.unknown_slope + coefficients.unknown_offset
     if positive is None:
@@ -137,6 +101,15 @@ def calibrated_patch(
     if boundary_BP is not None:
         known = known + boundary_BP * weights[5]
     return unknown + F.softplus(known - unknown)
+
+
+def _log_ranked(distances: PatchDistances) -> Tensor:
+    """Return the log-distances to the entries that the calibrated score looks at, shape (B, P, 2)."""
+    if distances.ranked is None:
+        msg = "The calibrated score needs the distances to several entries, but only the nearest was searched."
+        raise ValueError(msg)
+    chosen = torch.stack([distances.ranked[..., k - 1] for k in CALIBRATED_NEIGHBORS], dim=-1)
+    return chosen.clamp_min(EPSILON).log()
 
 
 def calibrated_image(
@@ -162,42 +135,50 @@ def bounded_log_odds(values: Tensor) -> Tensor:
 def log_odds(probabilities: Tensor) -> Tensor:
     """Return the log-odds of probabilities, which are kept :data:`EPSILON` away from 0 and 1.
 
-    Anomalib's normalisation clips what is more than half the range below the threshold. On the scale of probabilities,
-    where thresholds are high and most pixels near 0, that would be most of the map.
+    Of probabilities, mostly near 0 with a high threshold, Anomalib's normalisation would clip most of the map.
     """
     inside = probabilities.clamp(EPSILON, 1 - EPSILON)
     return inside.log() - (1 - inside).log()
 
 
-def paper_negative_weight(distances: PatchDistances) -> Tensor:
+def negative_weight(distances: PatchDistances, *, published: bool = False) -> Tensor:
     """Compute w_N of equation 16: ``1 - exp(-s/sqrt(d)) / sum over N_b(m*) of exp(-dist/sqrt(d))``.
 
-    Returns:
-        Weights in [0, 1), shape (B, P); 1 if the neighbourhood is m* alone, where the equation would always give 0.
+    With ``published`` as the published code does: positive exponents, m* itself left out of the sum. The weights, shape
+    (B, P), are 1 if the neighbourhood is m* alone, where the equation would always give 0.
     """
-    return _isolation(distances, -1.0, with_nearest=True)
+    if _neighborhood(distances).shape[-1] < 2:
+        return torch.ones_like(distances.nearest)
+    return -torch.expm1(_log_share(distances, published=published))
 
 
-def paper_positive_weight(distances: PatchDistances) -> Tensor:
+def positive_weight(distances: PatchDistances, *, published: bool = False) -> Tensor:
     """Compute w_P of equation 17: ``exp(-s/sqrt(d)) / sum over N_b(m+) of exp(-dist/sqrt(d))``, shape (B, P)."""
-    return _share(distances, -1.0, with_nearest=True)
+    if _neighborhood(distances).shape[-1] < 2:
+        return torch.ones_like(distances.nearest)
+    return torch.exp(_log_share(distances, published=published))
 
 
-def published_negative_weight(distances: PatchDistances) -> Tensor:
-    """Compute w_N as the published code does: positive exponents, m* itself left out of the sum, shape (B, P)."""
-    return _isolation(distances, 1.0, with_nearest=False)
+def _log_share(distances: PatchDistances, *, published: bool) -> Tensor:
+    """Compute the logarithm of a share from differences of distances, which keep the digits of shares near 1."""
+    neighborhood = _neighborhood(distances)
+    sign = 1.0 if published else -1.0
+    farther = sign * (neighborhood[..., 1:] - neighborhood[..., :1]) / distances.dimension**0.5
+    others = torch.logsumexp(farther, dim=-1)
+    return -others if published else -F.softplus(others)
 
 
-def published_positive_weight(distances: PatchDistances) -> Tensor:
-    """Compute w_P as the published code does: positive exponents, m+ itself left out of the sum, shape (B, P)."""
-    return _share(distances, 1.0, with_nearest=False)
+def _neighborhood(distances: PatchDistances) -> Tensor:
+    if distances.neighborhood is None:
+        msg = "This weight needs the distances to the nearest entry's neighbourhood, but they were not computed."
+        raise ValueError(msg)
+    return distances.neighborhood
 
 
 def patchcore_weight(distances: PatchDistances) -> Tensor:
     """Compute PatchCore's weight (Roth et al., CVPR 2022, equation 7): one minus a softmax over the neighbourhood.
 
-    Returns:
-        Weights, shape (B, P); 1 if the neighbourhood is m* alone, as Anomalib's ``Patchcore`` does.
+    Shape (B, P); 1 if the neighbourhood is m* alone, as Anomalib's ``Patchcore`` does.
     """
     neighborhood = _neighborhood(distances)
     if neighborhood.shape[-1] < 2:
@@ -205,16 +186,14 @@ def patchcore_weight(distances: PatchDistances) -> Tensor:
     return 1 - torch.softmax(neighborhood, dim=-1)[..., 0]
 
 
-def normal_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+def normal_patch(negative: PatchDistances, _: PatchDistances | None) -> Tensor:
     """Score a patch by its distance to the negative bank alone (equation 21)."""
-    del positive
     return negative.nearest
 
 
-def normal_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+def normal_image(negative: PatchDistances, _: PatchDistances | None) -> Tensor:
     """Score an image by its least normal patch, with PatchCore's weight."""
-    del positive
-    return _at_farthest(negative.nearest, patchcore_weight(negative) * negative.nearest)
+    return _at_farthest(negative, patchcore_weight(negative))
 
 
 def ratio_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
@@ -230,34 +209,37 @@ def ratio_image(negative: PatchDistances, positive: PatchDistances | None) -> Te
 def paper_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
     """Score a patch by the ratio of its weighted distances (equations 21-23)."""
     positive = _given(positive)
-    weighted_negative = paper_negative_weight(negative) * negative.nearest
-    weighted_positive = paper_positive_weight(positive) * positive.nearest
+    weighted_negative = negative_weight(negative) * negative.nearest
+    weighted_positive = positive_weight(positive) * positive.nearest
     return weighted_negative / (weighted_positive + EPSILON)
 
 
-def paper_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
-    """Score an image by equations 12-20: each distance comes from its own farthest patch."""
-    return _two_patch_ratio(negative, _given(positive), paper_negative_weight, paper_positive_weight)
+def paper_image(negative: PatchDistances, positive: PatchDistances | None, *, published: bool = False) -> Tensor:
+    """Score an image by equations 12-20, or with the published weights: each distance is from its own patch."""
+    positive = _given(positive)
+    score_negative = _at_farthest(negative, negative_weight(negative, published=published))
+    score_positive = _at_farthest(positive, positive_weight(positive, published=published))
+    return score_negative / (score_positive + EPSILON)
 
 
-def published_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
-    """Score an image as the published code does: equations 12-20 with its own weights."""
-    return _two_patch_ratio(negative, _given(positive), published_negative_weight, published_positive_weight)
+def _at_farthest(distances: PatchDistances, weight: Tensor) -> Tensor:
+    """Take every image's weighted distance at the patch that is farthest from the bank (equations 12 and 14)."""
+    farthest = distances.nearest.argmax(dim=1, keepdim=True)
+    return (weight * distances.nearest).gather(1, farthest).squeeze(1)
+
+
+def _given(positive: PatchDistances | None) -> PatchDistances:
+    if positive is None:
+        msg = "This score needs distances to a positive bank. Without one, use scoring 'normal'."
+        raise ValueError(msg)
+    return positive
 
 
 _RULES: dict[str, ScoringRule] = {
-    "normal": ScoringRule(
-        normal_patch, normal_image, needs_positive=False, patch_neighborhood=False, image_neighborhood=True
-    ),
-    "paper": ScoringRule(
-        paper_patch, paper_image, needs_positive=True, patch_neighborhood=True, image_neighborhood=True
-    ),
-    "published": ScoringRule(
-        ratio_patch, published_image, needs_positive=True, patch_neighborhood=False, image_neighborhood=True
-    ),
-    "ratio": ScoringRule(
-        ratio_patch, ratio_image, needs_positive=True, patch_neighborhood=False, image_neighborhood=False
-    ),
+    "normal": ScoringRule(normal_patch, normal_image, needs_positive=False, image_neighborhood=True),
+    "paper": ScoringRule(paper_patch, paper_image, patch_neighborhood=True, image_neighborhood=True),
+    "published": ScoringRule(ratio_patch, partial(paper_image, published=True), image_neighborhood=True),
+    "ratio": ScoringRule(ratio_patch, ratio_image),
 }
 
 
@@ -266,8 +248,8 @@ def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP
 
     Args:
         name: The rule.
-        coefficients: What "calibrated" has learnt; the other rules learn nothing.
-        boundary_BP: Log-odds of the learnt boundary for the patches that "calibrated" is to score, if there is one.
+        coefficients: What "calibrated" has learnt.
+        boundary_BP: Log-odds of the learnt boundary for the patches that "calibrated" scores, if there is one.
 
     Raises:
         ValueError: If there is no such rule, or "calibrated" has no coefficients.
@@ -276,9 +258,6 @@ def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP
         return ScoringRule(
             partial(calibrated_patch, coefficients=coefficients, boundary_BP=boundary_BP),
             partial(calibrated_image, coefficients=coefficients, boundary_BP=boundary_BP),
-            needs_positive=True,
-            patch_neighborhood=False,
-            image_neighborhood=False,
             num_ranked=max(CALIBRATED_NEIGHBORS),
             map_values=partial(probability, coefficients=coefficients),
             smoothed_values=log_odds,
@@ -289,63 +268,3 @@ def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP
             msg = "The scoring rule 'calibrated' needs its coefficients."
         raise ValueError(msg)
     return _RULES[name]
-
-
-def _two_patch_ratio(
-    negative: PatchDistances,
-    positive: PatchDistances,
-    negative_weight: Callable[[PatchDistances], Tensor],
-    positive_weight: Callable[[PatchDistances], Tensor],
-) -> Tensor:
-    score_negative = _at_farthest(negative.nearest, negative_weight(negative) * negative.nearest)
-    score_positive = _at_farthest(positive.nearest, positive_weight(positive) * positive.nearest)
-    return score_negative / (score_positive + EPSILON)
-
-
-def _at_farthest(nearest: Tensor, value: Tensor) -> Tensor:
-    """Take every image's value at the patch that is farthest from the bank (equations 12 and 14)."""
-    return value.gather(1, nearest.argmax(dim=1, keepdim=True)).squeeze(1)
-
-
-def _share(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
-    """Compute ``exp(sign s/sqrt(d)) / sum exp(sign dist/sqrt(d))``."""
-    if _neighborhood(distances).shape[-1] < 2:
-        return torch.ones_like(distances.nearest)
-    return torch.exp(_log_share(distances, sign, with_nearest=with_nearest))
-
-
-def _isolation(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
-    if _neighborhood(distances).shape[-1] < 2:
-        return torch.ones_like(distances.nearest)
-    return -torch.expm1(_log_share(distances, sign, with_nearest=with_nearest))
-
-
-def _log_share(distances: PatchDistances, sign: float, *, with_nearest: bool) -> Tensor:
-    """Compute the logarithm of a share from differences of distances, which keep the digits of shares near 1."""
-    neighborhood = _neighborhood(distances)
-    farther = sign * (neighborhood[..., 1:] - neighborhood[..., :1]) / distances.dimension**0.5
-    others = torch.logsumexp(farther, dim=-1)
-    return -F.softplus(others) if with_nearest else -others
-
-
-def _log_ranked(distances: PatchDistances) -> Tensor:
-    """Return the log-distances to the entries that the calibrated score looks at, shape (B, P, 2)."""
-    if distances.ranked is None:
-        msg = "The calibrated score needs the distances to several entries, but only the nearest was searched."
-        raise ValueError(msg)
-    chosen = torch.stack([distances.ranked[..., k - 1] for k in CALIBRATED_NEIGHBORS], dim=-1)
-    return chosen.clamp_min(EPSILON).log()
-
-
-def _neighborhood(distances: PatchDistances) -> Tensor:
-    if distances.neighborhood is None:
-        msg = "This weight needs the distances to the nearest entry's neighbourhood, but they were not computed."
-        raise ValueError(msg)
-    return distances.neighborhood
-
-
-def _given(positive: PatchDistances | None) -> PatchDistances:
-    if positive is None:
-        msg = "This score needs distances to a positive bank. Without one, use scoring 'normal'."
-        raise ValueError(msg)
-    return positive

@@ -1,13 +1,13 @@
-"""Large images in bounded memory: the backbone sees one tile at a time, and everything else works on the whole image.
+"""Large images in bounded memory: the backbone sees one tile at a time, everything else works on the whole image.
 
-Tiles overlap. Every patch is taken from the tile in which it lies farthest from the edge, so that the padding at the
-edges, which a whole image does not have there, is out of its sight: with enough overlap the features are those of the
-whole image, without seams. Tiles start where a cell of the coarsest layer does, so that all grids stay in step.
+Tiles overlap, and every patch is taken from the tile in which it lies farthest from the edge: with enough overlap the
+padding at a tile's edges does not reach it, and the features are those of the whole image. Tiles start where a cell of
+the coarsest layer does, so that all grids stay aligned.
 
 Shape suffixes: B images, C channels, H x W pixels, D features, h x w patches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -21,14 +21,7 @@ Tree = TypeVar("Tree")
 
 
 class Span(NamedTuple):
-    """A tile along one axis, in pixels.
-
-    Attributes:
-        start: Where the tile starts.
-        stop: Where it ends.
-        first: From where on patches are taken from it.
-        last: Up to where.
-    """
+    """A tile along one axis, in pixels: from ``start`` to ``stop``; patches are taken from ``first`` to ``last``."""
 
     start: int
     stop: int
@@ -60,12 +53,7 @@ def spans(length: int, size: int, overlap: int, step: int) -> list[Span]:
 
 
 class Tiling:
-    """Cuts images into tiles, and puts together what is made of them.
-
-    Args:
-        extractor: Extracts the features of a tile.
-        size: Height and width of a tile in pixels.
-        overlap: Pixels that neighbouring tiles share.
+    """Extracts features of images by tiles of ``size`` x ``size`` pixels, which share ``overlap`` pixels at least.
 
     Raises:
         ValueError: If the backbone cannot work on tiles, or not on these.
@@ -103,14 +91,13 @@ class Tiling:
         images_BCHW: Tensor,
         work: Callable[[Tensor, Tensor | None], tuple[Coarse, Fine]],
     ) -> tuple[Coarse, Fine]:
-        """Extract features tile by tile, and put together what is made of them.
+        """Extract features tile by tile, and put together what is computed from them.
 
         Args:
-            extract: Returns the features of tiles, shape (B, D, h, w), and the fine ones on a grid twice as fine, or
-                None.
+            extract: Returns the features of tiles, shape (B, D, h, w), and fine ones, shape (B, F, 2 h, 2 w), or None.
             images_BCHW: Normalised images.
-            work: Takes the features of a part of the images and returns tensors on the same two grids, shapes
-                (B, h, w, ...) and (B, 2 h, 2 w, ...): a tensor, None, or a named tuple of them.
+            work: Takes such features of a part of the images, and returns for each of the two grids a tensor with the
+                channels last, None, or a named tuple of these.
 
         Returns:
             The same for whole images.
@@ -134,20 +121,17 @@ class Tiling:
                 for each, stride in zip(maps, strides, strict=True)
             ]
             found = work(*own)
-            if not whole:
-                grids = [(-(-height // stride), -(-width // stride)) for stride in strides]
-                whole = [mapped(_empty_on(grid), part) for grid, part in zip(grids, found, strict=True)]
+            whole = whole or [
+                _whole_grid(part, -(-height // stride), -(-width // stride))
+                for part, stride in zip(found, strides, strict=True)
+            ]
             for each, part, stride in zip(whole, found, strides, strict=True):
-                mapped(_pasted_at(row.cells(stride), column.cells(stride)), each, part)
+                _paste(each, part, row.cells(stride), column.cells(stride))
         return whole[0], whole[1]
 
 
 def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
-    """Apply a function to the tensors of a nested named tuple, together with those of others like it.
-
-    Returns:
-        The results in a named tuple like the first one; what is no tensor is taken over from that.
-    """
+    """Apply a function to the tensors of a nested named tuple, together with those of others; the rest stays."""
     if isinstance(tree, Tensor):
         return cast("Tree", function(tree, *others))
     if isinstance(tree, tuple):
@@ -155,9 +139,9 @@ def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
     return tree
 
 
-def _empty_on(grid: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    return lambda part: part.new_empty(len(part), *grid, *part.shape[3:])
+def _whole_grid(part: Tree, rows: int, columns: int) -> Tree:
+    return mapped(lambda tensor: tensor.new_empty(len(tensor), rows, columns, *tensor.shape[3:]), part)
 
 
-def _pasted_at(rows: slice, columns: slice) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda whole, part: whole[:, rows, columns].copy_(part)
+def _paste(whole: Tree, part: Tree, rows: slice, columns: slice) -> None:
+    mapped(lambda all_of_it, tensor: all_of_it[:, rows, columns].copy_(tensor), whole, part)

@@ -3,7 +3,6 @@
 Shape suffixes: B images, C channels, H x W pixels, h x w patches, P = h w patches of an image, D features.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -26,62 +25,36 @@ from .memory_bank import BankPrecision, MemoryBank
 from .scoring import PatchDistances, ScoringRule, get_scoring
 from .tiling import Tiling, mapped
 
-logger = logging.getLogger(__name__)
-
 A = TypeVar("A")
 B = TypeVar("B")
 
-PAPER_SIGMA = 2.0
-"""The paper's blur (after equation 23), for its own scoring."""
-DEFAULT_SIGMA = 4.0
-"""PatchCore's blur, for every other scoring."""
-REFINED_SIGMA = 2.0
-"""Blur of a refined map, whose cells are half as large."""
-REFINED_FLOOR = 0.3
-"""Share of its probability that a cell keeps, however little it looks like the inside of a defect."""
+PAPER_SIGMA = 2.0  # the paper's blur (after equation 23), for its own scoring
+DEFAULT_SIGMA = 4.0  # PatchCore's blur, for every other scoring
+REFINED_SIGMA = 2.0  # of a refined map, whose cells are half as large
+REFINED_FLOOR = 0.3  # share of its probability that a cell keeps at least, where it looks like no inside of a defect
 _REFINEMENTS = 2  # networks that refine the map, averaged
 
 
 class PatchScores(NamedTuple):
-    """Scores of patches and images, and the distances that they come from.
+    """Scores of patches and images, and the distances that they come from."""
 
-    Attributes:
-        patches: Patch scores by the rule of the map, float32, shape (B, P).
-        images: Image scores, float32, shape (B,).
-        deciding: Patch scores by the rule of the images: the highest make an image's score, float32, shape (B, P).
-        negative: Distances to the negative bank.
-        positive: Distances to the positive bank; None where no rule needs them.
-    """
-
-    patches: Tensor
-    images: Tensor
-    deciding: Tensor
+    patches: Tensor  # by the rule of the map, float32, shape (B, P)
+    images: Tensor  # float32, shape (B,)
+    deciding: Tensor  # of patches by the rule of the images, float32, shape (B, P): the highest make an image's score
     negative: PatchDistances
-    positive: PatchDistances | None
+    positive: PatchDistances | None  # None where no rule needs them
 
 
 class Measured(NamedTuple):
-    """What patches are scored by.
-
-    Attributes:
-        negative: Distances to the negative bank.
-        positive: Distances to the positive bank; None where no rule needs them.
-        boundary: Log-odds of the learnt boundary, float32, shape (B, P); None where there is none or no rule needs it.
-    """
+    """What patches are scored by."""
 
     negative: PatchDistances
-    positive: PatchDistances | None
-    boundary: Tensor | None
+    positive: PatchDistances | None  # None where no rule needs them
+    boundary: Tensor | None  # log-odds of the learnt boundary, float32, shape (B, P), where a rule needs them
 
 
 class ScoredImages(NamedTuple):
-    """What the model finds out about images.
-
-    Attributes:
-        scores: Scores of the images and of their patches, P = h w.
-        anomaly_map: Float32, shape (B, 1, H, W): the higher, the more defective.
-        grid: Rows h and columns w of the patches.
-    """
+    """Scores of images and their patches, the anomaly map, float32, shape (B, 1, H, W), and rows h and columns w."""
 
     scores: PatchScores
     anomaly_map: Tensor
@@ -91,8 +64,7 @@ class ScoredImages(NamedTuple):
 class ExDDModel(nn.Module):
     """Scores images by their patches' distances to a bank of normal and a bank of defective patches.
 
-    Arguments are described by :class:`anomalib_exdd.models.exdd.ExDD`; here ``scoring`` and ``image_scoring`` are
-    resolved names of rules.
+    Arguments are those of :class:`anomalib_exdd.models.exdd.ExDD`, with ``image_scoring`` resolved.
     """
 
     def __init__(
@@ -154,14 +126,9 @@ class ExDDModel(nn.Module):
         return self.extract(images_BCHW)[0]
 
     def extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extract patch features, and the fine ones that refine the map.
+        """Extract patch features, float32, shape (B, D, h, w), and the fine ones that refine the map.
 
-        Args:
-            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
-
-        Returns:
-            Patch features, float32, shape (B, D, h, w); fine features, float32, shape (B, F, 2 h, 2 w), or None with a
-            backbone that has none.
+        Fine features are float32, shape (B, F, 2 h, 2 w), or None with a backbone that has none.
         """
         features_BhwD, fine_BhwF = self._by_tiles(
             images_BCHW, lambda features, fine: (_rows(features), None if fine is None else _rows(fine))
@@ -169,15 +136,12 @@ class ExDDModel(nn.Module):
         return features_BhwD.permute(0, 3, 1, 2), None if fine_BhwF is None else fine_BhwF.permute(0, 3, 1, 2)
 
     def _by_tiles(self, images_BCHW: Tensor, work: Callable[[Tensor, Tensor | None], tuple[A, B]]) -> tuple[A, B]:
-        """Do some work on the features of images, tile by tile if there are tiles; see :meth:`.Tiling.apply`."""
+        """Compute something from the features of images, tile by tile if asked to; see :meth:`.Tiling.apply`."""
         extract = self.feature_extractor.extract
         return work(*extract(images_BCHW)) if self.tiling is None else self.tiling.apply(extract, images_BCHW, work)
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
-        """Score images.
-
-        Args:
-            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
+        """Score normalised images, floating point, shape (B, C, H, W).
 
         Returns:
             ``pred_score``, float32, shape (B,), and ``anomaly_map``, float32, shape (B, 1, H, W): the higher, the more
@@ -190,14 +154,7 @@ class ExDDModel(nn.Module):
         return InferenceBatch(pred_score=scored.scores.images, anomaly_map=scored.anomaly_map)
 
     def score_images(self, images_BCHW: Tensor) -> ScoredImages:
-        """Score images, and return with the scores what :mod:`.reasons` and :mod:`.explanation` need.
-
-        Args:
-            images_BCHW: Normalised images, floating point, shape (B, C, H, W).
-
-        Raises:
-            ValueError: If the negative bank is empty, because the model was neither trained nor loaded.
-        """
+        """Score images as :meth:`forward` does, and return what :mod:`.explanation` needs as well."""
         measured, inside = self._by_tiles(images_BCHW, self._measure_maps)
         batch, height, width = measured.negative.nearest.shape
         with torch.autocast(device_type=images_BCHW.device.type, enabled=False):
@@ -207,21 +164,25 @@ class ExDDModel(nn.Module):
         return ScoredImages(scores, anomaly_map, (height, width))
 
     def _measure_maps(self, features_BDhw: Tensor, fine_BFhw: Tensor | None) -> tuple[Measured, Tensor | None]:
-        """Measure patches, shapes (B, h, w, ...), and tell which fine cells lie inside a defect; see :meth:`inside`."""
         with torch.autocast(device_type=features_BDhw.device.type, enabled=False):
             return self._measure(_rows(features_BDhw).contiguous()), self.inside(fine_BFhw)
 
     def score(self, patches_BPD: Tensor) -> PatchScores:
-        """Score patches and images by the chosen rules; see :meth:`rules` for those of a model without defects.
-
-        Args:
-            patches_BPD: Patch features, float32, shape (B, P, D).
-        """
+        """Score patches, float32, and images by the rules of :meth:`rules`."""
         return self._scores(self._measure(patches_BPD))
 
     def _measure(self, patches_BPD: Tensor) -> Measured:
+        """Measure what the rules need, searching each bank once."""
+        patch_rule, image_rule = rules = self.rules()
+        ranked = max(rule.num_ranked for rule in rules)
+        around = patch_rule.patch_neighborhood or image_rule.image_neighborhood
+        negative = self.negative_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
+        positive = None
+        if len(self.positive_bank) and any(rule.needs_positive for rule in rules):
+            around = any(rule.needs_positive and rule.image_neighborhood for rule in rules)
+            positive = self.positive_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
         uses_boundary = self.boundary.is_fitted and "calibrated" in {self.scoring, self.image_scoring}
-        return Measured(*self.distances(patches_BPD), self.boundary(patches_BPD) if uses_boundary else None)
+        return Measured(negative, positive, self.boundary(patches_BPD) if uses_boundary else None)
 
     def _scores(self, measured_BP: Measured) -> PatchScores:
         negative, positive, boundary_BP = measured_BP
@@ -233,11 +194,8 @@ class ExDDModel(nn.Module):
     def inside(self, fine_BFhw: Tensor | None) -> Tensor | None:
         """Return the probability that a cell of the fine grid lies inside a defect, not beside it, (B, 2 h, 2 w).
 
-        Args:
-            fine_BFhw: Fine features, shape (B, F, 2 h, 2 w), if the backbone has any.
-
-        Returns:
-            None if the map does not follow the outline of defects: where that was not learnt, or with another scoring.
+        None where the map does not follow the outline of defects: without fine features, where no outline was learnt,
+        or with another scoring than "calibrated".
         """
         if fine_BFhw is None or self.scoring != "calibrated" or not self.refinement.is_fitted:
             return None
@@ -261,7 +219,7 @@ class ExDDModel(nn.Module):
         return rule.smoothed_values(self.refined_map(values_B1hw, image_size))
 
     def rules(self, boundary_BP: Tensor | None = None) -> tuple[ScoringRule, ScoringRule]:
-        """Return the rules of patches and of images: without a positive bank ``normal`` or ``calibrated``.
+        """Return the rules of patches and of images: without a positive bank "normal" or "calibrated".
 
         Args:
             boundary_BP: Log-odds of the learnt boundary for the patches to score, if there is one.
@@ -272,25 +230,13 @@ class ExDDModel(nn.Module):
             names = tuple(name if name == "calibrated" else "normal" for name in names)  # type: ignore[assignment]
         return get_scoring(names[0], coefficients, boundary_BP), get_scoring(names[1], coefficients, boundary_BP)
 
-    def distances(self, patches_BPD: Tensor) -> tuple[PatchDistances, PatchDistances | None]:
-        """Measure the distances that the rules need, searching each bank once."""
-        rules = self.rules()
-        ranked = max(rule.num_ranked for rule in rules)
-        patch_rule, image_rule = rules
-        around = patch_rule.patch_neighborhood or image_rule.image_neighborhood
-        negative = self.negative_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
-        if len(self.positive_bank) == 0 or not any(rule.needs_positive for rule in rules):
-            return negative, None
-        around = any(rule.needs_positive and rule.image_neighborhood for rule in rules)
-        return negative, self.positive_bank.distances(patches_BPD, neighborhood=around, num_ranked=ranked)
-
     def folds(self, synthetic_weight: float) -> Folds:
-        """Deal the training images out to the networks of the boundary."""
+        """Assign the training images to the networks of the boundary."""
         bank = self.positive_bank
         return Folds(self.negative_bank.sources, bank.sources, bank.origins, synthetic_count=synthetic_weight == 1)
 
     def learn_boundary(self, synthetic_weight: float = 0.0, seed: int = 0) -> None:
-        """Learn the boundary from both banks and the samples of the calibration set; nothing with under two defects.
+        """Learn the boundary from both banks and the samples of the calibration set, if there are two defects.
 
         Args:
             synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1.
@@ -324,8 +270,7 @@ class ExDDModel(nn.Module):
             synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1.
 
         Returns:
-            What Anomalib's post-processor needs; None if nothing could be fitted: that takes normal images besides the
-            one whose patches are measured.
+            What Anomalib's post-processor needs; None if there are too few normal images.
         """
         folds = self.folds(synthetic_weight)
         patches = self.calibration_set.measure(self.negative_bank, self.positive_bank, self.boundary, folds)

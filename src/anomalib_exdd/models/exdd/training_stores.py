@@ -1,9 +1,8 @@
-"""Decides where the features of a training wait for the selection, and opens the stores there."""
+"""Where the features of a training wait for the selection of the coresets."""
 
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -28,30 +27,26 @@ class TrainingStores:
     Args:
         choice: "memory", "disk", or "auto": in memory as long as that takes less than :data:`MEMORY_LIMIT`.
         place: Folder for the folders of stores on disk; None for the user's cache.
-        expected_images: Tells how many training images there are; asked when the first of them comes.
-        identity: Tells what their features depend on, for resuming; asked if they go to disk.
+        expected_images: Returns the number of training images; called when the first of them comes.
+        identity: Returns what their features depend on, for resuming; called if they go to disk.
     """
 
     def __init__(
         self,
         choice: FeatureStoreName,
-        place: str | Path | None,
-        expected_images: Callable[[], int],
-        identity: Callable[[], Mapping[str, Any]],
+        place: str | Path | None = None,
+        expected_images: Callable[[], int] = int,
+        identity: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self._choice = choice
-        self._place = default_folder() if place is None else Path(place).expanduser()
-        self._expected_images = expected_images
-        self._identity = identity
+        self._choice, self._place = choice, place
+        self._expected_images, self._identity = expected_images, identity
         self._decided = False
         self._folder: StoreFolder | None = None
 
-    def opener(self, kind: str) -> Callable[[int, int, int], FeatureStore]:
-        """Return what opens the store of one kind of patches; see :data:`.patch_collector.OpenStore`."""
-        return partial(self._open, kind)
-
-    def _open(self, kind: str, patches: int, dimension: int, projected_dimension: int) -> FeatureStore:
+    def open(self, kind: str, patches: int, dimension: int, projected_dimension: int) -> FeatureStore:
+        """Open the store of one kind of patches, for so many of them in an image."""
         if not self._decided:
+            self._decided = True
             self._decide(patches, dimension, projected_dimension)
         if self._folder is None:
             return MemoryStore()
@@ -61,14 +56,14 @@ class TrainingStores:
         return store
 
     def _decide(self, patches: int, dimension: int, projected_dimension: int) -> None:
-        self._decided = True
+        """Make a folder on disk if the features go there."""
         total = self._expected_images() * patches
         if self._choice == "memory" or (self._choice == "auto" and total * dimension * 4 <= MEMORY_LIMIT):
             return
         share = total // world_size() + patches
         needed = int(share * (2 * dimension + 4 * projected_dimension + 8) * 1.05)
-        identity = {**self._identity(), "process": f"{rank()} of {world_size()}"}
-        self._folder = StoreFolder(self._place, identity, needed)
+        place = default_folder() if self._place is None else Path(self._place).expanduser()
+        self._folder = StoreFolder(place, {**self._identity(), "process": f"{rank()} of {world_size()}"}, needed)
         logger.info(
             "Features of the training images (up to %.1f GB) wait on disk in %s. If training is interrupted, the same "
             "command goes on from there; at the end they are removed.",
@@ -81,36 +76,32 @@ class TrainingStores:
         return None if self._folder is None or world_size() > 1 else self._folder.path / f"{name}.safetensors"
 
     def release(self) -> None:
-        """Leave what is on disk to a training that goes on later."""
+        """Unlock what is on disk, for a training that resumes later."""
         if self._folder is not None:
             self._folder.release()
             self._folder = None
 
     def remove(self) -> None:
-        """Remove what is on disk: the training is done."""
+        """Remove what is on disk."""
         if self._folder is not None:
             self._folder.remove()
             self._folder = None
 
 
 class ReleaseStores(Callback):
-    """Lets an interrupted training's stores go, so that the same process can train again and go on from them."""
+    """Releases the stores of an interrupted training, so that the same process can resume it."""
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the lock back, leave what is on disk, and leave no banks that were built from half of the images."""
+        """Unlock what is on disk, and empty banks that were built from some of the images only."""
         del trainer, exception
         builder = getattr(pl_module, "builder", None)
-        if builder is not None and builder.stores is not None:
+        if builder is not None:
             builder.stores.release()
             pl_module.clear()
 
 
 def features_identity(module: Any) -> dict[str, Any]:
-    """Describe all that the patches of a training depend on: settings, weights, and the files of the images.
-
-    Args:
-        module: The :class:`anomalib_exdd.models.exdd.ExDD` that is being trained.
-    """
+    """Describe all that the patches of a training of ``ExDD`` depend on: settings, weights, and the images' files."""
     names = ("layers", "tile_size", "tile_overlap", "positive_patches", "min_coverage", "projected_dimension", "seed")
     identity = {name: getattr(module.settings, name) for name in names}
     extractor = module.model.feature_extractor

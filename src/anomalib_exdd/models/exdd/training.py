@@ -2,10 +2,14 @@
 
 The way of the data: image -> patch features -> normal and defect patches -> projection -> coreset -> bank. What the
 calibration needs is kept beside it.
+
+Shape suffixes: B images, P patches of an image, D features, h x w patches, H x W pixels.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,11 +19,11 @@ from tqdm import tqdm
 
 from anomalib_exdd.utils.distributed import gather_objects, rank
 
-from .calibration_set import CalibrationImage, Outline, drawn, others_distances, outline_of
-from .kinship import Origins
+from .calibration_set import KeptPatches, Outline, choose_images, others_distances
+from .candidate_selection import CandidateSelection
+from .memory_bank import Origins
 from .patch_collector import PatchCollector
 from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
-from .rough_ranking import RoughRanking
 from .torch_model import ExDDModel
 from .training_stores import TrainingStores
 
@@ -30,44 +34,45 @@ MOST_FARTHEST = 0.02
 _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Arguments of :class:`anomalib_exdd.models.exdd.ExDD` that banks, boundary and calibration set are built by."""
+
+    negative_ratio: float
+    positive_ratio: float
+    negative_minimum: int
+    positive_minimum: int
+    positive_patches: str
+    min_coverage: float
+    projected_dimension: int
+    synthetic_weight: float
+    seed: int
+
+    @classmethod
+    def of(cls, arguments: Any) -> "TrainingSettings":
+        """Take them from the attributes of the model's arguments."""
+        return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})
+
+
 class BankBuilder:
     """Collects the patches of training images, then fills a model's banks and its calibration set.
 
-    With several processes, each of them collects the images that it sees; all of them build together, and get the same.
-
-    Args:
-        model: The model to fill.
-        settings: The arguments of :class:`anomalib_exdd.models.exdd.ExDD` as attributes.
-        stores: Where the patches wait; in memory by default.
+    Patches wait in ``stores``, by default in memory. With several processes, each of them collects the images that it
+    sees; all of them build together, and get the same.
     """
 
-    def __init__(self, model: ExDDModel, settings: Any, stores: TrainingStores | None = None) -> None:
+    def __init__(self, model: ExDDModel, settings: TrainingSettings, stores: TrainingStores | None = None) -> None:
         self.model = model
         self.settings = settings
-        self.stores = stores
-        dimension, seed = settings.projected_dimension, settings.seed
+        self.stores = TrainingStores("memory") if stores is None else stores
         # Of defective images the whole, too: the calibration looks at all of their patches.
         self.negative, self.positive, self.defective = (
-            PatchCollector(dimension, seed, None if stores is None else stores.opener(kind))
+            PatchCollector(settings.projected_dimension, settings.seed, partial(self.stores.open, kind))
             for kind in ("normal", "defect", "defective")
         )
         self.outlines: dict[str, Outline] = {}
         self.origins: Origins = {}
         self.kinds: dict[str, str] = {}
-
-    @property
-    def num_images(self) -> int:
-        """Number of images collected."""
-        return self.negative.num_images + self.defective.num_images
-
-    def has(self, path: str) -> bool:
-        """Tell whether an image's patches are there, as they may be when an interrupted training goes on."""
-        if path in self.negative:
-            return True
-        if self.settings.positive_patches == "farthest":
-            return path in self.defective
-        outlined = path in self.outlines or self.model.feature_extractor.fine_layer is None  # never on disk
-        return path in self.defective and path in self.positive and outlined
 
     def add_batch(self, batch: ImageBatch) -> None:
         """Take the patches of a batch: of normal images for the negative, of defects for the positive bank.
@@ -76,12 +81,13 @@ class BankBuilder:
             ValueError: If a defective image has no mask to find its defect patches by.
         """
         images_BCHW = cast("Tensor", batch.image)
-        names = batch.image_path or [f"image {self.num_images + index}" for index in range(len(images_BCHW))]
+        count = len(self.negative.paths) + len(self.defective.paths)
+        names = batch.image_path or [f"image {count + index}" for index in range(len(images_BCHW))]
         origins = getattr(batch, "origins", None) or [[] for _ in names]
         self.origins |= {name: paths for name, paths in zip(names, origins, strict=True) if paths}
         kinds = getattr(batch, "kinds", None) or ["" for _ in names]
         self.kinds |= {name: kind for name, kind in zip(names, kinds, strict=True) if kind}
-        new = [index for index, name in enumerate(names) if not self.has(name)]
+        new = [index for index, name in enumerate(names) if not self._has(name)]
         if not new:
             return
         features_BDhw, fine = self.model.extract(images_BCHW if len(new) == len(names) else images_BCHW[new])
@@ -93,7 +99,16 @@ class BankBuilder:
             elif self.settings.positive_patches == "farthest" and name not in self.origins:
                 self.add_defective(name, image_CHW, features_Dhw, None)
             else:
-                self.add_defective(name, image_CHW, features_Dhw, mask_of(batch, index, name), fine_Fhw)
+                self.add_defective(name, image_CHW, features_Dhw, _mask_of(batch, index, name), fine_Fhw)
+
+    def _has(self, path: str) -> bool:
+        """Tell whether an image's patches are there, as they may be when an interrupted training is resumed."""
+        if path in self.negative:
+            return True
+        if self.settings.positive_patches == "farthest":
+            return path in self.defective
+        outlined = path in self.outlines or self.model.feature_extractor.fine_layer is None  # never on disk
+        return path in self.defective and path in self.positive and outlined
 
     def add_normal(self, path: str, image_CHW: Tensor, features_Dhw: Tensor) -> None:
         """Take the patches of a normal image."""
@@ -111,10 +126,10 @@ class BankBuilder:
 
         Args:
             path: Path of the image.
-            image_CHW: Pre-processed image, float, shape (C, H, W).
-            features_Dhw: Its features, float32, shape (D, h, w).
-            mask_HW: Its mask, non-zero on defects, shape (H, W); None with ``positive_patches: farthest``.
-            fine_Fhw: Its fine features, float32, shape (F, 2 h, 2 w), if the backbone has any.
+            image_CHW: Pre-processed image, float.
+            features_Dhw: Its features, float32.
+            mask_HW: Its mask, non-zero on defects; None with ``positive_patches: farthest``.
+            fine_Fhw: Its fine features, float32, on a grid twice as fine, if the backbone has any.
         """
         positions = _centres(image_CHW, features_Dhw)
         features_PD = features_Dhw.flatten(1).T
@@ -122,25 +137,21 @@ class BankBuilder:
         if mask_HW is None:
             return  # chosen when the negative bank is there
         if fine_Fhw is not None:
-            self.outlines[path] = outline_of(fine_Fhw, mask_HW)
+            self.outlines[path] = Outline.of(fine_Fhw, mask_HW)
         if self.settings.positive_patches == "crop":
-            self.positive.add(path, *self._crop_patches(image_CHW, mask_HW))
-            return
-        grid = (features_Dhw.shape[-2], features_Dhw.shape[-1])
-        belongs_P = defect_patches(mask_HW, grid, self.settings.min_coverage).flatten()
-        self.positive.add(path, features_PD[belongs_P.to(features_PD.device)], positions[belongs_P])
-
-    def _crop_patches(self, image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of all patches of all defect crops, and their positions in the whole image."""
-        crops, boxes = defect_crops(image_CHW, mask_HW)
-        features_NDhw = self.model.feature_extractor(crops).float()
-        centre = patch_centres((features_NDhw.shape[-2], features_NDhw.shape[-1]), CROP_SIZE)
-        size = torch.tensor(CROP_SIZE)
-        positions = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
-        return features_NDhw.flatten(2).transpose(1, 2).flatten(0, 1), torch.cat(positions)
+            crops, boxes = defect_crops(image_CHW, mask_HW)
+            crop_features_NDhw = self.model.feature_extractor(crops).float()
+            features_PD = crop_features_NDhw.flatten(2).transpose(1, 2).flatten(0, 1)
+            centre, size = _centres(crops[0], crop_features_NDhw[0]), torch.tensor(CROP_SIZE)
+            scaled = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
+            self.positive.add(path, features_PD, torch.cat(scaled))
+        else:
+            grid = (features_Dhw.shape[-2], features_Dhw.shape[-1])
+            belongs_P = defect_patches(mask_HW, grid, self.settings.min_coverage).flatten()
+            self.positive.add(path, features_PD[belongs_P.to(features_PD.device)], positions[belongs_P])
 
     def build(self) -> None:
-        """Select the coresets, fill the banks and the calibration set, and let the stores go.
+        """Select the coresets, fill the banks and the calibration set, and remove the stores.
 
         Raises:
             ValueError: If no normal image was seen.
@@ -149,7 +160,7 @@ class BankBuilder:
         self.defective.share()
         self.origins = {path: paths for part in gather_objects(self.origins) for path, paths in part.items()}
         self.kinds = {path: kind for part in gather_objects(self.kinds) for path, kind in part.items()}
-        if self.negative.num_images == 0:
+        if not self.negative.paths:
             msg = "ExDD needs normal training images for its negative bank, but the training data has none."
             raise ValueError(msg)
         self.build_negative_bank()
@@ -158,23 +169,21 @@ class BankBuilder:
             ("Negative", self.model.negative_bank, self.negative),
             ("Positive", self.model.positive_bank, self.positive),
         ):
-            counts = (len(bank), collector.num_patches, collector.num_images)
+            counts = (len(bank), collector.num_patches, len(collector.paths))
             logger.info("%s bank: %d of %d patches from %d images.", name, *counts)
         self.fill_calibration_set()
-        if self.stores is not None:
-            self.stores.remove()
+        self.stores.remove()
 
     def build_negative_bank(self) -> None:
         """Fill the negative bank with a coreset of the normal images' patches."""
         ratio, minimum = self.settings.negative_ratio, self.settings.negative_minimum
-        state = None if self.stores is None else self.stores.state("negative_bank")
+        state = self.stores.state("negative_bank")
         self.model.negative_bank.fill(self.negative.select(ratio, minimum, "Negative bank", state))
 
     def build_positive_bank(self) -> None:
         """Fill the positive bank with a coreset of the defect patches; weak labels need the negative bank before.
 
-        Real and synthetic defects have a coreset each: however many synthetic ones there are, they do not crowd the
-        real ones out.
+        Real and synthetic defects have a coreset each, so that many synthetic ones do not crowd the real ones out.
         """
         if self.settings.positive_patches == "farthest":
             self._choose_farthest()
@@ -194,8 +203,8 @@ class BankBuilder:
         vectors, device = bank.vectors, bank.features.device
         row = {path: index for index, path in enumerate(bank.sources)}
         farthest = []
-        for path in filter(self.negative.is_own, drawn(self.negative.paths)):
-            features = self.negative.features_of(path).to(device)
+        for path in filter(self.negative.is_own, choose_images(self.negative.paths)):
+            features = self.negative.store.features(path).to(device)
             own = torch.zeros(len(features), dtype=torch.int64, device=device)
             if bool((bank.source != row[path]).any()):
                 distances = others_distances(features, own, [[row[path]]], vectors, bank.source, 1)
@@ -205,45 +214,41 @@ class BankBuilder:
         real = [path for path in self.defective.paths if path not in self.origins]
         own_paths = [path for path in real if self.defective.is_own(path)]
         for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
-            features = self.defective.features_of(path)
+            features = self.defective.store.features(path)
             distance_P = bank.nearest(features.to(device)).distances[:, 0]
             taken_P = farthest_patches(distance_P, usual, MOST_FARTHEST).cpu()
-            self.positive.add(path, features[taken_P], self.defective.positions_of(path)[taken_P])
+            self.positive.add(path, features[taken_P], self.defective.store.positions(path)[taken_P])
 
     def fill_calibration_set(self) -> None:
-        """Keep the patches that calibration needs, and learn the boundary, which tells some of them."""
-        self.defective.share()
-        images = [(path, self.negative) for path in drawn(self.negative.paths)]
+        """Keep the patches that calibration needs, and learn the boundary, by which some of them are chosen."""
+        images = [(path, self.negative) for path in choose_images(self.negative.paths)]
         for synthetic in (False, True):
             paths = [path for path in self.defective.paths if (path in self.origins) == synthetic]
-            images += [(path, self.defective) for path in drawn(paths)]
-        weight = self.settings.synthetic_weight
-        nothing = torch.empty(0, dtype=torch.int64)
-        self._keep(images, "Calibration: samples", lambda _: nothing)
-        self.model.learn_boundary(weight, self.settings.seed)
-        self._keep(images, "Calibration", RoughRanking(self.model, self.settings, self.model.folds(weight)).high)
+            images += [(path, self.defective) for path in choose_images(paths)]
+        settings = self.settings
+        self._keep(images, "Calibration: samples", lambda *_: torch.empty(0, dtype=torch.int64))
+        self.model.learn_boundary(settings.synthetic_weight, settings.seed)
+        folds = self.model.folds(settings.synthetic_weight)
+        selection = CandidateSelection(self.model, settings.projected_dimension, settings.seed, folds)
+        self._keep(images, "Calibration", selection.candidates)
 
     def _keep(
-        self, images: list[tuple[str, PatchCollector]], title: str, high: Callable[[CalibrationImage], Tensor]
+        self, images: list[tuple[str, PatchCollector]], title: str, candidates: Callable[[str, Tensor], Tensor]
     ) -> None:
-        """Fill the calibration set with images, and with the patches of each that ``high`` tells."""
+        """Fill the calibration set with samples of the images and the candidates for their highest patches."""
         kept = {}
         own = [(path, collector) for path, collector in images if collector.is_own(path)]
         for path, collector in tqdm(own, title, delay=_PROGRESS_DELAY, disable=rank() > 0):
-            defects = self.positive.features_of(path) if collector is self.defective else None
-            image = CalibrationImage(path, collector.features_of(path), defects, self.outlines.get(path))
-            kept[path] = image.keep(high(image))
+            defects = self.positive.store.features(path) if collector is self.defective else None
+            features = collector.store.features(path)
+            kept[path] = KeptPatches.of(path, features, candidates(path, features), defects, self.outlines.get(path))
         everywhere = {path: image for part in gather_objects(kept) for path, image in part.items()}
         self.model.calibration_set.clear()
         self.model.calibration_set.add([everywhere[path] for path, _ in images])
 
 
-def mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
-    """Return the mask of a defective training image.
-
-    Raises:
-        ValueError: If it has none, or an empty one.
-    """
+def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
+    """Return the mask of a defective training image; refuse one that has none, or an empty one."""
     if batch.gt_mask is None:
         msg = (
             f"The defective training image {name} has no mask, but ExDD takes the patches of defects by mask. Give the "

@@ -1,0 +1,154 @@
+"""The banks of a trained model: what is in them, teaching a defect, forgetting an image.
+
+No image is needed when they change. Boundary and calibration are learnt anew from the banks and the patches that the
+checkpoint keeps for it, so that weights, probabilities and all thresholds follow the banks.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import Resize
+
+from anomalib_exdd.coreset import gaussian_projection, greedy_k_center
+from anomalib_exdd.images.masks import DefectMask
+
+from .calibration_set import KeptPatches, Outline
+from .candidate_selection import CandidateSelection
+from .memory_bank import BankContent
+from .patches import defect_patches, patch_centres
+
+if TYPE_CHECKING:
+    from .lightning_model import ExDD
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a bank holds of one image."""
+
+    bank: str  # "negative" or "positive"
+    source: str  # path of the image
+    entries: int  # number of its patches in the bank
+    kind: str  # of its defect, such as "scratch"; empty if it is not known, and for a normal image
+
+
+def bank_info(model: "ExDD") -> list[SourceInfo]:
+    """List what is in the banks, image by image, those with the most entries first."""
+    found = []
+    for name, bank in (("negative", model.model.negative_bank), ("positive", model.model.positive_bank)):
+        counts = torch.bincount(bank.source.cpu(), minlength=len(bank.sources)).tolist()
+        of_bank = [
+            SourceInfo(name, path, count, bank.kinds.get(path, ""))
+            for path, count in zip(bank.sources, counts, strict=True)
+        ]
+        found += sorted(of_bank, key=lambda each: (-each.entries, each.source))
+    return found
+
+
+def teach(model: "ExDD", image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
+    """Add a newly found defect to the positive bank and to the calibration; see :meth:`.ExDD.teach`."""
+    _check_trained(model)
+    if mask_HW.shape != image_CHW.shape[-2:]:
+        sizes = f"{tuple(mask_HW.shape)}, but the image is {tuple(image_CHW.shape[-2:])}"
+        msg = f"The mask of {source} is {sizes} (height, width). Give a mask of the image's size."
+        raise ValueError(msg)
+    if not bool((mask_HW != 0).any()):
+        msg = f"The mask of {source} is empty: it has to show where the defect is."
+        raise ValueError(msg)
+    bank, settings = model.model.positive_bank, model.settings
+    batch = pre_processed(model, image_CHW)
+    with torch.inference_mode():
+        features_1Dhw, fine = model.model.extract(batch)
+    features_PD = features_1Dhw[0].flatten(1).T.cpu().clone()
+    grid, size = (features_1Dhw.shape[-2], features_1Dhw.shape[-1]), (batch.shape[-2], batch.shape[-1])
+    # Every output pixel sees all the pixels that it stands for: no defect gets lost but by a crop.
+    transform = getattr(model.pre_processor, "transform", None) or Resize(size)
+    mask = torch.as_tensor(transform(DefectMask((mask_HW != 0).to(torch.uint8))))
+    if not bool(mask.any()):
+        msg = f"Nothing is left of the defect in {source} after cropping, as the model's pre-processor does."
+        raise ValueError(msg)
+    defects = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
+    # As in training: everything while the bank is small, later a share by greedy k-center.
+    count = max(settings.positive_minimum - len(bank), round(settings.positive_ratio * len(defects)), 1)
+    projection = gaussian_projection(features_PD.shape[1], settings.projected_dimension, settings.seed)
+    rows = defects[greedy_k_center(features_PD[defects] @ projection, count, seed=settings.seed)]
+    bank.remove(source)
+    position, own = patch_centres(grid, size)[rows], torch.zeros(len(rows), dtype=torch.int64)
+    bank.add(BankContent(features_PD[rows], own, position, [source], {source: kind}))
+    selection = CandidateSelection(model.model, settings.projected_dimension, settings.seed)
+    outline = None if fine is None else Outline.of(fine[0].cpu().clone(), mask)
+    high = selection.candidates(source, features_PD)
+    model.model.calibration_set.add([KeptPatches.of(source, features_PD, high, features_PD[defects], outline)])
+    _finish(model, action="teach", source=source, entries=len(rows), **({"kind": kind} if kind else {}))
+    return len(rows)
+
+
+def forget(model: "ExDD", source: str) -> int:
+    """Drop everything that came from an image, synthetic defects included; see :meth:`.ExDD.forget`."""
+    _check_trained(model)
+    parts = model.model
+    banks = (parts.negative_bank, parts.positive_bank)
+    path = _find(source, sorted({path for bank in banks for path in bank.sources}))
+    negative = parts.negative_bank
+    if path in negative.sources and bool((negative.source == negative.sources.index(path)).all()):
+        msg = f"{path} is the only image in the negative bank: without it, nothing would be left to compare with."
+        raise ValueError(msg)
+    made_of_it = [name for name, paths in parts.positive_bank.origins.items() if path in paths]
+    dropped = 0
+    for each in (path, *made_of_it):
+        dropped += sum(bank.remove(each) for bank in banks)
+        parts.calibration_set.remove(each)
+    _finish(model, action="forget", source=path, entries=dropped)
+    return dropped
+
+
+def pre_processed(model: "ExDD", image_CHW: Tensor) -> Tensor:
+    """Return an image as the torch model takes it, a batch of one on the banks' device."""
+    with torch.inference_mode():
+        batch: Tensor = model.pre_processor(image_CHW[None].to(model.model.negative_bank.features.device))
+    return batch
+
+
+def _check_trained(model: "ExDD") -> None:
+    if len(model.model.negative_bank) == 0:
+        msg = "The model is not trained: there are no banks to change. Train it, or load a trained checkpoint."
+        raise ValueError(msg)
+
+
+def _find(source: str, known: Sequence[str]) -> str:
+    """Return the path of an image that is given by its path or its file name."""
+    if source in known:
+        return source
+    named = [path for path in known if Path(path.replace("\\", "/")).name == source]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        msg = f"{len(named)} images are called {source}: {named}. Give the whole path of one of them."
+    else:
+        msg = f"No image in the banks is called {source}. `anomalib info` lists them all."
+    raise ValueError(msg)
+
+
+def _finish(model: "ExDD", **change: str | int) -> None:
+    """Write a change down, and calibrate the model anew."""
+    model.history.append({**change, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+    model.calibrate()
+
+
+def summary(info: Sequence[SourceInfo], bank: str) -> str:
+    """Say in one line how much a bank holds."""
+    ours = [each for each in info if each.bank == bank]
+    used = sum(each.entries > 0 for each in ours)
+    return f"{sum(each.entries for each in ours)} entries from {used} of {len(ours)} images"
+
+
+def kinds_summary(info: Sequence[SourceInfo]) -> str:
+    """Say in one line how much the banks hold of each kind of defect, the commonest first; empty if none is known."""
+    kinds = Counter(sorted(each.kind for each in info if each.kind)).most_common()
+    entries = {kind: sum(each.entries for each in info if each.kind == kind) for kind, _ in kinds}
+    return "; ".join(f"{kind}: {entries[kind]} entries from {count} images" for kind, count in kinds)
