@@ -1,4 +1,4 @@
-"""`anomalib-exdd`: Anomalib's own command line with this package registered for certain.
+"""`anomalib-exdd`: Anomalib's own command line with this package registered.
 
 The `anomalib` command knows this package through the hook of `anomalib_exdd._autoload`. This one needs no hook: it is
 for interpreters that skip start-up files and for environments that opt out of them. It also takes paths with letters

@@ -45,14 +45,14 @@ def register_models() -> None:
     anomalib_models = import_module("anomalib.models")
     anomalib_models.ALLOWED_MODULES.add(PACKAGE)
     for name, home in MODELS.items():
-        offer(anomalib_models, name, home)
+        add_name(anomalib_models, name, home)
 
 
 def register_data() -> None:
     """Add the data modules to `anomalib.data`."""
     anomalib_data = import_module("anomalib.data")
     for name, home in DATAMODULES.items():
-        offer(anomalib_data, name, home)
+        add_name(anomalib_data, name, home)
 
 
 def register_subcommands() -> None:
@@ -64,7 +64,7 @@ def register_subcommands() -> None:
         registry.setdefault(name, getattr(import_module(home), class_name))
 
 
-def offer(module: ModuleType, name: str, home: str) -> None:
+def add_name(module: ModuleType, name: str, home: str) -> None:
     """Set `module.<name>` to the class `name` of our module `home`, unless somebody else's class is there.
 
     In that case ours is not even imported: Anomalib's command line refuses a plain name that two classes bear.

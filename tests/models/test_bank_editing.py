@@ -16,9 +16,9 @@ from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.callbacks.checkpoint import save_changed
 from anomalib_exdd.models.exdd.bank_editing import SourceInfo, kinds_summary
+from anomalib_exdd.models.exdd.explanation_pictures import draw_explanation, save_explanation
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.patches import patch_centres
-from anomalib_exdd.models.exdd.pictures import draw_explanation, save_explanation
 
 Make = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, RandomHori
 from anomalib_exdd import DefectClassifier, DefectFolder, ExDD
 from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.exdd.explanation import Explanation, PatchExplanation, TrainingPatch
-from anomalib_exdd.models.exdd.pictures import draw_explanation
+from anomalib_exdd.models.exdd.explanation_pictures import draw_explanation
 
 Make = Callable[..., Any]
 SIZE = (192, 128)  # of the images; resized to half of it, of which the middle is left

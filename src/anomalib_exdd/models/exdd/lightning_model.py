@@ -33,12 +33,12 @@ from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings,
 from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach
 from .decisions import Decisions, Thresholds
 from .explanation import Explanation, explain_image, reasons_of
+from .explanation_pictures import DecisionVisualizer
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
-from .pictures import DecisionVisualizer
 from .scoring import ScoringName
 from .torch_model import ExDDModel
-from .training import BankBuilder, TrainingSettings
+from .training import BankBuilder, BankSettings
 from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, features_identity
 
 logger = logging.getLogger(__name__)
@@ -256,7 +256,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         self.clear()
         place = self.settings.feature_store_dir
         stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
-        self.builder = BankBuilder(self.model, TrainingSettings.of(self.settings), stores)
+        self.builder = BankBuilder(self.model, BankSettings.of(self.settings), stores)
 
     def clear(self) -> None:
         """Empty the banks, and drop what was learnt from them and what has been collected for them."""
@@ -363,7 +363,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             count: Patches to explain, at most.
 
         Returns:
-            The explanation; ``str()`` of it tells it in words, :func:`.pictures.draw_explanation` draws it, given this
+            The explanation; ``str()`` of it tells it in words, :func:`.draw_explanation` draws it, given this
             model too.
         """
         return explain_image(self.model, pre_processed(self, image_CHW)[0], source, count, self.decisions)

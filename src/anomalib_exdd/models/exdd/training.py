@@ -35,7 +35,7 @@ _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class BankSettings:
     """Arguments of :class:`anomalib_exdd.models.exdd.ExDD` that banks, boundary and calibration set are built by."""
 
     negative_ratio: float
@@ -49,7 +49,7 @@ class TrainingSettings:
     seed: int
 
     @classmethod
-    def of(cls, arguments: Any) -> "TrainingSettings":
+    def of(cls, arguments: Any) -> "BankSettings":
         """Take them from the attributes of the model's arguments."""
         return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})
 
@@ -61,7 +61,7 @@ class BankBuilder:
     sees; all of them build together, and get the same.
     """
 
-    def __init__(self, model: ExDDModel, settings: TrainingSettings, stores: TrainingStores | None = None) -> None:
+    def __init__(self, model: ExDDModel, settings: BankSettings, stores: TrainingStores | None = None) -> None:
         self.model = model
         self.settings = settings
         self.stores = TrainingStores("memory") if stores is None else stores
