@@ -48,8 +48,7 @@ COMMANDS = {
     "train_synthetic": "train --model ExDD --data SyntheticDefects --data.base SurfaceSample --data.base.root sample "
     f"--data.base.num_defects 3 --data.base.num_workers 0 --data.synthetic_root pasted {SMALL}",
     "classify": f"train --model DefectClassifier {DATA} --data.val_split_ratio 0.2 --model.backbone resnet18 "
-    f"--model.pre_trained false --model.image_size {SIZE} --trainer.max_epochs 1 --trainer.accelerator cpu "
-    "--seed_everything 0",
+    f"--model.pre_trained false --model.image_size {SIZE} --trainer.max_epochs 1 --trainer.accelerator cpu",
     "compare": "compare --config comparison.yaml",
 }
 HELP = ("train", "predict", "export", "compare", "synthesize", "teach", "forget", "info")
@@ -67,7 +66,8 @@ methods:
 output: compared
 """
 PLACES = re.compile(
-    r"(time|second|date|memory|mb$|path|root|folder|command|machine|environment|version|_ms$|commit)", re.IGNORECASE
+    r"(created|time|second|date|memory|mb$|path|root|folder|command|machine|environment|version|_ms$|commit)",
+    re.IGNORECASE,
 )
 """Keys whose values differ from run to run."""
 

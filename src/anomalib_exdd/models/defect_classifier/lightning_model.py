@@ -83,7 +83,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             Without defective validation images training never stops early, and the last epoch is kept.
         freeze_batch_norm: Keep the statistics of loaded batch norms. For small batches, and for files of weights whose
             batch norms are folded into the convolutions.
-        seed: Seed of the weights that are learned from scratch. The order of the images is ``--seed_everything``'s.
+        seed: Seed of the weights that are learned from scratch, and of the order and the augmentations of the images.
         pre_processor: Anomalib's pre-processor; true for the default one at ``image_size``.
         post_processor: Anomalib's post-processor; true for one that does not normalise the probabilities.
         evaluator: Anomalib's evaluator (metrics).
@@ -216,6 +216,14 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             loop.max_epochs = self.settings.max_epochs
         self.model.load_weights()
         self.train()
+        # Anomalib 2.7's command line reads `--seed_everything` and does not apply it.
+        torch.manual_seed(self.hparams["seed"])
+
+    def on_train_epoch_start(self) -> None:
+        """Let order and augmentations depend on ``seed`` and epoch alone."""
+        super().on_train_epoch_start()
+        if self.current_epoch > 0:  # Lightning has begun with the images of the first one before
+            torch.manual_seed(self.hparams["seed"] + self.current_epoch)
 
     def on_train_start(self) -> None:
         """Set the weights of the classes by the number of their training images, and log the settings."""
