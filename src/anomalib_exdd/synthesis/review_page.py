@@ -9,10 +9,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_exdd.utils.files import write_file
+from anomalib_exdd.utils.templates import template_environment
 
 from .base import Mask, Pixels
 from .manifest import PREVIEWS, Record, SyntheticImage
@@ -84,13 +84,7 @@ def review_page(title: str, images: Sequence[SyntheticImage]) -> str:
         for image in images
         if image.record is not None
     ]
-    environment = Environment(
-        loader=PackageLoader("anomalib_exdd.synthesis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("anomalib_exdd.synthesis")
     accepted = sum(image.record.accepted for image in images if image.record is not None)
     return environment.get_template("review_page.html").render(title=title, cards=cards, accepted=accepted)
 

@@ -13,10 +13,11 @@ from hashlib import sha256
 from pathlib import Path, PurePath
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from anomalib_exdd.comparison.results import METRICS
 from anomalib_exdd.utils.files import sha256_of_file, write_file
+from anomalib_exdd.utils.templates import template_environment
 
 from . import formatting
 from .charts import cost_charts, curve_charts, difference_charts, histogram_charts, style_of
@@ -91,13 +92,7 @@ def best_mean(methods: Sequence[MethodResults], quantity: str) -> float | None:
 
 def build_environment() -> Environment:
     """Return the environment of the templates, with the filters that write numbers."""
-    environment = Environment(
-        loader=PackageLoader("anomalib_exdd.comparison.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("anomalib_exdd.comparison.report")
     environment.filters.update(
         amount=formatting.amount,
         count_of=formatting.count,
