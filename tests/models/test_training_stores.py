@@ -75,9 +75,7 @@ def test_an_interrupted_training_goes_on(
             return extract(images)
 
         monkeypatch.setattr(model.model, "extract", counting)
-        torch.manual_seed(
-            1
-        )  # one order: the second batch has a normal image, known again once the store is open
+        torch.manual_seed(1)  # one order: the second batch has a normal image, known again once the store is open
         with caplog.at_level("INFO"):
             trainer.fit(model=model, datamodule=data)
         return model, embedded
