@@ -9,6 +9,8 @@ Shape suffixes: N patches, D features, H hidden units of one network, K networks
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -109,47 +111,51 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
         """
         # Half precision takes away what differs between batch sizes, threads and processes in a feature's last digits.
         features_ND = data.features.half().float()
-        with torch.inference_mode(mode=False), torch.enable_grad(), full_float32(features_ND.device), one_thread():
-            found = _learn(features_ND.clone(), data, seed)
+        workers = torch.get_num_threads()
+        with torch.inference_mode(mode=False), full_float32(features_ND.device), one_thread():
+            found = _learn(features_ND.clone(), data, seed, workers)
         # Where processes train side by side, all of them take what the first has learnt.
         found = gather_objects([value.cpu() for value in found])[0]
         for name, value in zip(_PARAMETERS, found, strict=True):
             self.register_buffer(name, value.to(features_ND.device))
 
 
-def _learn(features_ND: Tensor, data: BoundaryData, seed: int) -> list[Tensor]:
+def _learn(features_ND: Tensor, data: BoundaryData, seed: int, workers: int) -> list[Tensor]:
     """Learn the networks, and fold the scaling of the features into their first weights."""
-    device, folds = features_ND.device, data.held_out.shape[1]
+    dimension, folds = features_ND.shape[1], data.held_out.shape[1]
     normal_ND = features_ND[~data.defective]
     centre_D = normal_ND.mean(dim=0)
     scale = (normal_ND - centre_D).square().mean().sqrt().clamp_min(1e-12)
     scaled_ND = (features_ND - centre_D) / scale
     generator = torch.Generator().manual_seed(seed)
-    batches_TKB = torch.stack([_batches(data, fold, generator) for fold in range(folds)], dim=1).to(device)
-    dimension = features_ND.shape[1]
+    batches = [_batches(data, fold, generator).to(features_ND.device) for fold in range(folds)]
+    weight_in_KDH = torch.randn(folds, dimension, HIDDEN, generator=generator) * (2 / dimension) ** 0.5
+    weight_out_KH = torch.randn(folds, HIDDEN, generator=generator) * HIDDEN**-0.5
+    # The networks know nothing of each other: each is learnt by one thread, several at a time.
+    with ThreadPoolExecutor(workers) as pool:
+        networks = list(pool.map(partial(_learn_network, scaled_ND), batches, weight_in_KDH, weight_out_KH))
+    weight_in_KDH, bias_in_KH, weight_out_KH, bias_out_K = map(torch.stack, zip(*networks, strict=True))
+    weight_in = (weight_in_KDH / scale).transpose(0, 1).flatten(1)
+    return [weight_in, bias_in_KH.flatten() - centre_D @ weight_in, weight_out_KH, bias_out_K]
 
-    def initial(*shape: int, deviation: float) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * deviation).to(device).requires_grad_()
 
-    weight_in_KDH = initial(folds, dimension, HIDDEN, deviation=(2 / dimension) ** 0.5)
-    bias_in_KH = initial(folds, 1, HIDDEN, deviation=0.0)
-    weight_out_KH = initial(folds, HIDDEN, deviation=HIDDEN**-0.5)
-    bias_out_K = initial(folds, deviation=0.0)
-    parameters = [weight_in_KDH, bias_in_KH, weight_out_KH, bias_out_K]
+def _learn_network(scaled_ND: Tensor, batches_TB: Tensor, weight_in_DH: Tensor, weight_out_H: Tensor) -> list[Tensor]:
+    """Learn one network, from the rows of its batches and its initial weights; return its :data:`_PARAMETERS`."""
+    initial = [weight_in_DH, weight_in_DH.new_zeros(HIDDEN), weight_out_H, weight_out_H.new_zeros(())]
+    parameters = [value.to(scaled_ND.device, copy=True).requires_grad_() for value in initial]
+    weight_in, bias_in, weight_out, bias_out = parameters
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=STEPS)
-    target_B = torch.cat([torch.zeros(_NORMAL_BATCH), torch.ones(_DEFECT_BATCH)]).to(device)
-    for batch_KB in batches_TKB:
-        hidden_KBH = F.leaky_relu(torch.baddbmm(bias_in_KH, scaled_ND[batch_KB], weight_in_KDH), _SLOPE)
-        logit_KB = (hidden_KBH * weight_out_KH[:, None]).sum(dim=-1) + bias_out_K[:, None]
-        loss = F.binary_cross_entropy_with_logits(logit_KB, target_B.expand_as(logit_KB), reduction="none")
-        optimizer.zero_grad()
-        loss.mean(dim=1).sum().backward()  # the networks know nothing of each other
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        weight_in = (weight_in_KDH / scale).transpose(0, 1).flatten(1)
-        return [weight_in, bias_in_KH.flatten() - centre_D @ weight_in, weight_out_KH.detach(), bias_out_K.detach()]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=len(batches_TB))
+    target_B = torch.cat([torch.zeros(_NORMAL_BATCH), torch.ones(_DEFECT_BATCH)]).to(scaled_ND.device)
+    with torch.inference_mode(mode=False), torch.enable_grad(), one_thread():  # settings of the thread
+        for batch_B in batches_TB:
+            hidden_BH = F.leaky_relu(torch.addmm(bias_in, scaled_ND.index_select(0, batch_B), weight_in), _SLOPE)
+            logit_B = (hidden_BH * weight_out).sum(dim=-1) + bias_out
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(logit_B, target_B).backward()
+            optimizer.step()
+            schedule.step()
+    return [value.detach() for value in parameters]
 
 
 def _batches(data: BoundaryData, fold: int, generator: torch.Generator) -> Tensor:
