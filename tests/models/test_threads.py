@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomalib_exdd import ExDD
+from anomalib_exdd.coreset import principal_axes
 from anomalib_exdd.models.exdd import features as features_module
 from anomalib_exdd.models.exdd import memory_bank
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
 from anomalib_exdd.search import create_index
-from anomalib_exdd.search.pca import principal_axes
 from anomalib_exdd.utils.precision import full_float32
 
 THREADS = 8

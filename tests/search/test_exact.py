@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_exdd.search import NeighborIndex, Neighbors, create_index, dense_search
-from anomalib_exdd.search.exact import direct_distances
+from anomalib_exdd.search import NeighborIndex, create_index, dense_search
+from anomalib_exdd.search.exact import Proposal, direct_distances
 from anomalib_exdd.search.faiss_index import faiss_available
 
 BACKENDS = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(not faiss_available(), reason="no FAISS"))]
@@ -110,16 +110,16 @@ def test_reduced_precision_of_the_surroundings_changes_nothing() -> None:
     assert torch.equal(found.distances, expected.distances)
 
 
-@pytest.mark.parametrize(("last_squared", "nearest"), [(4.5, 2.0), (4.0, 1.0)])
-def test_brute_force_decides_what_rounding_could_reverse(last_squared: float, nearest: float) -> None:
+@pytest.mark.parametrize(("bound", "nearest"), [(2.1, 2.0), (1.9, 1.0)])
+def test_brute_force_decides_what_rounding_could_reverse(bound: float, nearest: float) -> None:
     """Candidates without the nearest entry are believed only if the last of them is farther than what was found."""
 
     class Forgetful(NeighborIndex):
         def build(self, centred_MD: torch.Tensor) -> None:
             pass
 
-        def candidates(self, centred_QD: torch.Tensor, count: int) -> Neighbors:
-            return Neighbors(torch.full((1, count), last_squared), torch.arange(1, 1 + count).unsqueeze(0))
+        def candidates(self, centred_QD: torch.Tensor, count: int, excluded_QM: torch.Tensor | None) -> Proposal:
+            return Proposal(torch.arange(1, 1 + count).unsqueeze(0), torch.tensor([bound]))
 
     bank = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
     assert Forgetful(bank).search(torch.zeros(1, 1), 1).distances.item() == nearest

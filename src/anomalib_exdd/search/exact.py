@@ -20,7 +20,7 @@ from anomalib_exdd.utils.precision import full_float32, mean_of_rows
 EXTRA_CANDIDATES = 3
 """Candidates beyond k. More make brute force rarer and the ranking slower; with 3 it is under 1 query in 10^4."""
 _BRUTE_FORCE_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
-_CPU_DIFFERENCES = 1 << 18  # differences held at once on a CPU: 1 MiB, so that they stay in its cache
+_CPU_DIFFERENCES = 1 << 20  # differences held at once on a CPU: 4 MiB, so that they stay near its cache
 _ACCELERATOR_DIFFERENCES = 1 << 26  # 256 MiB elsewhere: few and large launches
 
 
@@ -36,6 +36,18 @@ class Neighbors(NamedTuple):
     indices: Tensor
 
 
+class Proposal(NamedTuple):
+    """Candidates for the nearest entries of each query.
+
+    Attributes:
+        indices: Rows of the bank, int64, shape (Q, C).
+        bound: Distance that no other entry is nearer than, float32, shape (Q,).
+    """
+
+    indices: Tensor
+    bound: Tensor
+
+
 class NeighborIndex(ABC):
     """Exact k-nearest-neighbour search in one bank.
 
@@ -45,6 +57,9 @@ class NeighborIndex(ABC):
     Args:
         bank_MD: Bank, float32, shape (M, D), M >= 1. It is referenced, not copied.
     """
+
+    extra_candidates: tuple[int, ...] = (EXTRA_CANDIDATES,)
+    """Candidates beyond k, and again for queries that these leave undecided."""
 
     def __init__(self, bank_MD: Tensor) -> None:
         self.bank_MD = bank_MD
@@ -60,18 +75,20 @@ class NeighborIndex(ABC):
         """Prepare for proposing candidates from the centred bank, float32, shape (M, D), contiguous."""
 
     @abstractmethod
-    def candidates(self, centred_QD: Tensor, count: int) -> Neighbors:
-        """Propose the ``count`` nearest entries of centred queries, float32, shape (Q, D).
+    def candidates(self, centred_QD: Tensor, count: int, excluded_QM: Tensor | None) -> Proposal:
+        """Propose the ``count`` nearest entries of centred queries, float32, shape (Q, D), in any order."""
 
-        Returns:
-            Entries by ascending expanded *squared* distance, both of shape (Q, C); the order need not be exact.
-        """
+    def search(self, query_QD: Tensor, k: int, excluded_QM: Tensor | None = None) -> Neighbors:
+        """Find the k nearest entries of queries.
 
-    def search(self, query_QD: Tensor, k: int) -> Neighbors:
-        """Find the k nearest entries, 1 <= k <= M, of queries on the bank's device, floating point, shape (Q, D).
+        Args:
+            query_QD: Queries on the bank's device, floating point, shape (Q, D).
+            k: Number of neighbours, 1 <= k <= M.
+            excluded_QM: Entries that each query is not compared with, boolean, for a search in torch. Where fewer than
+                k are left, the last distances are infinite.
 
         Raises:
-            ValueError: If k or the queries' dimension do not fit the bank.
+            ValueError: If k or the queries' dimension do not fit the bank, or FAISS is to exclude entries.
         """
         bank_size, dimension = self.bank_MD.shape
         if not 1 <= k <= bank_size:
@@ -84,23 +101,34 @@ class NeighborIndex(ABC):
             return Neighbors(query_QD.new_empty(0, k).float(), query_QD.new_empty(0, k).long())
         query_QD = query_QD.float()
         with torch.no_grad(), full_float32(query_QD.device):
-            found, exact_Q = self.search_candidates(query_QD, k)
-            rest_Q = (~exact_Q).nonzero().squeeze(1)
-            if len(rest_Q):
-                found.distances[rest_Q], found.indices[rest_Q] = _brute_force(query_QD[rest_Q], self.bank_MD, k)
+            found, undecided_Q = self._search_candidates(query_QD, k, self.extra_candidates[0], excluded_QM)
+            for extra in (*self.extra_candidates[1:], None):
+                rest_Q = undecided_Q.nonzero().squeeze(1)
+                if len(rest_Q):
+                    arguments = query_QD[rest_Q], k, extra, None if excluded_QM is None else excluded_QM[rest_Q]
+                    nearest, undecided_Q[rest_Q] = self._search_candidates(*arguments)
+                    found.distances[rest_Q], found.indices[rest_Q] = nearest
         return found
 
-    def search_candidates(self, query_QD: Tensor, k: int) -> tuple[Neighbors, Tensor]:
-        """Find the nearest candidates, and for which queries no other entry can be nearer, boolean, shape (Q,)."""
-        bank_size = len(self.bank_MD)
-        count = min(k + EXTRA_CANDIDATES, bank_size)
-        centred_QD = query_QD - self.mean_D
-        proposed = self.candidates(centred_QD, count)
-        found = rerank(query_QD, self.bank_MD, proposed.indices, k)
-        if count == bank_size:
-            return found, torch.ones_like(found.indices[:, 0], dtype=torch.bool)
-        others_Q = proposed.distances[:, -1] - self.rounding_error(centred_QD)
-        return found, found.distances[:, -1].square() <= others_Q
+    def _search_candidates(
+        self, query_QD: Tensor, k: int, extra: int | None, excluded_QM: Tensor | None
+    ) -> tuple[Neighbors, Tensor]:
+        """Find the nearest of ``k + extra`` candidates, without ``extra`` those of a brute-force search.
+
+        Returns:
+            Neighbours, and for which queries another entry could be nearer, boolean, shape (Q,).
+        """
+        size = len(self.bank_MD)
+        count = size if extra is None else min(k + extra, size)
+        if extra is None:
+            index_QC, bound_Q = _brute_force(query_QD, self.bank_MD, k, excluded_QM), None
+        else:
+            index_QC, bound_Q = self.candidates(query_QD - self.mean_D, count, excluded_QM)
+        found = rerank(query_QD, self.bank_MD, index_QC, k, excluded_QM)
+        last_Q = found.distances[:, -1]
+        if bound_Q is None or count == size:
+            return found, torch.zeros_like(last_Q, dtype=torch.bool)
+        return found, ~(last_Q <= bound_Q)  # what is not a number is undecided too
 
     def rounding_error(self, centred_QD: Tensor) -> Tensor:
         """Bound the rounding error of the queries' expanded squared distances, shape (Q,).
@@ -134,19 +162,13 @@ def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Ten
     return torch.cat(blocks)
 
 
-def pair_distances(query_QD: Tensor, bank_MD: Tensor, row_N: Tensor, index_N: Tensor) -> Tensor:
-    """Compute distances of pairs of a query and an entry, shape (N,), to the bit those of :func:`direct_distances`."""
-    pairs = _rows_at_once(query_QD, 1)
-    blocks = [
-        direct_distances(query_QD.index_select(0, row), bank_MD, index.unsqueeze(1))
-        for row, index in zip(row_N.split(pairs), index_N.split(pairs), strict=True)
-    ]
-    return torch.cat(blocks).squeeze(1)
-
-
-def rerank(query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int) -> Neighbors:
-    """Order candidates by their directly computed distance and keep the k nearest."""
+def rerank(
+    query_QD: Tensor, bank_MD: Tensor, candidate_QC: Tensor, k: int, excluded_QM: Tensor | None = None
+) -> Neighbors:
+    """Order candidates by their directly computed distance and keep the k nearest; the excluded are infinitely far."""
     distance_QC = direct_distances(query_QD, bank_MD, candidate_QC)
+    if excluded_QM is not None:
+        distance_QC = distance_QC.masked_fill(excluded_QM.gather(1, candidate_QC), torch.inf)
     distance_QK, column_QK = distance_QC.topk(k, dim=1, largest=False)
     return Neighbors(distance_QK, candidate_QC.gather(1, column_QK))
 
@@ -165,13 +187,17 @@ def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
     return rerank(query_QD, bank_MD, candidate_QC, k)
 
 
-def _brute_force(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
-    """Search by direct differences to all entries, with the same arithmetic in the end as for all other queries."""
+def _brute_force(query_QD: Tensor, bank_MD: Tensor, k: int, excluded_QM: Tensor | None) -> Tensor:
+    """Find the k nearest entries by direct differences to all of them, int64, shape (Q, K)."""
+    rows = max(1, _BRUTE_FORCE_ELEMENTS // len(bank_MD))
     indices = []
-    for query in query_QD.split(max(1, _BRUTE_FORCE_ELEMENTS // len(bank_MD))):
+    for start in range(0, len(query_QD), rows):
+        query = query_QD[start : start + rows]
         distance_QM = torch.cdist(query, bank_MD, compute_mode="donot_use_mm_for_euclid_dist")
+        if excluded_QM is not None:
+            distance_QM = distance_QM.masked_fill_(excluded_QM[start : start + rows], torch.inf)
         indices.append(distance_QM.topk(k, dim=1, largest=False).indices)
-    return rerank(query_QD, bank_MD, torch.cat(indices), k)
+    return torch.cat(indices)
 
 
 def _rows_at_once(query_QD: Tensor, candidates: int) -> int:

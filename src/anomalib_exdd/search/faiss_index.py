@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .exact import NeighborIndex, Neighbors
+from .exact import NeighborIndex, Proposal
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,15 @@ class FaissIndex(NeighborIndex):
             raise ValueError(msg)
         self._index.add(centred_MD.contiguous())
 
-    def candidates(self, centred_QD: Tensor, count: int) -> Neighbors:
+    def candidates(self, centred_QD: Tensor, count: int, excluded_QM: Tensor | None) -> Proposal:
         """See :meth:`NeighborIndex.candidates`."""
+        if excluded_QM is not None:
+            msg = "FAISS cannot exclude other entries for every query. Use search 'torch'."
+            raise ValueError(msg)
         with self._lock:
-            return Neighbors(*self._index.search(centred_QD.contiguous(), count))
+            squared_QC, index_QC = self._index.search(centred_QD.contiguous(), count)
+        squared_Q = squared_QC[:, -1] - self.rounding_error(centred_QD)
+        return Proposal(index_QC, squared_Q.clamp_min(0).sqrt())
 
 
 def installed_flavours() -> list[str]:

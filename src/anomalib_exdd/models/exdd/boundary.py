@@ -91,16 +91,18 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
             return self._mean_log_odds(features_ND)
 
     def _mean_log_odds(self, features_ND: Tensor) -> Tensor:
-        hidden = F.leaky_relu(features_ND @ self.weight_in + self.bias_in, _SLOPE)
-        weight_out = (self.weight_out / len(self.bias_out)).reshape(-1, 1)  # OpenVINO fails on a product with a vector
-        return (hidden @ weight_out + self.bias_out.mean()).squeeze(-1)
+        count = len(self.bias_out)
+        log_odds_N = _log_odds(
+            features_ND, self.weight_in, self.bias_in, self.weight_out / count, self.bias_out / count
+        )
+        return log_odds_N.reshape(features_ND.shape[:-1])
 
     def of_fold(self, features_ND: Tensor, fold: int) -> Tensor:
         """Return the log-odds of one network, float32, shape (N,)."""
+        block, one = slice(fold * HIDDEN, (fold + 1) * HIDDEN), slice(fold, fold + 1)
         with full_float32(features_ND.device):
-            block = slice(fold * HIDDEN, (fold + 1) * HIDDEN)
-            hidden = F.leaky_relu(features_ND @ self.weight_in[:, block] + self.bias_in[block], _SLOPE)
-            return hidden @ self.weight_out[fold] + self.bias_out[fold]
+            weight_in, bias_in = self.weight_in[:, block], self.bias_in[block]
+            return _log_odds(features_ND, weight_in, bias_in, self.weight_out[one], self.bias_out[one])
 
     def fit(self, data: BoundaryData, seed: int = 0) -> None:
         """Learn the networks on the device of the features, reproducibly for any number of threads and processes.
@@ -118,6 +120,18 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
         found = gather_objects([value.cpu() for value in found])[0]
         for name, value in zip(_PARAMETERS, found, strict=True):
             self.register_buffer(name, value.to(features_ND.device))
+
+
+def _log_odds(
+    features_ND: Tensor, weight_in_DU: Tensor, bias_in_U: Tensor, weight_out_KH: Tensor, bias_out_K: Tensor
+) -> Tensor:
+    """Return the sum of networks whose units U lie next to each other, shape (N,).
+
+    They are convolutions over 1 x 1 pixels, which oneDNN computes twice as fast as MKL a product on AMD's processors.
+    """
+    pixels_1DN1 = features_ND.reshape(1, -1, 1, features_ND.shape[-1]).permute(0, 3, 1, 2)
+    hidden = F.leaky_relu(F.conv2d(pixels_1DN1, weight_in_DU.T[:, :, None, None], bias_in_U), _SLOPE)
+    return F.conv2d(hidden, weight_out_KH.reshape(1, -1, 1, 1), bias_out_K.sum().reshape(1)).flatten()
 
 
 def _learn(features_ND: Tensor, data: BoundaryData, seed: int, workers: int) -> list[Tensor]:

@@ -14,9 +14,8 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_exdd.search.exact import EXTRA_CANDIDATES, direct_distances
-from anomalib_exdd.utils.distances import expanded_distances
-from anomalib_exdd.utils.precision import Float32Buffers, full_float32
+from anomalib_exdd.search.torch_index import TorchIndex
+from anomalib_exdd.utils.precision import Float32Buffers
 
 from .boundary import BoundaryData, Folds, LearntBoundary, name_hash
 from .calibration import ImagePatches
@@ -28,7 +27,7 @@ MAX_IMAGES = 200
 """Calibration images of each kind, at most: their number bounds the time and the checkpoint, not the accuracy."""
 SAMPLED_PATCHES = 32
 """Patches sampled from every image, whatever their score."""
-_BLOCK_ROWS = 512  # queries compared with a bank at a time
+_BLOCK_ROWS = 1024  # queries compared with a bank at a time
 _OF_PATCHES = {"features": torch.float16, "image": torch.int64, "sampled": torch.bool}
 _OF_IMAGES = {"defective": torch.bool, "patches": torch.int64, "population": torch.int64}
 _OF_CELLS = {"outline_features": torch.float16, "outline_defective": torch.bool, "outline_image": torch.int64}
@@ -234,21 +233,15 @@ def others_distances(
         Euclidean distances by direct difference, float32, shape (C, k), nearest first. Where other images have fewer
         than k entries, the last is repeated.
     """
+    index = TorchIndex(bank_MD)
     found = []
-    with full_float32(query_CD.device):
-        centre_D = bank_MD.mean(dim=0)
-        centred_MD = bank_MD - centre_D
-        norm_M = centred_MD.square().sum(dim=1)
-        for query, image in zip(query_CD.split(_BLOCK_ROWS), image_C.split(_BLOCK_ROWS), strict=True):
-            images, place = image.unique(return_inverse=True)
-            own_IM = torch.stack([entries_of(left_out[number], source_M) for number in images.tolist()])
-            expanded = expanded_distances(query - centre_D, centred_MD, norm_M).masked_fill_(own_IM[place], torch.inf)
-            nearest = expanded.topk(min(k + EXTRA_CANDIDATES, len(bank_MD)), dim=1, largest=False)
-            distances = direct_distances(query, bank_MD, nearest.indices)
-            distances = distances.masked_fill_(nearest.values.isinf(), torch.inf).sort(dim=1).values[:, :k]
-            last = distances.isfinite().sum(dim=1, keepdim=True) - 1
-            distances = torch.where(distances.isfinite(), distances, distances.gather(1, last))
-            found.append(torch.cat([distances, distances[:, -1:].expand(-1, k - distances.shape[1])], dim=1))
+    for query, image in zip(query_CD.split(_BLOCK_ROWS), image_C.split(_BLOCK_ROWS), strict=True):
+        images, place = image.unique(return_inverse=True)
+        own_IM = torch.stack([entries_of(left_out[number], source_M) for number in images.tolist()])
+        distances = index.search(query, min(k, len(bank_MD)), own_IM[place]).distances
+        last = distances.isfinite().sum(dim=1, keepdim=True) - 1
+        distances = torch.where(distances.isfinite(), distances, distances.gather(1, last))
+        found.append(torch.cat([distances, distances[:, -1:].expand(-1, k - distances.shape[1])], dim=1))
     return torch.cat(found)
 
 

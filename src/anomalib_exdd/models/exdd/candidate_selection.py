@@ -6,8 +6,7 @@ Shape suffixes: N patches, P patches of an image, D features, S numbers of a sho
 import torch
 from torch import Tensor
 
-from anomalib_exdd.coreset import gaussian_projection
-from anomalib_exdd.search.pca import principal_axes
+from anomalib_exdd.coreset import gaussian_projection, principal_axes
 from anomalib_exdd.utils.distances import expanded_distances
 from anomalib_exdd.utils.precision import full_float32
 
