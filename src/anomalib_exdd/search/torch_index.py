@@ -53,7 +53,7 @@ class TorchIndex(NeighborIndex):
         self._augmented_MF = F.pad(augmented_MF, (0, 0, 0, -len(centred_MD) % _PADDED_TO))
         self._augmented_MF[len(centred_MD) :, -1] = torch.inf
         if dtype == torch.bfloat16:
-            self.extra_candidates = (5, 60)
+            self.extra_candidates = (8, 60)
             self.description += ", proposed in bfloat16"
 
     def candidates(self, centred_QD: Tensor, count: int, excluded_QM: Tensor | None) -> Proposal:
