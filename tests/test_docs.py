@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")])
 TEXTS = [ROOT / "README.md", *PAGES]
 
 
@@ -31,9 +31,9 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_navigation_and_reached_from_the_readme() -> None:
     content = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = set(re.findall(r": (\w+\.md)$", content, re.MULTILINE))
+    listed = set(re.findall(r": (\w+\.(?:md|ipynb))$", content, re.MULTILINE))
     assert listed == {page.name for page in PAGES}
-    linked = set(re.findall(r"docs/(\w+\.md)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    linked = set(re.findall(r"docs/(\w+\.(?:md|ipynb))", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert linked >= listed - {"reference.md"}  # a list of names that only the site fills
 
 

@@ -70,7 +70,7 @@ def names(cases: list[tuple[Path, str]]) -> list[str]:
 
 
 def test_commands_are_found() -> None:
-    page = '# Page\n```bash\npip install x && uv run --no-sync anomalib a --b "c d"  # e\nanomalib f \\\n    --g h\n```\n'
+    page = '```bash\npip install x && uv run --no-sync anomalib a --b "c d"  # e\nanomalib f \\\n    --g h\n```\n'
     page += "```text\nanomalib i\n```\n```python\nj = 1\n```\n"
     assert list(steps(page)) == ["a --b 'c d'", "f --g h", "j = 1\n"]
 
