@@ -62,8 +62,23 @@ def test_the_reference_names_what_exists() -> None:
         assert hasattr(importlib.import_module(module), attribute), name
 
 
-def test_the_citation_names_the_version() -> None:
+def project(pattern: str) -> str:
+    """Return what a pattern captures in the project's settings."""
+    (found,) = re.findall(pattern, (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    return str(found)
+
+
+def test_the_citation_names_version_and_licence() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert version is not None
-    assert citation["version"] == version.group(1)
+    assert citation["version"] == project(r'^version = "(.+)"$')
+    assert citation["license"] == project(r'^license = "(.+)"$')
+
+
+def test_the_badges_are_true() -> None:
+    ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    tested = ci["jobs"]["ci"]["strategy"]["matrix"]["python-version"]
+    lowest, anomalib = project(r'^requires-python = ">=(.+)"$'), project(r'"anomalib>=(.+?)"')
+    licence = project(r'^license = "(.+)"$').replace("-", "--")
+    badges = re.findall(r"/badge/(\S+)-blue\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert tested[0] == lowest
+    assert badges == [f"Python-{lowest}_to_{tested[-1]}", f"Anomalib-{anomalib}_or_newer", f"licence-{licence}"]
