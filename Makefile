@@ -1,11 +1,11 @@
 # The verbs of this repository; `make` alone lists them. Everything runs through uv in `.venv`.
 .DEFAULT_GOAL := help
-.PHONY: help install test lint types format quickstart docs constraints build clean ci
+.PHONY: help install test lint types format quickstart docs docs-commands constraints build clean ci
 
 RUN := uv run --no-sync
 
 help:  ## List the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install:  ## Set up .venv for development, with the tested versions
 	uv venv --allow-existing
@@ -32,6 +32,9 @@ docs:  ## Build the documentation as a site into site/
 	uv pip install -c constraints.txt --group docs
 	$(RUN) mkdocs build --strict
 
+docs-commands:  ## Run every command of README and documentation on small data, and name those that are only parsed
+	$(RUN) pytest -n 0 -v tests/test_docs_commands.py
+
 constraints:  ## Pin the newest versions that resolve on every supported Python
 	{ \
 	  echo '# Tested versions of everything this package and its extras cpu, openvino and synthesis, the tests and the documentation need,'; \
@@ -41,8 +44,8 @@ constraints:  ## Pin the newest versions that resolve on every supported Python
 	} > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
-build:  ## Build the wheel and the source archive into dist/
-	uv build
+build:  ## Build wheel and source archive into dist/, check them, and run the wheel in a fresh environment
+	.ci/package
 
 clean:  ## Remove what the tools and builds leave behind (not .venv, not results)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

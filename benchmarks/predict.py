@@ -19,6 +19,7 @@ from lightning.pytorch import seed_everything
 
 from accuracy import engine
 from anomalib_exdd import ExDD
+from anomalib_exdd.models.exdd.torch_model import ScoredImages
 from machine import describe, markdown_table, save_results
 
 
@@ -29,13 +30,13 @@ def measure(options: argparse.Namespace, *, pictures: bool) -> dict[str, float]:
     model(torch.rand(1, 3, 256, 256))  # the first call builds what later ones need
     score_images, taken = model.model.score_images, []
 
-    def timed(images: torch.Tensor) -> Any:
+    def timed(images: torch.Tensor) -> ScoredImages:
         start = time.perf_counter()
         scored = score_images(images)
         taken.append(time.perf_counter() - start)
         return scored
 
-    model.model.score_images = timed
+    model.model.score_images = timed  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         dataset = PredictDataset(options.data)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")])
 TEXTS = [ROOT / "README.md", *PAGES]
 
 
@@ -31,9 +31,9 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_navigation_and_reached_from_the_readme() -> None:
     content = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = set(re.findall(r": (\w+\.md)$", content, re.MULTILINE))
+    listed = set(re.findall(r": (\w+\.(?:md|ipynb))$", content, re.MULTILINE))
     assert listed == {page.name for page in PAGES}
-    linked = set(re.findall(r"docs/(\w+\.md)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    linked = set(re.findall(r"docs/(\w+\.(?:md|ipynb))", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert linked >= listed - {"reference.md"}  # a list of names that only the site fills
 
 
@@ -62,8 +62,23 @@ def test_the_reference_names_what_exists() -> None:
         assert hasattr(importlib.import_module(module), attribute), name
 
 
-def test_the_citation_names_the_version() -> None:
+def project(pattern: str) -> str:
+    """Return what a pattern captures in the project's settings."""
+    (found,) = re.findall(pattern, (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    return str(found)
+
+
+def test_the_citation_names_version_and_licence() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert version is not None
-    assert citation["version"] == version.group(1)
+    assert citation["version"] == project(r'^version = "(.+)"$')
+    assert citation["license"] == project(r'^license = "(.+)"$')
+
+
+def test_the_badges_are_true() -> None:
+    ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    tested = ci["jobs"]["ci"]["strategy"]["matrix"]["python-version"]
+    lowest, anomalib = project(r'^requires-python = ">=(.+)"$'), project(r'"anomalib>=(.+?)"')
+    licence = project(r'^license = "(.+)"$').replace("-", "--")
+    badges = re.findall(r"/badge/(\S+)-blue\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert tested[0] == lowest
+    assert badges == [f"Python-{lowest}_to_{tested[-1]}", f"Anomalib-{anomalib}_or_newer", f"licence-{licence}"]

@@ -6,7 +6,6 @@ and no minute of installation. One process, `packaging_probe.py`, does all that 
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -78,11 +77,6 @@ def probed(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     scratch = tmp_path_factory.mktemp("scratch")
     out = run(environment / "python", PROBE, environment / "anomalib", environment / "anomalib-exdd", scratch)
     return json.loads(out.splitlines()[-1])
-
-
-def test_continuous_integration_runs_the_readmes_test_command(repository: Path) -> None:
-    (command,) = re.findall(r"^test_command='(.*)'$", (repository / ".ci" / "run").read_text(), re.MULTILINE)
-    assert command in (repository / "README.md").read_text()
 
 
 class TestArchives:
