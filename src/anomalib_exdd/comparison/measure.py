@@ -42,7 +42,6 @@ class Predictions(Callback):
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
         """Keep the predictions of a batch."""
-        del trainer, pl_module, outputs, args, kw
         size = len(batch.image)
         scores, maps = batch.pred_score, batch.anomaly_map
         if scores is None:

@@ -57,7 +57,6 @@ class ProgressWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
-        del trainer, pl_module
         self._started = time.monotonic()
 
     on_test_start = on_train_start
@@ -66,7 +65,6 @@ class ProgressWriter(Callback):
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Write the progress of the training."""
-        del pl_module, outputs, batch, args
         limits = (trainer.max_epochs, trainer.num_training_batches, trainer.max_steps)
         epochs, batches, steps = map(_limit, limits)
         counts = {"epoch": (trainer.current_epoch + 1, epochs), "batch": (batch_idx + 1, batches)}
@@ -82,7 +80,6 @@ class ProgressWriter(Callback):
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Write the progress of the test."""
-        del pl_module, outputs, batch, args
         batches = _limit(trainer.num_test_batches[0])
         self._write({f"{self._stage} batch": (batch_idx + 1, batches)}, (batch_idx + 1) / batches if batches else 0.0)
 
