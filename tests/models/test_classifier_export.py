@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from anomalib_exdd import DefectClassifier
 from exported import (
     assert_exports_predict_as_the_engine,
     error_without_antialiasing,
@@ -13,9 +16,6 @@ from exported import (
     run_exports,
     write_photos,
 )
-from PIL import Image
-
-from anomalib_exdd import DefectClassifier
 
 SIZE = (64, 96)
 
@@ -30,7 +30,7 @@ def model() -> DefectClassifier:
     with torch.no_grad():
         scores = model.eval().model(model.pre_processor(torch.from_numpy(random_images(8, SIZE))))
     post = model.post_processor
-    post._image_threshold.copy_(scores.pred_score.median())
+    post._image_threshold.copy_(scores.pred_score.median())  # noqa: SLF001  Anomalib has no other way to set it
     reach = scores.anomaly_map.abs().max() * 4  # wide enough for nothing to be clipped
     post.pixel_min.copy_(-reach)
     post.pixel_max.copy_(reach)

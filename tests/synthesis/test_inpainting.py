@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_defects import textured
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_pipeline import tiny_pipeline, wanted
 
 from anomalib_exdd.synthesis import Request, Synthesis
 from anomalib_exdd.synthesis.crops import Window, cut, cut_mask, paste_back, stretch_mask, window_around, working_size
 from anomalib_exdd.synthesis.diffusion_pipeline import find_model, read_pipeline
 from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
+from made_up_defects import textured
+from tiny_pipeline import tiny_pipeline, wanted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
