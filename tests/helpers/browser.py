@@ -26,7 +26,7 @@ class Browser:
         self._messages: list[Any] = []
         self._exceptions: list[str] = []
         self._addresses: list[str] = []
-        self.page.on("console", self._messages.append)
+        self.page.on("console", lambda message: self._messages.append(message))  # noqa: PLW0108  takes functions alone
         self.page.on("pageerror", lambda error: self._exceptions.append(str(error)))
         self.page.on("request", lambda request: self._addresses.append(request.url))
 

@@ -26,7 +26,9 @@ FIX = "--data.val_split_ratio 0.2"
 
 
 def thresholds(model: ExDD) -> dict[str, float]:
-    return {name: float(getattr(model.post_processor, name)) for name in Thresholds._fields}
+    state = {} if model.post_processor is None else model.post_processor.state_dict()
+    found = {name.removeprefix("_"): float(value) for name, value in state.items()}
+    return {name: value for name, value in found.items() if name in Thresholds._fields}
 
 
 def assert_same_state(found: dict[str, Any], expected: dict[str, Any], *prefixes: str) -> None:
