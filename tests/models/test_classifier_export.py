@@ -5,17 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from anomalib_exdd import DefectClassifier
-from exported import (
-    assert_exports_predict_as_the_engine,
-    error_without_antialiasing,
-    needs_openvino,
-    random_images,
-    run_exports,
-    write_photos,
-)
+from exported import assert_exports_predict_as_the_engine, needs_openvino, random_images, run_exports
 
 SIZE = (64, 96)
 
@@ -59,13 +51,4 @@ def test_onnx_and_openvino_parity_at_any_batch_size(model: DefectClassifier, tmp
 def test_files_are_predicted_as_the_engine_does(
     model: DefectClassifier, fixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
-    monkeypatch.chdir(tmp_path)  # OpenVINO's inferencer writes its cache to the working folder
-    photos = write_photos(tmp_path, SIZE)
-    assert error_without_antialiasing(model, photos[0]) > 0.01
-    if fixed:  # the size of the first photo, which the model shrinks
-        with Image.open(photos[0]) as photo:
-            input_size = (photo.height, photo.width)
-        assert_exports_predict_as_the_engine(model, tmp_path, photos[:1], input_size=input_size)
-    else:
-        assert_exports_predict_as_the_engine(model, tmp_path, photos)
+    assert_exports_predict_as_the_engine(model, SIZE, tmp_path, monkeypatch, fixed=fixed)
