@@ -35,11 +35,12 @@ _USE = {"root", "base", "seed", "num_workers", "num_defects", "count"}
 _USE_ENDINGS = ("batch_size", "augmentations", "split_mode", "split_ratio")
 """Arguments of data modules that say how data are used, not which they are; folders are compared on their own."""
 _INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
-_KEPT = "Finished runs are kept; the same command goes on from there."
 
 
 class Compare(Subcommand):
     """Compare models on the same data: metrics, differences, time and memory, as tables and a report."""
+
+    kept = "Finished runs are kept; the same command goes on from there."
 
     @staticmethod
     def get_parser(*, exit_on_error: bool = True) -> ArgumentParser:
@@ -60,14 +61,11 @@ class Compare(Subcommand):
         return parser
 
     def run(self, config: Namespace) -> None:
-        """Run the subcommand; end with one line where input or machine do not suffice, or when interrupted."""
+        """Run the subcommand; end with one line when interrupted, too."""
         try:
             super().run(config)
-        except (RuntimeError, OSError) as error:  # no network for the data, no space on the disk
-            msg = f"Error: {one_line(error)} ({_KEPT})"
-            raise SystemExit(msg) from error
         except KeyboardInterrupt as error:
-            print(f"Interrupted. {_KEPT}", file=sys.stderr)
+            print(f"Interrupted. {self.kept}", file=sys.stderr)
             raise SystemExit(_INTERRUPTED) from error
 
     def call(self, config: Namespace) -> None:
