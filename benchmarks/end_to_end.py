@@ -60,24 +60,40 @@ def mask_shows(path: Path) -> bool:
 
 def measure(name: str, ratio: float, options: argparse.Namespace) -> dict[str, float]:
     """Fit one model in this process and time it."""
-    from accuracy import engine, exdd, patchcore, without_defects  # noqa: PLC0415  the children only
-    from anomalib_exdd import KSDD2, ExDD  # noqa: PLC0415
+    from anomalib_exdd import ExDD, register  # noqa: PLC0415  the children only
+    from anomalib_exdd.comparison.config import ComparisonConfig, MethodConfig  # noqa: PLC0415
+    from anomalib_exdd.comparison.data import build_data, without_defective_training_images  # noqa: PLC0415
+    from anomalib_exdd.comparison.methods import build_model, resolve_method  # noqa: PLC0415
+    from anomalib_exdd.comparison.worker import build_engine  # noqa: PLC0415
     from anomalib_exdd.models.exdd.boundary import LearntBoundary  # noqa: PLC0415
     from anomalib_exdd.models.exdd.training import BankBuilder  # noqa: PLC0415
 
-    options.ratio = ratio
-    options.layers, options.num_neighbors, options.projected_dimension = ["layer2", "layer3"], 3, 128
-    data = KSDD2(options.root, num_workers=2, val_split_ratio=0.2)
-    model: Any = (
-        without_defects(patchcore(options))
-        if name == "patchcore"
-        else exdd(options, 0, pre_trained=bool(options.weights))
+    register()
+    arguments = {
+        "exdd": {"negative_ratio": ratio, "negative_minimum": 1, "pre_trained": options.weights is not None},
+        "patchcore": {"coreset_sampling_ratio": ratio, "num_neighbors": 3},
+    }
+    method = MethodConfig(name, {"exdd": "ExDD", "patchcore": "Patchcore"}[name], arguments[name])
+    described = {"root": str(options.root), "num_workers": 2, "val_split_ratio": 0.2}
+    comparison = ComparisonConfig(
+        {"class_path": "KSDD2", "init_args": described},
+        [method],
+        Path(),
+        image_size=tuple(options.image_size),
+        backbone=options.backbone,
+        layers=["layer2", "layer3"],
+        weights=options.weights,
     )
+    run = resolve_method(method, comparison).run_settings(comparison, 0)
+    model: Any = build_model(run)
+    data = build_data(run["data"])
+    if not run["uses_defects"]:
+        without_defective_training_images(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     calibration = Stopwatch(BankBuilder, "fill_calibration_set"), Stopwatch(ExDD, "calibrate")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        engine(folder, accelerator="gpu" if options.device == "cuda" else "cpu").fit(model=model, datamodule=data)
+        build_engine(folder, "gpu" if options.device == "cuda" else "cpu").fit(model=model, datamodule=data)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     network = model.model.eval().to(options.device)

@@ -34,13 +34,12 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from torchvision.transforms.v2 import Resize
 from tqdm import tqdm
 
-from accuracy import spread
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.calibration import Piece
 from anomalib_exdd.models.exdd.scoring import CALIBRATED_NEIGHBORS, EPSILON, PatchDistances, get_scoring, top_mean
 from anomalib_exdd.models.exdd.training import BankBuilder, BankSettings
-from machine import describe, known_results, markdown_table, save_results
+from machine import describe, known_results, markdown_table, save_results, spread
 
 IMAGE_SIZES = {
     "commutator": (632, 224),

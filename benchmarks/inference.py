@@ -29,8 +29,8 @@ import torch
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import Tensor
 
-from accuracy import engine
 from anomalib_exdd import KSDD2, ExDD
+from anomalib_exdd.comparison.worker import build_engine
 from end_to_end import subset
 from machine import describe, known_results, markdown_table, save_results
 
@@ -53,7 +53,7 @@ def trained(options: argparse.Namespace) -> tuple[ExDD, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         root = subset(options.root, Path(folder) / "data", options.normal, options.defective)
         data = KSDD2(root, num_workers=2)
-        engine(folder, accelerator="gpu" if options.device == "cuda" else "cpu").fit(model=model, datamodule=data)
+        build_engine(folder, "gpu" if options.device == "cuda" else "cpu").fit(model=model, datamodule=data)
         data.setup("test")
         tests = [data.test_data[row] for row in range(0, len(data.test_data), len(data.test_data) // options.batch)]
         images = data.test_data.collate_fn(tests[: options.batch]).image

@@ -1,13 +1,14 @@
 """Result files of the benchmarks: how they are read and written."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from anomalib_exdd.comparison.environment import describe, processor
 from anomalib_exdd.comparison.report.tables import markdown_table
 
-__all__ = ["describe", "known_results", "markdown_table", "processor", "save_results"]
+__all__ = ["describe", "known_results", "markdown_table", "processor", "save_results", "spread"]
 
 
 def known_results(output: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -36,3 +37,9 @@ def save_results(output: Path, settings: dict[str, Any], results: list[dict[str,
     partial = output.with_suffix(".json.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(output.with_suffix(".json"))
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Format the mean and the sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"

@@ -22,12 +22,11 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from tqdm import tqdm
 
-from accuracy import spread
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.coreset import gaussian_projection, greedy_k_center
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.scoring import get_scoring
-from machine import describe, markdown_table
+from machine import describe, markdown_table, spread
 
 NUM_NEIGHBORS = 3
 

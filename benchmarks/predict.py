@@ -11,14 +11,13 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from anomalib.data import PredictDataset
 from lightning.pytorch import seed_everything
 
-from accuracy import engine
 from anomalib_exdd import ExDD
+from anomalib_exdd.comparison.worker import build_engine
 from anomalib_exdd.models.exdd.torch_model import ScoredImages
 from machine import describe, markdown_table, save_results
 
@@ -40,7 +39,7 @@ def measure(options: argparse.Namespace, *, pictures: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         dataset = PredictDataset(options.data)
-        engine(folder, accelerator="cpu").predict(model=model, dataset=dataset, return_predictions=False)
+        build_engine(folder, "cpu").predict(model=model, dataset=dataset, return_predictions=False)
         seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in Path(folder).rglob("*.png"))
     return {

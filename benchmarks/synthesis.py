@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader
 from torchmetrics.image.kid import poly_mmd
 from torchvision.transforms.v2 import Resize
 
-from accuracy import spread
 from anomalib_exdd.data.dataset import DefectDataset
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.images.masks import read_defect_pixels
@@ -41,7 +40,7 @@ from anomalib_exdd.synthesis.command import read_pixels
 from anomalib_exdd.synthesis.manifest import Record
 from anomalib_exdd.synthesis.run import RunSettings, SourceImages, SynthesisRun
 from evidence import METRICS, Images, Study
-from machine import describe, known_results, markdown_table, save_results
+from machine import describe, known_results, markdown_table, save_results, spread
 
 REAL = (0, 5, 25, 100)
 SYNTHETIC = (0, 50, 100, 150)

@@ -1,9 +1,12 @@
 """Fixtures for all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from browser import Browser, find_browser
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is a process for every core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +27,17 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is absent: real images and weights are needed")
     return SHARED
+
+
+@pytest.fixture(scope="module")  # Playwright's event loop is that of the thread while it runs
+def browser() -> Iterator[Browser]:
+    """A real browser; skips the test where none is installed."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium is installed: pages are not looked at")
+    started = Browser(program)
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

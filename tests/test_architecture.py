@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "anomalib_exdd"
+TESTS = Path(__file__).resolve().parent
 PACKAGE = "anomalib_exdd"
 
 # Room -> rooms it may import from. A room may always import from itself.
@@ -161,6 +162,14 @@ def test_optional_libraries_wait_until_they_are_used() -> None:
                 assert library not in ONLY_IN, f"{path}:{imported.line}: {library} is imported before it is needed"
                 todo.append(imported.module)
     assert reached
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_tests_import_public_names(path: Path) -> None:
+    """Private members are ruff's (SLF001)."""
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    private = {alias.name for node in imports for alias in node.names if alias.name.startswith("_")}
+    assert private <= {"_autoload"}  # a file that is private by its name only
 
 
 def test_import_reader(tmp_path: Path) -> None:

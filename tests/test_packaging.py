@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed"),
 ]
 
-PROBE = Path(__file__).with_name("packaging_probe.py")
+PROBE = Path(__file__).parent / "helpers" / "packaging_probe.py"
 
 
 def run(*command: object, **environment: str) -> str:

@@ -158,7 +158,7 @@ def test_quick_shortens_trainings_but_fills_memory_banks(root: Path) -> None:
         ({"class_path": "ExDD", "init_args": {"visualizer": False}}, "`visualizer` is set by the comparison"),
         ({"class_path": "ExDD", "trainer": {"max_epoch": 1}}, "`trainer` of method 'it'.*max_epoch"),
         ({"class_path": "ExDD", "trainer": {"devices": 2}}, "cannot give `devices`"),
-        ({"class_path": "ExDD", "speed": 1}, "Method 'it': does not accept option 'speed'"),
+        ({"class_path": "ExDD", "speed": 1}, "Method 'it': Option 'speed' is not accepted"),
         ({}, "Method 'it': .*'class_path' is required"),
         ({"class_path": "ExDD", "notes": "one"}, "Method 'it': argument .notes.: .*list.* Got value: one"),
         ({"class_path": "ExDD", "image_size": 224}, "Method 'it': argument .image_size.: .*224"),

@@ -1,6 +1,5 @@
 """How far a run is: what its process writes down, for trainings that end by epochs, by steps, and after one pass."""
 
-import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from anomalib_exdd.comparison import progress
-from anomalib_exdd.comparison.progress import (
-    PROGRESS_NAME,
-    Progress,
-    ProgressWriter,
-    read_progress,
-)
+from anomalib_exdd.comparison.progress import ProgressWriter, describe, read_progress
 
 BATCHES = 4
 
@@ -30,7 +24,7 @@ class Line(LightningModule):
         self.layer = torch.nn.Linear(2, 1)
         self.folder = folder
         self.gradients = gradients
-        self.seen: list[Progress | None] = []
+        self.seen: list[str] = []
 
     def training_step(self, batch: torch.Tensor) -> torch.Tensor | None:
         self.seen.append(read_progress(self.folder))  # as the process that waits does
@@ -43,10 +37,10 @@ class Line(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1) if self.gradients else None
 
 
-def trainer(folder: Path, **arguments: Any) -> Trainer:
+def trainer(folder: Path, stage: str = "test", **arguments: Any) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     quiet |= {"enable_checkpointing": False, "default_root_dir": folder}
-    return Trainer(callbacks=[ProgressWriter(folder)], **quiet, **arguments)
+    return Trainer(callbacks=[ProgressWriter(folder, stage)], **quiet, **arguments)
 
 
 def loader() -> "DataLoader[Any]":
@@ -54,12 +48,11 @@ def loader() -> "DataLoader[Any]":
 
 
 @pytest.mark.parametrize(
-    ("arguments", "gradients", "numbers", "shares"),
+    ("arguments", "gradients", "told", "shares"),
     [
-        # epoch, epochs, batch, batches, step, steps
-        ({"max_epochs": 2}, True, [(e, 2, b, 4, 4 * e - 4 + b, None) for e in (1, 2) for b in (1, 2, 3, 4)], 8),
-        ({"max_steps": 6}, True, [(1 + n // 4, None, 1 + n % 4, 4, n + 1, 6) for n in range(6)], 6),
-        ({"max_epochs": 1}, False, [(1, 1, b, 4, b, None) for b in (1, 2, 3, 4)], 4),
+        ({"max_epochs": 2}, True, [f"epoch {e}/2, batch {b}/4" for e in (1, 2) for b in (1, 2, 3, 4)], 8),
+        ({"max_steps": 8}, True, [f"epoch {1 + n // 4}, batch {1 + n % 4}/4, step {n + 1}/8" for n in range(8)], 8),
+        ({"max_epochs": 1}, False, [f"epoch 1/1, batch {b}/4" for b in (1, 2, 3, 4)], 4),
     ],
     ids=["epochs", "steps", "one pass"],
 )
@@ -68,32 +61,30 @@ def test_every_batch_is_told(
     monkeypatch: pytest.MonkeyPatch,
     arguments: dict[str, Any],
     gradients: bool,
-    numbers: list[tuple[int, ...]],
+    told: list[str],
     shares: int,
 ) -> None:
+    """The clock goes such that the whole training takes ``shares`` minutes, a batch each."""
     monkeypatch.setattr(progress, "WRITE_INTERVAL", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     model = Line(tmp_path, gradients=gradients)
+    step = model.training_step
+
+    def training_step(batch: torch.Tensor) -> torch.Tensor | None:
+        now[0] += 60
+        return step(batch)
+
+    monkeypatch.setattr(model, "training_step", training_step)
     trainer(tmp_path, **arguments).fit(model, loader())
-    seen = [*model.seen, read_progress(tmp_path)]
-    assert seen[0] is None
-    told = [each for each in seen if each is not None]
-    assert [(p.epoch, p.epochs, p.batch, p.batches, p.step, p.steps) for p in told] == numbers
-    assert {p.stage for p in told} == {"training"}
-    assert [p.share for p in told] == pytest.approx([(n + 1) / shares for n in range(shares)])
-    seconds = [p.seconds for p in told]
-    assert seconds == sorted(seconds)
-    assert seconds[0] > 0
-    assert not list(tmp_path.glob("*.partial"))
+    left = [f", {minutes:02d}:00 left" if minutes else "" for minutes in reversed(range(shares))]
+    assert [*model.seen, read_progress(tmp_path)] == ["", *(one + two for one, two in zip(told, left, strict=True))]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_tests_are_told_by_what_their_images_are_for(tmp_path: Path) -> None:
-    engine = trainer(tmp_path)
-    engine.callbacks[0] = ProgressWriter(tmp_path, "validation")
-    engine.test(Line(tmp_path), loader(), verbose=False)
-    last = read_progress(tmp_path)
-    assert last is not None
-    assert str(last) == "validation batch 4/4"
-    assert last.share == 1
+    trainer(tmp_path, "validation").test(Line(tmp_path), loader(), verbose=False)
+    assert read_progress(tmp_path) == "validation batch 4/4"
 
 
 def test_files_and_log_are_written_now_and_then_and_at_the_end(
@@ -101,7 +92,7 @@ def test_files_and_log_are_written_now_and_then_and_at_the_end(
 ) -> None:
     """A batch takes a quarter of a second here."""
     written: list[str] = []
-    monkeypatch.setattr(progress, "write_json", lambda content, path: written.append(json.dumps(content)))
+    monkeypatch.setattr(progress, "write_file", lambda path, content: written.append(content))
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     writer = ProgressWriter(tmp_path)
@@ -112,31 +103,31 @@ def test_files_and_log_are_written_now_and_then_and_at_the_end(
             now[0] = 0.25 * batch
             writer.on_test_batch_end(tested, None, None, None, batch)
     assert len(written) == 501  # every other batch, and the last
-    assert json.loads(written[-1])["batch"] == 1000
+    assert written[-1] == "test batch 1000/1000"
     assert len(caplog.messages) == 10  # at 0, 30, ..., 240 s, and the last
     assert caplog.messages[3] == "test batch 361/1000, 02:40 left"
     assert caplog.messages[-1] == "test batch 1000/1000"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "batch", "left"), [(30, 25, 90), (60, 50, 60), (10, 0, None), (10, 100, None), (99, 99, 1)]
+    ("seconds", "share", "left"),
+    [(30, 0.25, ", 01:30 left"), (60, 0.5, ", 01:00 left"), (10, 0, ""), (10, 1, ""), (99, 0.75, ", 00:33 left")],
 )
-def test_time_left_goes_on_as_before(seconds: float, batch: int, left: float | None) -> None:
-    found = Progress("test", 1, 1, batch, 100, 0, None, seconds).seconds_left
-    assert found == (left if left is None else pytest.approx(left))
+def test_time_left_goes_on_as_before(seconds: float, share: float, left: str) -> None:
+    assert describe({"batch": (3, None)}, share, seconds) == f"batch 3{left}"
 
 
-def test_words_name_what_is_known() -> None:
-    assert str(Progress("training", 3, 10, 45, 120, 285, None, 224)) == "epoch 3/10, batch 45/120, 12:00 left"
-    assert (
-        str(Progress("training", 3, None, 45, 120, 285, 70000, 2))
-        == "epoch 3, batch 45/120, step 285/70000, 08:10 left"
-    )
-    assert str(Progress("training", 1, None, 45, None, 45, None, 9)) == "epoch 1, batch 45"
-    assert Progress("training", 1, 10, 60, 120, 60, 100, 9).share == 0.6  # steps end it first
+def test_the_limit_that_is_reached_first_ends_the_training(tmp_path: Path) -> None:
+    """Half of the first of ten epochs, and 60 of 100 steps, in 9 seconds."""
+    writer = ProgressWriter(tmp_path)
+    limits = {"max_epochs": 10, "num_training_batches": 120, "max_steps": 100}
+    running: Any = SimpleNamespace(current_epoch=0, global_step=60, **limits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress.time, "monotonic", iter([0.0, 9.0]).__next__)
+        writer.on_train_start(running, None)
+        writer.on_train_batch_end(running, None, None, None, 59)
+    assert read_progress(tmp_path) == "epoch 1/10, batch 60/120, step 60/100, 00:06 left"
 
 
-def test_nothing_is_read_of_a_torn_file(tmp_path: Path) -> None:
-    assert read_progress(tmp_path) is None
-    (tmp_path / PROGRESS_NAME).write_text('{"stage": ')
-    assert read_progress(tmp_path) is None
+def test_there_is_no_progress_before_the_first_batch(tmp_path: Path) -> None:
+    assert read_progress(tmp_path) == ""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
 from anomalib_exdd.data.annotations import kinds_of, words_of_folders
 from made_up_images import save_image, save_mask
+from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
 
 def write_csv(path: Path, *lines: str, encoding: str = "utf-8") -> Path:

@@ -13,7 +13,6 @@ from anomalib.data.utils import read_image as read_with_anomalib
 from lightning.fabric.utilities import move_data_to_device
 from pandas import DataFrame
 from PIL import Image, ImageOps
-from reading_back import ready_folder
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
@@ -23,6 +22,7 @@ from anomalib_exdd.data.dataset import DefectBatch, DefectItem, collate
 from anomalib_exdd.images.masks import read_mask
 from anomalib_exdd.images.reading import read_image
 from made_up_images import SIZE, save_image, save_mask
+from reading_back import ready_folder
 
 
 def table(*rows: tuple[Path, Path | str, int]) -> DataFrame:

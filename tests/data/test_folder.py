@@ -7,10 +7,10 @@ import pytest
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule
 from jsonargparse import ArgumentParser
-from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
 from anomalib_exdd.data import DefectFolder
 from made_up_images import invert, save_image, save_mask
+from reading_back import kinds_by_name, ready_folder, sample_rows, split_counts
 
 
 def test_share_is_held_out_for_testing(folders: Path) -> None:

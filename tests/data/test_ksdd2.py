@@ -12,13 +12,13 @@ from anomalib.data import AnomalibDataModule, get_datamodule
 from jsonargparse import ArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from reading_back import kinds_by_name, split_counts
 from torchvision.transforms import v2
 
 from anomalib_exdd.data import KSDD2, ksdd2
 from anomalib_exdd.data.ksdd2 import read_official_split
 from anomalib_exdd.images.masks import inspect_masks
 from made_up_images import invert, save_image, save_mask
+from reading_back import kinds_by_name, split_counts
 
 Make = Callable[..., Path]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from reading_back import kinds_by_name, split_counts
 
 from anomalib_exdd.data import KSDD2, SurfaceSample, surfaces
 from anomalib_exdd.data.surfaces import generate_sample, surface_image
+from reading_back import kinds_by_name, split_counts
 
 
 def test_generates_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from anomalib.models import Padim
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
-from reading_back import ready_folder, split_counts
 from torchvision.transforms.v2 import RandomHorizontalFlip, RandomVerticalFlip
 
 from anomalib_exdd.data import KSDD2, DefectFolder
@@ -28,6 +27,7 @@ from anomalib_exdd.data.dataset import DefectBatch
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
 from anomalib_exdd.synthesis.manifest import Record, manifest_json
 from made_up_images import invert, save_mask, save_pairs
+from reading_back import ready_folder, split_counts
 
 Sources = Sequence[tuple[str, str | None]]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from anomalib.engine import Engine
-from small import SMALL
 
 from anomalib_exdd import KSDD2, ExDD
+from small import SMALL
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import SMALL
 from torch import Tensor
 
 from anomalib_exdd import KSDD2, ExDD
@@ -19,6 +18,7 @@ from anomalib_exdd.models.exdd.bank_editing import SourceInfo, kinds_summary
 from anomalib_exdd.models.exdd.explanation_pictures import draw_explanation, save_explanation
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
 from anomalib_exdd.models.exdd.patches import patch_centres
+from small import SMALL
 
 Make = Callable[..., Any]
 

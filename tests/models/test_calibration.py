@@ -341,11 +341,11 @@ class TestThresholds:
             (pixels[~synthetic & (~defective | patches.sampled)], thresholds[3:]),
         ):
             threshold, low, high = (torch.tensor(value) for value in limits)
-            normalised = PostProcessor._normalize(values, low, high, threshold)
+            normalised = PostProcessor._normalize(values, low, high, threshold)  # noqa: SLF001  Anomalib's rule
             assert normalised is not None
             torch.testing.assert_close(normalised, (values - low) / (high - low), atol=1e-5, rtol=0)
             assert ((normalised > 0.5) == (values > threshold)).all()
-            at_threshold = PostProcessor._normalize(threshold, low, high, threshold)
+            at_threshold = PostProcessor._normalize(threshold, low, high, threshold)  # noqa: SLF001
             assert at_threshold is not None
             assert at_threshold.item() == 0.5
 

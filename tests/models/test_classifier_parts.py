@@ -17,7 +17,6 @@ from sklearn.metrics import average_precision_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from toy_surfaces import TOY
 
 from anomalib_exdd import DefectClassifier
 from anomalib_exdd.models.defect_classifier.loss import LabelLoss, label_weights
@@ -25,6 +24,7 @@ from anomalib_exdd.models.defect_classifier.post_processor import ProbabilityPos
 from anomalib_exdd.models.defect_classifier.selection import SELECTION, ValidationRecord, carry_over_best, keep_best
 from anomalib_exdd.models.defect_classifier.torch_model import DefectClassifierModel
 from anomalib_exdd.models.weights import fresh_layers
+from toy_surfaces import TOY
 
 
 def images(count: int, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
@@ -206,7 +206,7 @@ def processed(scores: list[float], labels: list[int], maps: torch.Tensor) -> Pro
 def test_the_threshold_lies_midway_and_scores_stay_probabilities() -> None:
     maps = torch.tensor([-4.0, -2.0, 1.0, 4.0]).reshape(4, 1, 1, 1).expand(4, 1, 2, 2)
     post = processed([0.1, 0.2, 0.7, 0.9], [0, 0, 1, 1], maps)  # best F1 from 0.7 on; the next lower score is 0.2
-    assert post._image_threshold.item() == pytest.approx(0.45)
+    assert post.image_threshold.item() == pytest.approx(0.45)
     scores = torch.tensor([0.0, 0.4, 0.5, 0.999])
     found = post(InferenceBatch(pred_score=scores, anomaly_map=maps))
     assert torch.equal(found.pred_score, scores)
@@ -221,7 +221,7 @@ def test_the_threshold_lies_midway_and_scores_stay_probabilities() -> None:
 
 def test_without_defective_validation_images_the_highest_normal_score_is_the_threshold() -> None:
     post = processed([0.1, 0.35, 0.2], [0, 0, 0], torch.randn(3, 1, 2, 2))
-    assert post._image_threshold.item() == pytest.approx(0.35)
+    assert post.image_threshold.item() == pytest.approx(0.35)
 
 
 def test_a_record_is_average_precision_and_loss_of_all_batches_or_the_epoch() -> None:

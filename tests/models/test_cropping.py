@@ -10,13 +10,13 @@ import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
-from small import SMALL
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, RandomHorizontalFlip, Resize, Transform
 
 from anomalib_exdd import DefectClassifier, DefectFolder, ExDD
 from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.exdd.explanation import Explanation, PatchExplanation, TrainingPatch
 from anomalib_exdd.models.exdd.explanation_pictures import draw_explanation
+from small import SMALL
 
 Make = Callable[..., Any]
 SIZE = (192, 128)  # of the images; resized to half of it, of which the middle is left

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from small import batch
 from torchvision.transforms.v2 import Resize
 
 from anomalib_exdd import ExDD
+from small import batch
 
 Make = Callable[..., Any]
 

@@ -18,11 +18,11 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
-from toy_surfaces import HEIGHT, TOY, WIDTH, write_toy
 
 from anomalib_exdd import KSDD2, DefectClassifier, SyntheticDefects
 from anomalib_exdd.data.dataset import DefectDataset
 from anomalib_exdd.models.defect_classifier.selection import SELECTION
+from toy_surfaces import HEIGHT, TOY, WIDTH, write_toy
 
 Make = Callable[..., Any]
 
@@ -308,7 +308,7 @@ def test_synthetic_defects_are_defective_images_and_no_defect_validates_without_
     network = torch.nn.Sequential(model.pre_processor, model.model).eval()
     with torch.no_grad():
         scores = [network(batch.image).pred_score for batch in data.val_dataloader()]
-    assert model.post_processor._image_threshold.item() == pytest.approx(torch.cat(scores).max().item(), rel=1e-5)
+    assert model.post_processor.image_threshold.item() == pytest.approx(torch.cat(scores).max().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("post_processor", [True, PostProcessor()])

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
-from toy_surfaces import HEIGHT, WIDTH, write_toy
 
 from anomalib_exdd import DefectClassifier, ExDD
 from anomalib_exdd.data.surfaces import generate_sample
 from anomalib_exdd.models.callbacks.distributed import GradientAnchor
+from toy_surfaces import HEIGHT, WIDTH, write_toy
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "anomalib"
 PROCESSES = {1: [], 2: ["--trainer.strategy", "ddp"]}

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from small import batch
 from torch import Tensor
-from toy_surfaces import TOY, write_toy
 
 from anomalib_exdd import KSDD2, DefectClassifier, ExDD
 from anomalib_exdd.models.exdd.training import BankBuilder
 from anomalib_exdd.models.weights import initial_network
+from small import batch
+from toy_surfaces import TOY, write_toy
 
 Make = Callable[..., Any]
 IMAGES = torch.rand(3, 3, 96, 64, generator=torch.Generator().manual_seed(0))

@@ -11,11 +11,11 @@ import torch
 from anomalib.engine import Engine
 from jsonargparse import Namespace
 from PIL import Image
-from small import SMALL
 
 from anomalib_exdd import KSDD2, ExDD, SyntheticDefects
 from anomalib_exdd.commands.banks import Teach
 from anomalib_exdd.synthesis.command import source_images
+from small import SMALL
 
 Make = Callable[..., Any]
 WHITE = 4095

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_defects import blob, darkened, textured
 
 from anomalib_exdd.synthesis.base import Mask, Pixels
 from anomalib_exdd.synthesis.change_detection import BEYOND, changed_mask, measure_change
+from made_up_defects import blob, darkened, textured
 
 SHAPE = (160, 120)
 GIVEN = blob(*SHAPE, (80, 60), (40, 32))

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_records import record_of
 from PIL import Image
 
 from anomalib_exdd.synthesis.review_page import LONGEST_SIDE, MAX_IMAGES, contact_sheet, preview
+from made_up_records import record_of
 
 
 def pictures(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,9 +15,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from made_up_defects import textured, with_defect
 from safetensors.torch import load_file
-from tiny_pipeline import tiny_pipeline, wanted
 
 from anomalib_exdd.synthesis import Defect
 from anomalib_exdd.synthesis.diffusion_pipeline import find_model, read_pipeline
@@ -28,6 +26,8 @@ from anomalib_exdd.synthesis.lora.examples import Examples, random_mask
 from anomalib_exdd.synthesis.lora.hyperparameters import LoraSettings, published_weight
 from anomalib_exdd.synthesis.lora.storage import digest_of_weights
 from anomalib_exdd.synthesis.lora.trainer import LoraTrainer, noise_level_weight
+from made_up_defects import textured, with_defect
+from tiny_pipeline import tiny_pipeline, wanted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

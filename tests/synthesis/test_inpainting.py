@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_defects import textured
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_pipeline import tiny_pipeline, wanted
 
 from anomalib_exdd.synthesis import Request, Synthesis
 from anomalib_exdd.synthesis.crops import Window, cut, cut_mask, paste_back, stretch_mask, window_around, working_size
 from anomalib_exdd.synthesis.diffusion_pipeline import find_model, read_pipeline
 from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
+from made_up_defects import textured
+from tiny_pipeline import tiny_pipeline, wanted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -261,19 +261,24 @@ def test_a_window_is_drawn_as_diffusers_itself_draws_it() -> None:
     mask = np.zeros((64, 64), dtype=bool)
     mask[24:40, 24:40] = True  # its window is blown up to twice its size: resized masks fit the latent image's cells
     synthesizer = tiny(crop_padding=8, negative_prompt="smooth", guidance_scale=20.0)
-    drawn = synthesizer.synthesize([Request(0, 5, image, mask, "a deep scratch")])[0].image
+    assert_drawn_as_diffusers_does(synthesizer, Request(0, 5, image, mask, "a deep scratch"))
+
+
+def assert_drawn_as_diffusers_does(synthesizer: DiagSynthesizer, request: Request) -> None:
+    """Compare with the pipeline's own way to draw within a crop, at 64 by 64 pixels."""
+    drawn = synthesizer.synthesize([request])[0].image
     reference = synthesizer.pipeline(
-        prompt="a deep scratch",
-        negative_prompt="smooth",
-        image=Image.fromarray(image),
-        mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
-        padding_mask_crop=8,
+        prompt=request.prompt or synthesizer.prompts[0],
+        negative_prompt=synthesizer.negative_prompt,
+        image=Image.fromarray(request.image),
+        mask_image=Image.fromarray(request.mask.astype(np.uint8) * 255),
+        padding_mask_crop=synthesizer.crop_padding,
         height=64,
         width=64,
         num_inference_steps=3,
         guidance_scale=20.0,
         strength=0.99,
-        generator=torch.Generator().manual_seed(5),
+        generator=torch.Generator().manual_seed(request.seed),
     ).images[0]
     assert np.abs(drawn.astype(int) - np.asarray(reference)).max() <= 1
 
@@ -373,21 +378,12 @@ def test_the_published_mode_stretches_to_1024_and_is_drawn_as_diffusers_does() -
     image, mask = textured(3, 64, 64), np.zeros((64, 64), dtype=bool)
     mask[24:41, 20:33] = True
     synthesizer = DiagSynthesizer(str(tiny_pipeline()), num_inference_steps=3, resolution="stretch", working_size=64)
-    drawn = synthesizer.synthesize([Request(0, 11, image, mask)])[0]
-    reference = synthesizer.pipeline(
-        prompt="white marks on the wall",
-        negative_prompt="smooth, plain, black, dark, shadow",
-        image=Image.fromarray(image),
-        mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
-        padding_mask_crop=2,
-        height=64,
-        width=64,
-        num_inference_steps=3,
-        guidance_scale=20.0,
-        strength=0.99,
-        generator=torch.Generator().manual_seed(11),
-    ).images[0]
-    assert np.abs(drawn.image.astype(int) - np.asarray(reference)).max() <= 1
+    assert (synthesizer.prompts[0], synthesizer.negative_prompt, synthesizer.crop_padding) == (
+        "white marks on the wall",
+        "smooth, plain, black, dark, shadow",
+        2,
+    )
+    assert_drawn_as_diffusers_does(synthesizer, Request(0, 11, image, mask))
 
 
 def test_stretching_blurs_the_background_and_native_does_not() -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_defects import textured, with_defect
 
 from anomalib_exdd.synthesis import Defect, Request, Synthesis, Synthesizer
 from anomalib_exdd.synthesis.base import Pixels
 from anomalib_exdd.synthesis.mixture import InAndOutSynthesizer
+from made_up_defects import textured, with_defect
 
 
 class Painter(Synthesizer):

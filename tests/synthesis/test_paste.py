@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_defects import blob, darkened, textured, with_defect
 
 from anomalib_exdd.synthesis import Defect, Request
 from anomalib_exdd.synthesis.base import Mask, Pixels
 from anomalib_exdd.synthesis.paste import Blend, PasteSynthesizer
 from anomalib_exdd.synthesis.placement import place
+from made_up_defects import blob, darkened, textured, with_defect
 
 SHAPE = (140, 110)
 blends = pytest.mark.parametrize("blend", ["poisson", "contrast"])

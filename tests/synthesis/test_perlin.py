@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_defects import blob, textured
 from PIL import Image
 
 from anomalib_exdd.synthesis import Request
 from anomalib_exdd.synthesis.base import Mask
 from anomalib_exdd.synthesis.perlin import PerlinSynthesizer, shuffled
+from made_up_defects import blob, textured
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_defects import blob, textured, with_defect
 from scipy.ndimage import binary_fill_holes
 
 from anomalib_exdd.synthesis import Defect
@@ -13,6 +12,7 @@ from anomalib_exdd.synthesis.base import Mask, Pixels
 from anomalib_exdd.synthesis.foreground import foreground
 from anomalib_exdd.synthesis.placement import MaskSource, fit_mask, place
 from anomalib_exdd.synthesis.shapes import AREAS, LEAST_AREA, draw_shape
+from made_up_defects import blob, textured, with_defect
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_records import record_of, synthetic_image
 
 from anomalib_exdd.synthesis.manifest import read_review
 from anomalib_exdd.synthesis.review_page import review_page
+from made_up_records import record_of, synthetic_image
 
 NASTY = '</script><b> & "{{ cards }}" \\u003c'
 

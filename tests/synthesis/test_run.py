@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from made_up_defects import textured, with_defect
 
 from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer
 from anomalib_exdd.synthesis.manifest import Record, read_manifest, read_synthetic
 from anomalib_exdd.synthesis.run import LazySequence, RunSettings, SourceImages, SynthesisRun
 from anomalib_exdd.utils.files import PARTIAL_FILES
+from made_up_defects import textured, with_defect
 
 SIZE = (48, 40)
 COUNT = 6

@@ -90,18 +90,12 @@ class PixelHistograms:
 
     The edges of the bins are 512 quantiles of the defective pixels' scores and 512 of the normal pixels', which
     resolves recall and false-positive rate in steps of 0.2 %. Within a bin scores count as equal.
-
-    Attributes:
-        normal_NB: Number of normal pixels.
-        defect_NB: Number of defective pixels.
-        regions_NB: Defective pixels, each divided by the size of its connected region.
-        regions_N: Number of regions.
     """
 
-    normal_NB: Array
-    defect_NB: Array
-    regions_NB: Array
-    regions_N: Array
+    normal_NB: Array  # number of normal pixels
+    defect_NB: Array  # number of defective pixels
+    regions_NB: Array  # defective pixels, each divided by the size of its connected region
+    regions_N: Array  # number of regions
 
     def save(self, folder: Path) -> None:
         """Write them to a run's folder."""

@@ -35,26 +35,37 @@ _USE = {"root", "base", "seed", "num_workers", "num_defects", "count"}
 _USE_ENDINGS = ("batch_size", "augmentations", "split_mode", "split_ratio")
 """Arguments of data modules that say how data are used, not which they are; folders are compared on their own."""
 _INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
-_KEPT = "Finished runs are kept; the same command goes on from there."
 
 
 class Compare(Subcommand):
     """Compare models on the same data: metrics, differences, time and memory, as tables and a report."""
 
+    kept = "Finished runs are kept; the same command goes on from there."
+
     @staticmethod
-    def get_parser() -> ArgumentParser:
+    def get_parser(*, exit_on_error: bool = True) -> ArgumentParser:
         """Return the parser of the subcommand's arguments."""
-        return _parser()
+        parser = ArgumentParser(
+            description="Compare models on the same data: same images, splits, input size and backbone for all, as far "
+            "as they allow it; the results say where they do not. Every run has a process of its own on one device; "
+            "what is finished is kept when the command is given again. Start with configs/compare_sample.yaml.",
+            exit_on_error=exit_on_error,
+        )
+        config_help = "Configuration file in YAML, such as configs/compare_*.yaml."
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help=config_help)
+        parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
+        settings = " ".join(str(MethodConfig.__doc__).partition("Attributes:")[2].split())
+        methods_help = f"List of methods, in the order of the table. Each has a name and a class_path. {settings}"
+        parser.add_argument("--methods", type=list[dict[str, Any]], required=True, help=methods_help)
+        parser.add_class_arguments(ComparisonConfig, skip={"data", "methods"}, instantiate=False)
+        return parser
 
     def run(self, config: Namespace) -> None:
-        """Run the subcommand; end with one line where input or machine do not suffice, or when interrupted."""
+        """Run the subcommand; end with one line when interrupted, too."""
         try:
             super().run(config)
-        except (RuntimeError, OSError) as error:  # no network for the data, no space on the disk
-            msg = f"Error: {one_line(error)} ({_KEPT})"
-            raise SystemExit(msg) from error
         except KeyboardInterrupt as error:
-            print(f"Interrupted. {_KEPT}", file=sys.stderr)
+            print(f"Interrupted. {self.kept}", file=sys.stderr)
             raise SystemExit(_INTERRUPTED) from error
 
     def call(self, config: Namespace) -> None:
@@ -65,23 +76,6 @@ class Compare(Subcommand):
         if failed:
             msg = f"{failed} of {len(comparison.runs)} runs failed; the same command tries them again."
             raise SystemExit(msg)
-
-
-def _parser(*, exit_on_error: bool = True) -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Compare models on the same data: same images, splits, input size and backbone for all, as far as "
-        "they allow it; the results say where they do not. Every run has a process of its own on one device; what is "
-        "finished is kept when the command is given again. Start with configs/compare_sample.yaml.",
-        exit_on_error=exit_on_error,
-    )
-    config_help = "Configuration file in YAML, such as configs/compare_*.yaml."
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help=config_help)
-    parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
-    settings = " ".join(str(MethodConfig.__doc__).partition("Attributes:")[2].split())
-    methods_help = f"List of methods, in the order of the table. Each has a name and a class_path. {settings}"
-    parser.add_argument("--methods", type=list[dict[str, Any]], required=True, help=methods_help)
-    parser.add_class_arguments(ComparisonConfig, skip={"data", "methods"}, instantiate=False)
-    return parser
 
 
 def compare(config: str | Path | Mapping[str, Any], **changes: Any) -> Comparison:
@@ -109,7 +103,7 @@ def compare(config: str | Path | Mapping[str, Any], **changes: Any) -> Compariso
     else:
         msg = f"Argument `config` has to be a file or a mapping, but there is no file {config}."
         raise ValueError(msg)
-    parser = _parser(exit_on_error=False)
+    parser = Compare.get_parser(exit_on_error=False)
     try:
         parsed = parser.parse_object({**content, **changes})
     except (ArgumentError, TypeError) as error:

@@ -198,19 +198,18 @@ def resolve_arguments(found: type, arguments: Mapping[str, Any], left_out: set[s
     """
     parser = _parser(found, left_out)
     try:
-        parsed = parser.parse_object({"it": dict(arguments)})
+        parsed = parser.parse_object(dict(arguments))
     except (ArgumentError, ValueError, TypeError) as error:
         msg = f"{owner}: {one_line(error)}"
         raise ValueError(msg) from error
-    resolved: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_none=False)).get("it", {})
+    resolved: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_none=False))
     return resolved
 
 
 def instantiate_arguments(found: type, arguments: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
     """Return resolved arguments as the class takes them, with objects instantiated."""
     parser = _parser(found, left_out)
-    made = parser.instantiate_classes(parser.parse_object({"it": dict(arguments)})).get("it")
-    return {} if made is None else dict(vars(made))
+    return dict(vars(parser.instantiate_classes(parser.parse_object(dict(arguments)))))
 
 
 def instantiate(found: type, arguments: Mapping[str, Any], **components: Any) -> Any:
@@ -228,14 +227,13 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message in one line, with jsonargparse's names of arguments made plain."""
+    """Return an error's message in one line, with jsonargparse's name for an argument made plain."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.replace('Parser key "it.', 'argument "').replace("Key 'it.", "argument '")
-    return text.replace("'it.", "'").replace("Group 'it' ", "")
+    return text.replace('Parser key "', 'argument "').replace("Key '", "argument '")
 
 
 def _parser(found: type, left_out: set[str]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     skipped: set[str | int] = {name for name in inspect.signature(found).parameters if name in left_out}
-    parser.add_class_arguments(found, "it", skip=skipped, instantiate=False, fail_untyped=False, sub_configs=True)
+    parser.add_class_arguments(found, skip=skipped, instantiate=False, fail_untyped=False, sub_configs=True)
     return parser

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.models.exdd import ExDD
-from anomalib_exdd.models.exdd.explanation import TrainingPatch, explain_image
+from anomalib_exdd.models.exdd.explanation import PatchExplanation, TrainingPatch, explain_image
 
 from .environment import default_allocation
-from .results import ImageResult, NearestPatches
+from .results import ImageResult
 
 SPEED_IMAGES = 128
 """Test images for the throughput."""
@@ -42,7 +42,6 @@ class Predictions(Callback):
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kw: Any) -> None:
         """Keep the predictions of a batch."""
-        del trainer, pl_module, outputs, args, kw
         size = len(batch.image)
         scores, maps = batch.pred_score, batch.anomaly_map
         if scores is None:
@@ -136,8 +135,11 @@ def small_maps(maps_NHW: Tensor) -> Tensor:
 
 def explain_worst(
     model: ExDD, datamodule: AnomalibDataModule, found: Predictions, device: torch.device
-) -> dict[str, NearestPatches]:
-    """Explain the highest-scoring normal and the lowest-scoring defective images, by path of the image."""
+) -> dict[str, dict[str, Any]]:
+    """Explain the highest-scoring normal and the lowest-scoring defective images, by path of the image.
+
+    Explanations are as in the file of a run, see :mod:`.results`.
+    """
     signed = torch.where(found.labels == 1, found.scores, -found.scores)
     order = signed.argsort(stable=True)
     chosen = [int(n) for label in (0, 1) for n in order[found.labels[order] == label][:EXPLAINED_IMAGES]]
@@ -151,18 +153,18 @@ def explain_worst(
     return explained
 
 
-def _nearest_patches(model: ExDD, image_CHW: Tensor, path: str) -> NearestPatches:
+def _nearest_patches(model: ExDD, image_CHW: Tensor, path: str) -> dict[str, Any]:
     explanation = explain_image(model.model, image_CHW, path, 1, model.decisions)
-    height, width = explanation.image_size
-    patch = explanation.patches[0]
+    patch, (height, width) = explanation.patches[0], explanation.image_size
 
-    def shares(found: TrainingPatch) -> dict[str, Any]:
-        place = {"row": found.row / height, "column": found.column / width}
-        return {"source": found.source, **place, "distance": found.distance}
+    def place(found: PatchExplanation | TrainingPatch) -> dict[str, float]:
+        return {"row": found.row / height, "column": found.column / width}
 
-    defect = None if patch.defect is None else shares(patch.defect)
-    reason = None if explanation.reason is None else str(explanation.reason)
-    return NearestPatches(patch.row / height, patch.column / width, shares(patch.normal), defect, reason)
+    nearest = {
+        name: found and {"source": found.source, **place(found), "distance": found.distance}
+        for name, found in (("normal", patch.normal), ("defect", patch.defect))
+    }
+    return {**place(patch), **nearest, "reason": explanation.reason and str(explanation.reason)}
 
 
 def measure_speed(model: AnomalibModule, datamodule: AnomalibDataModule, device: torch.device) -> tuple[float, float]:

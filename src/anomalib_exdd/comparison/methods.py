@@ -32,25 +32,15 @@ _TRAINER_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class ResolvedMethod:
-    """A method as it will run.
-
-    Attributes:
-        config: Its settings.
-        arguments: Arguments of its model, all but the seed of the run.
-        takes_seed: Whether the model takes the seed of the run.
-        image_size: Height and width of its input; None for the model's own.
-        weights: File of its backbone's weights; empty where the model finds them itself.
-        uses_defects: Whether it sees defective training images.
-        notes: What is not the same as for the other methods.
-    """
+    """A method as it will run."""
 
     config: MethodConfig
-    arguments: dict[str, Any]
-    takes_seed: bool
-    image_size: tuple[int, int] | None
-    weights: str
-    uses_defects: bool
-    notes: list[str]
+    arguments: dict[str, Any]  # of its model, all but the seed of the run
+    takes_seed: bool  # whether the model takes the seed of the run
+    image_size: tuple[int, int] | None  # height and width of its input; None for the model's own
+    weights: str  # file of its backbone's weights; empty where the model finds them itself
+    uses_defects: bool  # whether it sees defective training images
+    notes: list[str]  # what is not the same as for the other methods
 
     def run_settings(self, comparison: ComparisonConfig, seed: int) -> dict[str, Any]:
         """Return everything that a run depends on, except for the content of the data and the versions."""

@@ -8,11 +8,15 @@
 | `runs/<method>/<seed>/run.json` | :class:`Run`, written when it has ended |
 | `runs/<method>/<seed>/images.csv` | :class:`ImageResult`, a line for every test image |
 | `runs/<method>/<seed>/maps.npz` | `maps`: float16, shape (images, height, width), in the order of `images.csv` |
-| `runs/<method>/<seed>/explanations.json` | image -> :class:`NearestPatches`, for the worst 100 of either label |
+| `runs/<method>/<seed>/explanations.json` | nearest training patches of the worst 100 images of either label |
 | `runs/<method>/<seed>/histograms.npz` | pixels of every test image by score, for the confidence intervals |
 | `runs/<method>/<seed>/settings.json` | everything that the run depends on; an equal one is not run again |
 | `runs/<method>/<seed>/log.txt` | output of its process |
-| `runs/<method>/<seed>/progress.json` | its progress, only while it runs |
+| `runs/<method>/<seed>/progress.txt` | its progress, only while it runs |
+
+An explanation, by the path of its image, has the centre of the highest patch in shares of height and width (`row`,
+`column`), the nearest patch of a `normal` and of a `defect` training image (`source`, `row`, `column`, `distance`; null
+without a positive bank), and the `reason` why the image is not accepted (null if it is, or the model gives none).
 """
 
 import csv
@@ -43,63 +47,38 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the comparison.
+    """A method of the comparison."""
 
-    Attributes:
-        name: Its unique name.
-        class_path: Class of the model.
-        arguments: Arguments of the model.
-        notes: What is not the same as for the other methods: another input size, backbone or training set.
-        published: Published metrics on the same data, 0 to 1, by their names in :data:`METRICS`.
-        published_source: Where they were published.
-    """
-
-    name: str
-    class_path: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    published: dict[str, float] = field(default_factory=dict)
+    name: str  # unique
+    class_path: str  # of the model
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the model
+    notes: list[str] = field(default_factory=list)  # what is not the same as for the other methods
+    published: dict[str, float] = field(default_factory=dict)  # metrics on the same data, by their names in METRICS
     published_source: str = ""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one seed.
-
-    Attributes:
-        folder: Folder of the run's files, relative to that of `results.json`.
-        error: Why it failed, in a line; empty if it did not. A failed run has none of the following.
-        metrics: By the names of :data:`METRICS`, 0 to 1.
-        peak_memory_mb: Largest resident memory of the run's process.
-        peak_gpu_memory_mb: Largest memory allocated on the GPU; None without one.
-        images_per_second: Throughput in batches, without loading and metrics.
-        latency_ms: Median time of a single image.
-        model_mb: Size of the checkpoint.
-        negative_entries: Entries of the bank of normal patches, if the model has one.
-        positive_entries: Entries of the bank of defective patches, if the model has one.
-        threshold: Score from which an image counts as defective: the best F1 on validation images; without any, what
-            the model finds itself, or None.
-        accept: Score below which an image is accepted, for a model that decides.
-        reject: Score from which an image is rejected.
-    """
+    """One method with one seed; what does not apply is None."""
 
     method: str
     seed: int
-    folder: str
-    error: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
+    folder: str  # of the run's files, relative to that of `results.json`
+    error: str = ""  # why it failed, in a line; a failed run has none of the following
+    metrics: dict[str, float] = field(default_factory=dict)  # by the names of METRICS, 0 to 1
     fit_seconds: float | None = None
-    peak_memory_mb: float | None = None
+    peak_memory_mb: float | None = None  # largest resident memory of the run's process
     peak_gpu_memory_mb: float | None = None
-    images_per_second: float | None = None
-    latency_ms: float | None = None
-    model_mb: float | None = None
-    negative_entries: int | None = None
-    positive_entries: int | None = None
+    images_per_second: float | None = None  # in batches, without loading and metrics
+    latency_ms: float | None = None  # median of single images
+    model_mb: float | None = None  # size of the checkpoint
+    negative_entries: int | None = None  # of the bank of normal patches
+    positive_entries: int | None = None  # of the bank of defective patches
     epochs: int | None = None
+    # Score from which an image counts as defective: best F1 on validation images; without any, the model's own.
     threshold: float | None = None
-    accept: float | None = None
-    reject: float | None = None
+    accept: float | None = None  # images of lower scores are accepted
+    reject: float | None = None  # images of at least this score are rejected
 
     def __str__(self) -> str:
         """Return method, seed and metrics, or the error, in a line."""
@@ -119,25 +98,6 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class NearestPatches:
-    """An image's highest patch and the training patches nearest to it.
-
-    Attributes:
-        row: Row of the patch's centre, as a share of the image's height.
-        column: Column of the patch's centre, as a share of its width.
-        normal: Nearest normal patch: `source`, `row`, `column` (shares again) and `distance`.
-        defect: Nearest defect patch, the same; None without a positive bank.
-        reason: Why the image is not accepted; None if it is, or the model gives no reasons.
-    """
-
-    row: float
-    column: float
-    normal: dict[str, Any]
-    defect: dict[str, Any] | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
 class Difference:
     """Mean of method minus baseline over the seeds of both, with its 95 % confidence interval."""
 
@@ -152,29 +112,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A whole comparison: `results.json`.
-
-    Attributes:
-        command: Command that reproduces it.
-        created: Date, ISO 8601.
-        configuration: Every setting, resolved.
-        machine: Processor, accelerator, versions, and how runs allocate memory.
-        data: Name and root of the data, `sha256` of `data.csv`, and numbers of images (`train_normal`,
-            `train_defective`, `validation_normal`, ..., `test_defective`).
-        methods: Methods, in the order of the table.
-        runs: Runs that have ended, including failed ones.
-        differences: Paired differences to the baseline.
-    """
+    """A whole comparison: `results.json`."""
 
     title: str
-    command: str
-    created: str
-    configuration: dict[str, Any]
-    machine: dict[str, str]
-    data: dict[str, Any]
-    methods: list[Method]
-    runs: list[Run]
-    differences: list[Difference]
+    command: str  # that reproduces it
+    created: str  # date, ISO 8601
+    configuration: dict[str, Any]  # every setting, resolved
+    machine: dict[str, str]  # processor, accelerator, versions, and how runs allocate memory
+    data: dict[str, Any]  # name, root, `sha256` of `data.csv`, and numbers of images (`train_normal`, ...)
+    methods: list[Method]  # in the order of the table
+    runs: list[Run]  # that have ended, including failed ones
+    differences: list[Difference]  # to the baseline
     schema: int = SCHEMA
 
     @property
@@ -243,13 +191,10 @@ def read_maps(folder: Path) -> NDArray[np.float16] | None:
     return maps
 
 
-def read_explanations(folder: Path) -> dict[str, NearestPatches]:
+def read_explanations(folder: Path) -> dict[str, dict[str, Any]]:
     """Read a run's explanations by path of the image; empty if the model gives none."""
     path = folder / "explanations.json"
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {image: NearestPatches(**patches) for image, patches in content.items()}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def write_json(content: Any, path: Path) -> Path:

@@ -32,17 +32,11 @@ _PATIENCE = 10  # seconds that a process has to end after SIGTERM
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to execute.
+    """A run to execute."""
 
-    Attributes:
-        folder: Folder of its files.
-        place: The same, relative to that of the comparison.
-        settings: Everything it depends on: `run`, `data` (fingerprint of the images) and `environment`, as JSON.
-    """
-
-    folder: Path
-    place: str
-    settings: dict[str, Any]
+    folder: Path  # of its files
+    place: str  # the same, relative to the folder of the comparison
+    settings: dict[str, Any]  # all it depends on: `run`, `data` (fingerprint of the images), `environment`, as JSON
 
     @property
     def method(self) -> str:
@@ -161,8 +155,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _show_progress(bar: Any, folder: Path) -> None:
-    progress = read_progress(folder)
-    bar.set_postfix_str("" if progress is None else str(progress), refresh=False)
+    bar.set_postfix_str(read_progress(folder), refresh=False)
     bar.update(0)
 
 

@@ -101,7 +101,7 @@ def execute(settings: Mapping[str, Any], folder: Path, place: str) -> Run:
     if isinstance(model, ExDD):
         decisions = model.decisions
         explained = measure.explain_worst(model, datamodule, found, device)
-        write_json({path: asdict(patches) for path, patches in explained.items()}, folder / "explanations.json")
+        write_json(explained, folder / "explanations.json")
     return Run(
         settings["method"],
         settings["seed"],

@@ -33,19 +33,12 @@ _NOTHING = 1e-30  # squared distances that are as good as none
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of all points this process holds.
+    """Which of all points this process holds."""
 
-    Attributes:
-        index_N: Index of each of its points among all points, ascending, int64, shape (N,).
-        total: Number of all points.
-        mean_D: Mean of all points, float32, shape (D,).
-        shared: Whether other processes hold the other points.
-    """
-
-    index_N: Tensor
-    total: int
-    mean_D: Tensor
-    shared: bool = True
+    index_N: Tensor  # of each of its points among all points, ascending, int64, shape (N,)
+    total: int  # number of all points
+    mean_D: Tensor  # of all points, float32, shape (D,)
+    shared: bool = True  # whether other processes hold the other points
 
     def gather(self, value: Tensor) -> Tensor:
         """Concatenate the values of all processes that hold points."""

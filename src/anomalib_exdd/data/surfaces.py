@@ -47,31 +47,21 @@ Masks are 255 where a defect visibly changes the surface. Licence: Apache-2.0.
 
 
 class SurfaceImage(NamedTuple):
-    """A surface without and with its defects.
+    """A surface with or without defects."""
 
-    `clean` and `image` are `[H, W, 3]` RGB, uint8; `mask` is `[H, W]`, uint8, 255 where the two differ visibly and
-    0 elsewhere. `kind` is "scratch", "spots", "mark", or "combined" for two of these. A normal image equals its clean
-    surface and has an empty mask and kind.
-    """
-
-    clean: Pixels
-    image: Pixels
-    mask: Pixels
-    kind: str
+    image: Pixels  # `[H, W, 3]`, RGB, uint8
+    mask: Pixels  # `[H, W]`, uint8, 255 where it visibly differs from the surface without defects, else 0
+    kind: str  # "scratch", "spots", "mark", or "combined" for two of these; empty for a normal image
 
 
 def clouds(rng: Generator, shape: Shape, cell: float) -> Field:
     """Smooth random field `[H, W]` of unit variance whose blobs measure about `cell` pixels: bumps on a grid."""
-    rows, columns = (
-        np.exp(
-            -(
-                (np.arange(size, dtype=np.float32)[:, None] / cell - np.arange(-1, size / cell + 2, dtype=np.float32))
-                ** 2
-            )
-            / 0.8
-        )
-        for size in shape
-    )
+
+    def bumps(size: int) -> Field:
+        pixels = np.arange(size, dtype=np.float32)[:, None] / cell
+        return np.asarray(np.exp(-((pixels - np.arange(-1, size / cell + 2, dtype=np.float32)) ** 2) / 0.8))
+
+    rows, columns = map(bumps, shape)
     heights = rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
     # OpenCV's product of matrices: NumPy's waits for the threads of its BLAS, which takes longer than the product.
     product = partial(cv2.gemm, alpha=1, src3=np.empty(0, dtype=np.float32), beta=0)
@@ -230,11 +220,8 @@ def place(rng: Generator, shape: Shape) -> NDArray[np.float64]:
 
 
 # How defects are drawn, with the least and the greatest strength: the relative change of brightness at the centre.
-DEFECTS: tuple[tuple[Callable[[Generator, Shape], Field], float, float], ...] = (
-    (scratch, 0.07, 0.75),
-    (spots, 0.07, 0.75),
-    (mark, 0.08, 0.5),
-)
+Drawing = Callable[[Generator, Shape], Field]
+DEFECTS: tuple[tuple[Drawing, float, float], ...] = ((scratch, 0.07, 0.75), (spots, 0.07, 0.75), (mark, 0.08, 0.5))
 
 
 def with_defects(rng: Generator, brightness: Field) -> tuple[Field, str]:
@@ -272,14 +259,14 @@ def surface_image(seed: int, number: int, *, defective: bool) -> SurfaceImage:
     brightness, tint = brushed_surface(Generator(PCG64(surface_seed)))
     clean = coloured(brightness, tint)
     if not defective:
-        return SurfaceImage(clean, clean, np.zeros(clean.shape[:2], dtype=np.uint8), "")
+        return SurfaceImage(clean, np.zeros(clean.shape[:2], dtype=np.uint8), "")
     rng = Generator(PCG64(defect_seed))
     while True:
         changed, kind = with_defects(rng, brightness)
         image = coloured(changed, tint)
         mask = visible_change(clean, image)
         if COVERAGE[0] <= np.count_nonzero(mask) / mask.size <= COVERAGE[1]:
-            return SurfaceImage(clean, image, mask, kind)
+            return SurfaceImage(image, mask, kind)
 
 
 def numbers(split: str, counts: tuple[int, int]) -> Iterator[tuple[int, bool]]:

@@ -44,7 +44,6 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Save a picture of every image of the batch, where Anomalib saves its own."""
-        del outputs
         if self.output_dir in {None, self._default_dir}:  # the user's stays, the trainer's is the present trainer's
             self.output_dir = self._default_dir = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)

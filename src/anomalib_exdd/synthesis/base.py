@@ -33,42 +33,25 @@ class Defect:
 
 @dataclass(frozen=True)
 class Request:
-    """One image to make. Its result depends on nothing else, not on the requests beside it.
+    """One image to make. Its result depends on nothing else, not on the requests beside it."""
 
-    Attributes:
-        index: Number of the image in the run.
-        seed: Seed of everything random about it.
-        image: The normal image, `[H, W, 3]`.
-        mask: Where to draw the defect, `[H, W]`.
-        prompt: The defect in words, for synthesizers that read a prompt.
-        defect: The real defect that the mask was made from, if any.
-        source: File of the normal image.
-        placement: Where the mask comes from, in words.
-    """
-
-    index: int
-    seed: int
-    image: Pixels
-    mask: Mask
-    prompt: str = ""
-    defect: Defect | None = None
-    source: str = ""
-    placement: str = ""
+    index: int  # number of the image in the run
+    seed: int  # of everything random about it
+    image: Pixels  # the normal image, `[H, W, 3]`
+    mask: Mask  # where to draw the defect, `[H, W]`
+    prompt: str = ""  # the defect in words, for synthesizers that read a prompt
+    defect: Defect | None = None  # the real defect that the mask was made from, if any
+    source: str = ""  # file of the normal image
+    placement: str = ""  # where the mask comes from, in words
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """The result of a request.
+    """The result of a request."""
 
-    Attributes:
-        image: The image with a defect, `[H, W, 3]`.
-        mask: Where it may have changed, `[H, W]`: the request's mask, unless the synthesizer places its defects itself.
-        details: Further entries for the manifest.
-    """
-
-    image: Pixels
-    mask: Mask
-    details: dict[str, Any] = field(default_factory=dict)
+    image: Pixels  # the image with a defect, `[H, W, 3]`
+    mask: Mask  # where it may have changed, `[H, W]`: that of the request, unless the synthesizer places its defects
+    details: dict[str, Any] = field(default_factory=dict)  # further entries for the manifest
 
 
 class Synthesizer(ABC):

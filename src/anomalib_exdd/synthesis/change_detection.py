@@ -33,22 +33,14 @@ LEAST_SHARE = 0.03  # of the given mask: if less is found, the given mask is kep
 
 @dataclass(frozen=True)
 class Change:
-    """How much changed.
+    """How much changed inside a mask, and outside it."""
 
-    Attributes:
-        visible: 95th percentile of the smoothed absolute difference inside the mask, in grey levels. Redrawn texture
-            reaches about its own grain, a visible defect more.
-        contrast: 95th percentile of z inside the mask, in standard deviations of the surface.
-        changed_share: Share of the mask's pixels that differ by two grey levels or more, smoothed.
-        background_psnr: Peak signal-to-noise ratio outside the mask, in dB; infinite if nothing changed there.
-        background_difference: The greatest change outside the mask, in grey levels.
-    """
-
+    # 95th percentile of the smoothed absolute difference, in grey levels: redrawn texture reaches about its own grain.
     visible: float
-    contrast: float
-    changed_share: float
-    background_psnr: float
-    background_difference: float
+    contrast: float  # 95th percentile of z, in standard deviations of the surface
+    changed_share: float  # of the mask's pixels, those that differ by two grey levels or more, smoothed
+    background_psnr: float  # peak signal-to-noise ratio outside, in dB; infinite if nothing changed there
+    background_difference: float  # the greatest change outside, in grey levels
 
 
 def measure_change(original: Pixels, generated: Pixels, mask: Mask) -> Change:

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import logging
 import shlex
 import sys
 from collections.abc import Callable
@@ -29,8 +28,6 @@ from .output_folder import PAGE_NAME, SHEET_NAME
 from .review_page import write_reports
 from .run import RunSettings, SourceImages, SynthesisRun
 
-logger = logging.getLogger(__name__)
-
 # Imported so that the command line finds them by their plain names.
 SYNTHESIZERS = (DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer)
 NO_TIMEOUT = timedelta(days=100)  # processes wait for the slowest one, which may take long
@@ -39,6 +36,8 @@ SHOWN_REASONS = 5
 
 class Synthesize(Subcommand):
     """Draw synthetic defects into normal training images, to be reviewed and trained with."""
+
+    kept = "Finished images are kept; the same command goes on from there."
 
     @staticmethod
     def get_parser() -> ArgumentParser:
@@ -62,15 +61,6 @@ class Synthesize(Subcommand):
         add("--num_nodes", type=int, default=1, help="How many machines; they share the folder.")
         add("--overwrite", action="store_true", help="Remove the images of an earlier run from the folder.")
         return parser
-
-    def run(self, config: Namespace) -> None:
-        """Run the subcommand, and end with one line where input, model or machine do not suffice."""
-        try:
-            super().run(config)
-        except (RuntimeError, OSError) as error:  # the extra is missing, no memory, no network, no space on the disk
-            logger.debug("Where it happened:", exc_info=True)
-            msg = f"Error: {error} (Finished images are kept; the same command goes on from there.)"
-            raise SystemExit(msg) from error
 
     def call(self, config: Namespace) -> None:
         """Make the images, and write manifest, contact sheet and page."""

@@ -22,19 +22,12 @@ SUGGESTED = "Choose an inpainting pipeline, such as diffusers/stable-diffusion-x
 
 
 class ModelSource(NamedTuple):
-    """A pipeline whose weights are not read yet.
+    """A pipeline whose weights are not read yet."""
 
-    Attributes:
-        model: Local folder, or name on the Hugging Face hub.
-        revision: Commit on the hub; of a local folder, a fingerprint of its files that begins with `local-`.
-        is_local: Whether it is a folder.
-        class_name: Class of the saved pipeline.
-    """
-
-    model: str
-    revision: str
-    is_local: bool
-    class_name: str
+    model: str  # local folder, or name on the Hugging Face hub
+    revision: str  # commit on the hub; of a local folder, a fingerprint of its files that begins with `local-`
+    is_local: bool  # whether it is a folder
+    class_name: str  # of the saved pipeline
 
     @property
     def name(self) -> str:

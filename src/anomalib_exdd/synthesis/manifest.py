@@ -29,36 +29,24 @@ DECISIONS = ("accept", "reject")
 
 @dataclass(frozen=True)
 class Record:
-    """How one image was made: an entry of the manifest.
-
-    Attributes:
-        image: File of the image, relative to the folder, as is `mask`.
-        source: Normal image that it was made from.
-        defect: Real defective image that it was made from, if any.
-        placement: Where the mask comes from, in words.
-        prompt: The defect in words; empty if none was used.
-        attempts: How often it was made, until the change was visible or no retries were left.
-        details: Further entries by the synthesizer, and the `kind` of the real defect, where it is known.
-        change: Measurements of `measure_change`; None where a number is not finite.
-        accepted: Whether the change is visible; `reason` says why not.
-    """
+    """How one image was made: an entry of the manifest."""
 
     index: int
-    image: str
-    mask: str
-    source: str
-    defect: str | None
-    placement: str
-    prompt: str
+    image: str  # file, relative to the folder
+    mask: str  # file, relative to the folder
+    source: str  # normal image that it was made from
+    defect: str | None  # real defective image that it was made from, if any
+    placement: str  # where the mask comes from, in words
+    prompt: str  # the defect in words; empty if none was used
     seed: int
-    attempts: int
+    attempts: int  # how often it was made, until the change was visible or no retries were left
     synthesizer: str
     model: str | None
     revision: str | None
-    details: dict[str, Any]
-    change: dict[str, float | None]
-    accepted: bool
-    reason: str
+    details: dict[str, Any]  # further entries by the synthesizer, and the `kind` of the real defect, if it is known
+    change: dict[str, float | None]  # measurements of `measure_change`; None where a number is not finite
+    accepted: bool  # whether the change is visible
+    reason: str  # why not
 
     @classmethod
     def from_dict(cls, content: Any, path: Path) -> "Record":

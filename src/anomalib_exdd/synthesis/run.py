@@ -44,21 +44,13 @@ class LazySequence(Sequence[Any]):
 
 @dataclass(frozen=True)
 class SourceImages:
-    """Files of normal images and real defects. Their reader is an argument, so that training reads them the same way.
+    """Files of normal images and real defects, and how to read them: as training does."""
 
-    Attributes:
-        normals: Files of normal images. Their order influences which image is drawn.
-        defects: Files of real defective images, each with the file of its mask; may be empty.
-        read_image: Reads an image, `[H, W, 3]`, RGB, uint8.
-        read_mask: Reads a mask, `[H, W]`, bool.
-        kinds: Kinds of the defects that are known, by the file of the image.
-    """
-
-    normals: Sequence[str]
-    defects: Sequence[tuple[str, str]]
-    read_image: Callable[[str], Pixels]
-    read_mask: Callable[[str], Mask]
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    normals: Sequence[str]  # files of normal images, whose order influences which one is drawn
+    defects: Sequence[tuple[str, str]]  # files of real defective images and of their masks; may be empty
+    read_image: Callable[[str], Pixels]  # reads an image, `[H, W, 3]`, RGB, uint8
+    read_mask: Callable[[str], Mask]  # reads a mask, `[H, W]`, bool
+    kinds: Mapping[str, str] = field(default_factory=dict)  # kinds of the defects that are known, by image file
 
     def normal_images(self) -> Sequence[Pixels]:
         """Return the normal images, each read when it is indexed."""
@@ -141,23 +133,14 @@ class SynthesisRun:
     """Makes the images of one folder.
 
     One process calls `open` before and `folder.finish` after all others; any number of them `work` in between.
-
-    Attributes:
-        output: Folder to write.
-        sources: Normal images and real defects.
-        synthesizer: Draws the defects.
-        settings: Settings of the run.
-        batch_size: How many requests the synthesizer gets at once; does not influence the images, unless the
-            synthesizer's own batches do.
-        command: Command that makes the images, named in messages about an unfinished folder.
     """
 
-    output: Path
+    output: Path  # folder to write
     sources: SourceImages
     synthesizer: Synthesizer
     settings: RunSettings
-    batch_size: int = 4
-    command: str = ""
+    batch_size: int = 4  # requests that the synthesizer gets at once; only its own batches may influence the images
+    command: str = ""  # that makes the images, named in messages about an unfinished folder
 
     def __post_init__(self) -> None:
         """Check that there are normal images, and real defects where they are needed."""

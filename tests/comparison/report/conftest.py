@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from made_up_comparison import make_comparison
-from page_tree import Element, read_page
 
 from anomalib_exdd.comparison.report import write_report
+from made_up_comparison import make_comparison
+from page_tree import Element, read_page
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_tree import Element
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from anomalib_exdd.comparison.report.charts import Scale, round_values
@@ -18,6 +17,7 @@ from anomalib_exdd.comparison.report.curves import (
 )
 from anomalib_exdd.comparison.report.reader import RunResults
 from anomalib_exdd.comparison.results import ImageResult, Run, read_comparison
+from page_tree import Element
 
 # Few different scores, so that many are equal.
 SAMPLES = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=25).filter(

@@ -35,11 +35,13 @@ def opened(picture: bytes) -> np.ndarray:
 
 
 @given(HALVES, HALVES)
-def test_share_below_is_that_of_going_through_all_pixels(normal: np.ndarray, values: np.ndarray) -> None:
-    shares = HeatScale([normal[:3], normal[3:]]).share_below(values)
+def test_levels_are_those_of_going_through_all_pixels(normal: np.ndarray, values: np.ndarray) -> None:
+    levels = HeatScale([normal[:3], normal[3:]]).levels(values, 2)
     lowest = np.float16(-np.inf)  # what is no number counts as
     normal, values = np.where(np.isnan(normal), lowest, normal), np.where(np.isnan(values), lowest, values)
-    assert shares == pytest.approx([np.mean(normal < value) for value in values])
+    above = np.array([np.mean(normal >= value) for value in values])
+    expected = np.clip(-np.log10(np.maximum(above, 1e-3)) / 2, 0, 1) * (LEVELS - 1)
+    assert levels == pytest.approx(expected, abs=0.501)
 
 
 @given(HALVES)
@@ -61,7 +63,6 @@ def test_higher_values_never_get_lower_levels_and_decades_are_even() -> None:
     assert (np.diff(levels) >= 0).all()
     assert (levels[0], levels[-1]) == (0, LEVELS - 1)
     # 90 % of the normal pixels lie below 900, 99 % below 990.
-    assert scale.share_below(np.array([900, 990], dtype=np.float16)) == pytest.approx([0.9, 0.99])
     assert scale.levels(np.array([900, 990], dtype=np.float16), 3).tolist() == [21, 42]  # a third, two thirds of 63
 
 

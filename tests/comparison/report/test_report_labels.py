@@ -5,8 +5,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-from made_up_comparison import DETECTORS, make_comparison
-from page_tree import Element, read_page
 
 from anomalib_exdd.comparison.report import write_report
 from anomalib_exdd.comparison.report.charts import (
@@ -20,6 +18,8 @@ from anomalib_exdd.comparison.report.charts import (
     wrapped,
 )
 from anomalib_exdd.comparison.results import Method, Run
+from made_up_comparison import DETECTORS, make_comparison
+from page_tree import Element, read_page
 
 LONG = (
     "DefectClassifier with frozen features, perlin 80",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_comparison import DETECTORS, Detector, make_comparison, rewrite
-from page_tree import Element, read_page
 
 from anomalib_exdd.comparison.report import write_report
 from anomalib_exdd.comparison.report.gallery import ErrorCard, within_size
 from anomalib_exdd.comparison.results import METRICS, Method, read_comparison
 from anomalib_exdd.utils.files import PARTIAL_FILES
+from made_up_comparison import DETECTORS, Detector, make_comparison, rewrite
+from page_tree import Element, read_page
 
 NASTY = '<script>alert(1)</script><b onclick="x">&amp; "@TITLE@" \'</title></style>'
 

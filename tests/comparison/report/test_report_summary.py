@@ -2,13 +2,13 @@ import re
 from pathlib import Path
 
 import pytest
-from page_tree import read_page
 
 from anomalib_exdd.comparison.report.formatting import amount, count, number, percent, points
 from anomalib_exdd.comparison.report.page import report_page
 from anomalib_exdd.comparison.report.reader import MethodResults, Results, RunResults
 from anomalib_exdd.comparison.report.summary import includes_zero, rank_methods
 from anomalib_exdd.comparison.results import Comparison, Difference, Method, Run
+from page_tree import read_page
 
 
 def difference(method: str, mean: float, low: float, high: float, metric: str = "image_AP") -> Difference:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from anomalib_exdd.comparison.results import NearestPatches, read_explanations
+from anomalib_exdd.comparison.results import read_explanations
 
 from .outcomes import ImageOutcomes, choose_errors, worst_errors
 from .pictures import (
@@ -38,19 +38,12 @@ EXPLAINED_OF_EACH = 4
 
 @dataclass
 class ErrorCard:
-    """An image with its pictures.
-
-    Attributes:
-        image: The image and its outcomes.
-        picture: The image, JPEG; None if it is missing.
-        truth: The image with the outline of the true defect; None without a defect or mask.
-        heat: Heat maps by number of the method, PNG.
-    """
+    """An image with its pictures."""
 
     image: ImageOutcomes
-    picture: bytes | None = None
-    truth: bytes | None = None
-    heat: dict[int, bytes] = field(default_factory=dict)
+    picture: bytes | None = None  # JPEG; None if it is missing
+    truth: bytes | None = None  # the same with the outline of the true defect; None without a defect or mask
+    heat: dict[int, bytes] = field(default_factory=dict)  # heat maps by number of the method, PNG
 
     @property
     def size(self) -> int:
@@ -148,14 +141,14 @@ def choose_explained(images: Sequence[ImageOutcomes], method: int) -> list[Image
     return chosen + [image for _, image in sorted(found, key=lambda each: -each[0])[:EXPLAINED_OF_EACH]]
 
 
-def _tiles(path: str, patches: NearestPatches, results: Results) -> list[dict[str, Any]]:
+def _tiles(path: str, patches: dict[str, Any], results: Results) -> list[dict[str, Any]]:
     name = PurePath(path).name
-    here: dict[str, Any] = {"source": path, "row": patches.row, "column": patches.column}
+    here = {"source": path, "row": patches["row"], "column": patches["column"]}
     tiles = []
     for title, alternative, patch in (
         ("test patch", f"Highest patch of {name}", here),
-        ("closest normal", f"Normal patch nearest to that of {name}", patches.normal),
-        ("closest defect", f"Defect patch nearest to that of {name}", patches.defect),
+        ("closest normal", f"Normal patch nearest to that of {name}", patches["normal"]),
+        ("closest defect", f"Defect patch nearest to that of {name}", patches["defect"]),
     ):
         pixels = None if patch is None else read_picture(results.find_image(str(patch["source"])))
         picture = None

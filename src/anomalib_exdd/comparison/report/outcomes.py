@@ -22,27 +22,15 @@ Kind = Literal["miss", "false-alarm"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method's first run predicts for one image.
-
-    Attributes:
-        method: The method.
-        row: Row of the image in `images.csv` and in the maps.
-        score: Its score.
-        misordered: Number of images of the other label on the wrong side of it.
-        ties: Number of those with the same score.
-        others: Number of all images of the other label.
-        prediction: `accept`, `review` or `reject` of a method that decides; `normal` or `defective` by a threshold;
-            empty without either.
-        is_error: Whether it is an error.
-    """
+    """What a method's first run predicts for one image."""
 
     method: MethodResults
-    row: int
+    row: int  # of the image in `images.csv` and in the maps
     score: float
-    misordered: int
-    ties: int
-    others: int
-    prediction: str
+    misordered: int  # images of the other label on the wrong side of it
+    ties: int  # images of the other label with the same score
+    others: int  # all images of the other label
+    prediction: str  # see `predict`
     is_error: bool
 
     @property
@@ -117,7 +105,11 @@ def count_misordered(run: RunResults) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 def predict(score: float, run: Run) -> str:
-    """Return what a run calls an image: by its decision, or else by its threshold; empty without either."""
+    """Return what a run calls an image: by its decision, or else by its threshold.
+
+    Returns:
+        `accept`, `review` or `reject`; `normal` or `defective`; empty without a decision and a threshold.
+    """
     if run.accept is not None and run.reject is not None:
         return "reject" if score >= run.reject else "accept" if score < run.accept else "review"
     if run.threshold is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
@@ -30,19 +31,14 @@ LEVELS = 64
 MAX_DECADES = 4
 _CODES = 1 << 16  # bit patterns of a half-precision number
 
-# Ten colours of the map "inferno" (S. van der Walt and N. Smith, public domain): its brightness ascends evenly, which
-# is visible to people with any colour vision and in a grey print.
-_INFERNO = np.array([
-    (0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96),
-    (207, 68, 70), (237, 105, 37), (251, 155, 6), (247, 209, 61), (252, 255, 164),
-])  # fmt: skip
-
 
 def palette() -> NDArray[np.uint8]:
-    """Return the colour of every level, RGB, shape (LEVELS, 3)."""
-    places = np.linspace(0, len(_INFERNO) - 1, LEVELS)
-    channels = [np.interp(places, np.arange(len(_INFERNO)), _INFERNO[:, channel]) for channel in range(3)]
-    return np.column_stack(channels).round().astype(np.uint8)
+    """Return the colour of every level, RGB, shape (LEVELS, 3).
+
+    The brightness of this map ascends evenly, which is visible to people with any colour vision and in a grey print.
+    """
+    shades = np.linspace(0, 255, LEVELS).round().astype(np.uint8)[None]
+    return np.asarray(cv2.applyColorMap(shades, cv2.COLORMAP_INFERNO)[0, :, ::-1])
 
 
 def order_codes(values: NDArray[np.float16]) -> NDArray[np.uint16]:
@@ -74,10 +70,6 @@ class HeatScale:
             msg = "Argument `normal_maps` has to have at least one pixel to compare with, but has none."
             raise ValueError(msg)
         self._share_above = np.cumsum(counts[::-1])[::-1] / self.pixels
-
-    def share_below(self, values: NDArray[np.float16]) -> NDArray[np.float64]:
-        """Return the share of normal pixels below each value, 0 to 1, in the shape of the values."""
-        return 1 - self._share_above[order_codes(values)]
 
     def levels(self, values: NDArray[np.float16], decades: int) -> NDArray[np.uint8]:
         """Return the level of the palette of each value, for a scale of so many powers of ten."""

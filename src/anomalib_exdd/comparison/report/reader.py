@@ -65,19 +65,12 @@ class RunResults:
 
 @dataclass(frozen=True)
 class MethodResults:
-    """A method with its runs.
-
-    Attributes:
-        method: The method.
-        number: Its position in the comparison, which gives its colour and line style.
-        runs: Runs that did not fail, by seed.
-        failed: Runs that failed, by seed.
-    """
+    """A method with its runs."""
 
     method: Method
-    number: int
-    runs: Sequence[RunResults]
-    failed: Sequence[Run]
+    number: int  # position in the comparison, which gives colour and line style
+    runs: Sequence[RunResults]  # that did not fail, by seed
+    failed: Sequence[Run]  # by seed
 
     @property
     def name(self) -> str:

@@ -42,7 +42,6 @@ class FitRecorder(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Record the checkpoint that the fit started from; a fit that fails does not get here."""
-        del trainer
         if stage == TrainerFn.FITTING:
             pl_module.checkpoint_state.fitted_from = pl_module.checkpoint_state.fitting_from
 

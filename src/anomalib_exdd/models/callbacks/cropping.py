@@ -51,7 +51,6 @@ class Cropping(Callback):
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn of crops."""
-        del trainer
         _log_crops(pl_module)
 
 

@@ -41,7 +41,6 @@ class CountImagesOnce(Callback):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn where Lightning repeats test images, to give every process equally many."""
-        del pl_module
         size = trainer.world_size
         if size == 1:
             return
@@ -58,7 +57,6 @@ class CountImagesOnce(Callback):
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Reset the metrics, which an interrupted epoch leaves as they were."""
-        del trainer
         for part in pl_module.modules():
             if isinstance(part, Metric):
                 part.reset()

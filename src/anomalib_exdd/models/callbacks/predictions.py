@@ -6,16 +6,17 @@ appends its rows to a file of its own, one line of JSON each; at the end they ar
 """
 
 import csv
+import fileinput
 import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from anomalib.data import ImageBatch
@@ -94,21 +95,19 @@ class Summary:
 
     def __str__(self) -> str:
         """Return the summary in one line."""
-        names, counts = ("accept", "review", "reject"), self.decisions
-        if not counts:
-            names, counts = ("normal", "defective"), self.labels  # type: ignore[assignment]
+        names = ("accept", "review", "reject") if self.decisions else ("normal", "defective")
+        counts = self.decisions or self.labels
         parts = ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
-        line = f"{self.images} {'image' if self.images == 1 else 'images'}: {parts}"
+        phrases = [f"{self.images} {'image' if self.images == 1 else 'images'}: {parts}"]
         if self.slowest is not None:
             path, seconds = self.slowest
-            line += f"; {self.seconds / self.images:.3f} s per image, slowest {seconds:.3f} s ({Path(path).name})"
-        if self.unreadable:
-            line += f"; {self.unreadable} unreadable"
-        if self.masks_left_out:
-            line += f"; {self.masks_left_out} masks left out"
+            average = self.seconds / self.images
+            phrases.append(f"{average:.3f} s per image, slowest {seconds:.3f} s ({Path(path).name})")
+        for number, what in ((self.unreadable, "unreadable"), (self.masks_left_out, "masks left out")):
+            phrases += [f"{number} {what}"] if number else []
         if self.files_left_out:
-            line += f"; other files left out: {count_endings(self.files_left_out)}"
-        return line
+            phrases.append(f"other files left out: {count_endings(self.files_left_out)}")
+        return "; ".join(phrases)
 
 
 class RawScores(Callback):
@@ -120,12 +119,10 @@ class RawScores(Callback):
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        del args, kwargs
         self._start = time.perf_counter()
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the scores, and stop the clock."""
-        del trainer, pl_module, args, kwargs
         self.scores = torch.as_tensor(outputs.pred_score).flatten().tolist()  # waits for the GPU
         self.seconds = time.perf_counter() - self._start
 
@@ -135,16 +132,13 @@ class Predictions(Callback):
 
     def __init__(self, raw: RawScores) -> None:
         self.raw = raw
-        self._folder: Path | None = None
-        self._rows: TextIO | None = None
-        self._summary: Summary | None = None
+        self._summary: Summary | None = None  # of a finished prediction
         self._decisions: Any = None
         self._files_left_out: dict[str, FilesOfEnding] = {}
         self._transforms: list[list[Transform | None]] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Replace Anomalib's loader, which stops at broken files, and keep no predictions that the command ignores."""
-        del pl_module
         if stage != TrainerFn.PREDICTING:
             return
         if _command_of(trainer) is not None:
@@ -153,13 +147,11 @@ class Predictions(Callback):
         source = trainer.predict_loop._data_source  # noqa: SLF001
         self._files_left_out = _files_left_out(trainer, source.instance)
         process = (trainer.global_rank, trainer.world_size)
-        if isinstance(source.instance, Sequence):
-            source.instance = [replace_loader(loader, process) for loader in source.instance]
-        else:
-            source.instance = replace_loader(source.instance, process)
+        replaced = [replace_loader(loader, process) for loader in _as_list(source.instance)]
+        source.instance = replaced if isinstance(source.instance, Sequence) else replaced[0]
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Open the file of this process's rows; from here on the model's settings are those of its checkpoint."""
+        """Begin the file of this process's rows; from here on the model's settings are those of its checkpoint."""
         self._summary = None
         self._decisions = getattr(pl_module, "decisions", None)
         transform = getattr(pl_module.pre_processor, "transform", None)
@@ -175,40 +167,29 @@ class Predictions(Callback):
             warn_of_unused_range(loader.files, loader.white_level)
         if masks := [mask for loader in loaders for mask in loader.masks]:
             logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
-        self._folder = Path(trainer.default_root_dir)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._rows = partial_path(self._folder, trainer.global_rank).open("w", encoding="utf-8")
+        Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
+        partial_path(trainer.default_root_dir, trainer.global_rank).write_bytes(b"")
 
     def on_predict_batch_end(
         self, trainer: Any, pl_module: Any, outputs: ImageBatch, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the rows of a batch."""
-        del batch
-        self._write_unreadable(trainer)
         names = image_names(outputs, trainer, batch_idx, dataloader_idx)
         regions: list[list[Region] | None] = [None] * len(names)
         if _has_threshold(pl_module.post_processor, "pixel_threshold"):
             regions = locate_regions(outputs, names, self._transforms[dataloader_idx])
-        for number, name in enumerate(names):
-            self._write(self._row(pl_module, outputs, number, name, regions[number]))
+        rows = [self._row(pl_module, outputs, *each) for each in zip(range(len(names)), names, regions, strict=True)]
+        _append_rows(trainer, rows)
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the table of the rows of all processes, once all of them are done."""
-        del pl_module
-        self._write_unreadable(trainer)
-        self._close()
+        _append_rows(trainer, ())
         trainer.strategy.barrier("predictions")
-        if self._folder is None or not trainer.is_global_zero:
-            return
-        masks = sum(len(loader.masks) for loader in _predict_loaders(trainer))
-        summary = Summary(masks_left_out=masks, files_left_out=self._files_left_out)
-        write_tables(self._folder, trainer.world_size, summary)
-        self._summary = summary
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Keep the rows written so far."""
-        del trainer, pl_module, exception
-        self._close()
+        if trainer.is_global_zero:
+            masks = sum(len(loader.masks) for loader in _predict_loaders(trainer))
+            summary = Summary(masks_left_out=masks, files_left_out=self._files_left_out)
+            write_tables(Path(trainer.default_root_dir), trainer.world_size, summary)
+            self._summary = summary
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Log where the results of a test or a prediction are; the command ends here if files were unreadable."""
@@ -220,22 +201,8 @@ class Predictions(Callback):
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
             logger.info("Trained model: %s", Path(checkpoint).resolve())
-        if stage == TrainerFn.PREDICTING and self._folder is not None and self._summary is not None:
-            _report(self._folder, self._summary, by_command=_command_of(trainer) is not None)
-
-    def _close(self) -> None:
-        if self._rows is not None:
-            self._rows.close()
-            self._rows = None
-
-    def _write(self, row: PredictionRow) -> None:
-        if self._rows is not None:
-            self._rows.write(row.to_json() + "\n")
-
-    def _write_unreadable(self, trainer: Any) -> None:
-        for loader in _predict_loaders(trainer):
-            for file in loader.take_unreadable():
-                self._write(PredictionRow(file.path, error=file.reason))
+        if stage == TrainerFn.PREDICTING and self._summary is not None:
+            _report(Path(trainer.default_root_dir), self._summary, by_command=_command_of(trainer) is not None)
 
     def _row(self, pl_module: Any, batch: Any, number: int, name: str, regions: list[Region] | None) -> PredictionRow:
         """Describe image ``number`` of a post-processed batch."""
@@ -264,9 +231,17 @@ class Predictions(Callback):
         )
 
 
-def partial_path(folder: Path, process: int) -> Path:
+def partial_path(folder: str | Path, process: int) -> Path:
     """Return the file of a process's rows until all are written; an interrupted prediction leaves it behind."""
-    return folder / f"predictions.partial-{process}.jsonl"
+    return Path(folder) / f"predictions.partial-{process}.jsonl"
+
+
+def _append_rows(trainer: Any, rows: Iterable[PredictionRow]) -> None:
+    """Write the rows of the files that could not be read since the last call, and those of a batch."""
+    unreadable = [file for loader in _predict_loaders(trainer) for file in loader.take_unreadable()]
+    with partial_path(trainer.default_root_dir, trainer.global_rank).open("a", encoding="utf-8") as lines:
+        for row in (*(PredictionRow(file.path, error=file.reason) for file in unreadable), *rows):
+            lines.write(row.to_json() + "\n")
 
 
 def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
@@ -281,26 +256,21 @@ def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
         # Names of files may hold bytes that are no UTF-8.
         csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as csv_file,
         json_path.open("w", encoding="utf-8") as json_file,
+        fileinput.input([partial_path(folder, process) for process in range(world_size)], encoding="utf-8") as lines,
     ):
         table = csv.DictWriter(csv_file, [column.name for column in fields(PredictionRow)])
         table.writeheader()
         json_file.write('{"predictions": [')
-        for number, row in enumerate(_rows(folder, world_size)):
+        for number, row in enumerate(map(json.loads, lines)):
             json_file.write(f"{',' if number else ''}\n  {json.dumps(row)}")
             regions = row["regions"]
             table.writerow(row | {"regions": None if regions is None else json.dumps(regions)})
             summary.add(row)
-        counts = asdict(summary)
-        counts["files_left_out"] = {ending: files._asdict() for ending, files in summary.files_left_out.items()}
-        json_file.write(f'\n],\n"summary": {json.dumps(counts)}}}\n')
+        files_left_out = {ending: files._asdict() for ending, files in summary.files_left_out.items()}
+        counts = json.dumps(vars(summary) | {"files_left_out": files_left_out})
+        json_file.write(f'\n],\n"summary": {counts}}}\n')
     for path in folder.glob(partial_path(folder, 0).name.replace("0", "*")):  # of interrupted predictions too
         path.unlink()
-
-
-def _rows(folder: Path, world_size: int) -> Iterator[dict[str, Any]]:
-    for process in range(world_size):
-        with partial_path(folder, process).open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
 
 
 def _report(folder: Path, summary: Summary, *, by_command: bool) -> None:

@@ -41,7 +41,6 @@ class ProbabilityPostProcessor(PostProcessor):  # type: ignore[misc]
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
         """Update the threshold by scores with labels, and the range of the maps."""
-        del trainer, pl_module, args, kwargs
         self._image_threshold_metric.update(outputs)
         self._pixel_min_max_metric.update(outputs)
 

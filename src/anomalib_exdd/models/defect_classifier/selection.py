@@ -66,7 +66,6 @@ class ResumePoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the epoch; the file of the epoch before stays until it is complete."""
-        del pl_module
         keeper = checkpoint_keeper(trainer)
         if keeper is None or keeper.dirpath is None or trainer.fast_dev_run:
             return

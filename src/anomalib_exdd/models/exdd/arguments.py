@@ -24,7 +24,7 @@ DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
     "paper": "paper",
     "published": "published",
     "normal": "normal",
-    "ratio": "normal",  # the best on validation images: benchmarks/results/image_scoring_validation.md
+    "ratio": "normal",  # the best on validation and on test images: benchmarks/results/scorings_magnetic_tile.md
 }
 """What scores images by default, for each way to score the map."""
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -20,7 +20,6 @@ from anomalib_exdd.comparison.results import (
     Difference,
     ImageResult,
     Method,
-    NearestPatches,
     Run,
     write_comparison,
     write_images,
@@ -171,7 +170,7 @@ def _write_run(
     if maps:
         np.savez_compressed(folder / place / "maps.npz", maps=heat.astype(np.float16))
     if detector.explains:
-        explained = {each.image: asdict(_nearest(hot, each, train)) for hot, each in zip(heat, pictures, strict=True)}
+        explained = {each.image: _nearest(hot, each, train) for hot, each in zip(heat, pictures, strict=True)}
         write_json(explained, folder / place / "explanations.json")
     fit, memory, speed, latency, size = (cost * random.uniform(0.97, 1.03) for cost in detector.costs)
     low, high = (float(np.quantile(scores, share)) for share in (0.4, 0.75))
@@ -197,17 +196,22 @@ def _heat(random: np.random.Generator, picture: ImageResult, detector: Detector)
     return detector.scale * (truth * (1 - detector.noise) + clouds * detector.noise + 0.1)
 
 
-def _nearest(heat: np.ndarray, picture: ImageResult, train: Sequence[ImageResult]) -> NearestPatches:
+def _nearest(heat: np.ndarray, picture: ImageResult, train: Sequence[ImageResult]) -> dict[str, Any]:
     row, column = _highest(heat)
     good, bad = next(each for each in train if not each.label), next(each for each in train if each.label)
     bad_row, bad_column = _highest(np.asarray(Image.open(bad.mask).filter(ImageFilter.GaussianBlur(4))))
-    return NearestPatches(
-        row,
-        column,
-        {"source": good.image, "row": row, "column": column, "distance": 4.2},
-        {"source": bad.image, "row": bad_row, "column": bad_column, "distance": 2.1 if picture.label else 6.3},
-        "resembles <spots> (75 %)" if picture.label and row < 0.5 else None,
-    )
+    return {
+        "row": row,
+        "column": column,
+        "normal": {"source": good.image, "row": row, "column": column, "distance": 4.2},
+        "defect": {
+            "source": bad.image,
+            "row": bad_row,
+            "column": bad_column,
+            "distance": 2.1 if picture.label else 6.3,
+        },
+        "reason": "resembles <spots> (75 %)" if picture.label and row < 0.5 else None,
+    }
 
 
 def _highest(pixels: np.ndarray) -> tuple[float, float]:

@@ -66,10 +66,22 @@ def write_photos(folder: Path, size: Sequence[int]) -> list[Path]:
     return [*paths, folder / "deep.png"]
 
 
-def assert_exports_predict_as_the_engine(model: Any, folder: Path, photos: Sequence[Path], **export: Any) -> None:
-    """Compare exports with ``Engine.predict``, from the files on, in Anomalib's inferencers and in ONNX Runtime."""
+def assert_exports_predict_as_the_engine(
+    model: Any, size: Sequence[int], folder: Path, monkeypatch: pytest.MonkeyPatch, *, fixed: bool
+) -> None:
+    """Compare exports with ``Engine.predict``, from the files on, in Anomalib's inferencers and in ONNX Runtime.
+
+    Exports are for images of any size, or for the size of one photo, which the model shrinks.
+    """
     import onnxruntime  # noqa: PLC0415
 
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    monkeypatch.chdir(folder)  # OpenVINO's inferencer writes its cache to the working folder
+    photos, export = write_photos(folder, size), {}
+    assert error_without_antialiasing(model, photos[0]) > 0.01
+    if fixed:
+        with Image.open(photos[0]) as photo:
+            photos, export = photos[:1], {"input_size": (photo.height, photo.width)}
     engine = Engine(default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     in_torch = TorchInferencer(model.to_torch(folder), device="cpu")

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from made_up_defects import textured
 
 from anomalib_exdd.synthesis import Request
+from made_up_defects import textured
 
 CHANNELS = (32, 64)
 START, END = "<|startoftext|>", "<|endoftext|>"
