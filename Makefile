@@ -9,7 +9,7 @@ help:  ## List the verbs
 
 install:  ## Set up .venv for development, with the tested versions
 	uv venv --allow-existing
-	uv pip install -c constraints.txt -e ".[cpu,openvino,synthesis]" --group dev
+	uv pip install --compile-bytecode -c constraints.txt -e ".[cpu,openvino,synthesis]" --group dev
 
 test:  ## Run the tests; `make test only="-k coreset"` runs some of them
 	$(RUN) pytest $(only)
