@@ -30,7 +30,7 @@ from anomalib_exdd.models.visualization import LABEL_SIZE
 from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings, check_settings
-from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach
+from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach, teach_good
 from .decisions import Decisions, Thresholds
 from .explanation import Explanation, explain_image, reasons_of
 from .explanation_pictures import DecisionVisualizer
@@ -374,7 +374,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         Args:
             image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
             mask_HW: Where the defect is, non-zero, shape (H, W).
-            source: Path of the image. One that was taught before is replaced.
+            source: Path of the image. What either bank has of it is replaced.
             kind: Kind of the defect, such as "scratch"; empty if it is not known.
 
         Returns:
@@ -384,6 +384,24 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             ValueError: If the mask is empty, of another size or cut off, or the model is not trained.
         """
         return teach(self, image_CHW, mask_HW, source, kind)
+
+    def teach_good(self, image_CHW: Tensor, source: str) -> int:
+        """Add a good part that was not accepted to the negative bank and to the calibration.
+
+        The patches that the bank covers least are added. As any normal training image, it is judged without its own
+        entries when thresholds and probabilities are fitted anew.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            source: Path of the image. What either bank has of it is replaced.
+
+        Returns:
+            Number of entries added.
+
+        Raises:
+            ValueError: If the model is not trained.
+        """
+        return teach_good(self, image_CHW, source)
 
     def forget(self, source: str) -> int:
         """Drop everything that came from an image: entries in both banks, and its part in the calibration.
