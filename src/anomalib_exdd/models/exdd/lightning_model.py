@@ -36,6 +36,7 @@ from .explanation import Explanation, explain_image, reasons_of
 from .explanation_pictures import DecisionVisualizer
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
+from .normal_distance import normal_distance
 from .scoring import ScoringName
 from .torch_model import ExDDModel
 from .training import BankBuilder, BankSettings
@@ -94,6 +95,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             Its patches are in the positive bank at any weight.
         explain: With ``predict``, explain so many of the highest patches of every image: their nearest normal and
             defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
+        record: With ``predict``, an SQLite file to write every prediction into as well; see ``docs/review.md``.
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights depend on.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
@@ -147,6 +149,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         unknown_rate: float = 0.1,
         synthetic_weight: float = 0.3,
         explain: int = 0,
+        record: str | Path | None = None,
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
@@ -424,6 +427,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         del args, kwargs
         scored = self.model.score_images(cast("Tensor", batch.image))
         updated: Any = batch.update(pred_score=scored.scores.images, anomaly_map=scored.anomaly_map)
+        updated.normal_distance = normal_distance(scored.scores.negative.nearest)
         decisions = self.decisions
         if decisions is not None:
             # Before Anomalib's post-processor replaces the scores by normalised ones.
