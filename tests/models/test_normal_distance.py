@@ -27,5 +27,8 @@ def test_training_images_are_measured_as_new_ones_but_without_their_own_entries(
         others = bank.vectors[bank.source != bank.sources.index(path)]
         nearest = torch.cdist(features.flatten(1).T, others, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
         expected.append(float(normal_distance(nearest.values[None])))
-    found = torch.from_numpy(training_distances(model.model))
+    distances = training_distances(model.model)
+    assert distances is not None
+    found = torch.from_numpy(distances)
     torch.testing.assert_close(found.float(), torch.tensor(expected), rtol=2e-3, atol=0)
+    assert model.facts()["training_distances"] == distances.tolist()

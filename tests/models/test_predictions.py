@@ -91,6 +91,10 @@ def without_time(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "seconds"}
 
 
+def json_of(content: Any) -> Any:
+    return json.loads(json.dumps(content))
+
+
 def test_command_says_what_it_predicted_and_what_it_could_not_read(
     command: Command, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,7 +158,10 @@ def test_a_record_has_every_row_and_a_file_alone_gives_the_same(
     events = list(record.events())
     record.close()
     model = ExDD.load_from_checkpoint(checkpoint, map_location="cpu").eval()
-    assert {(event.action, event.model) for event in events} == {("prediction", model_version(model))}
+    states = [event for event in events if event.action == "model"]
+    assert [(event.path, event.content) for event in states] == [(str(checkpoint), json_of(model.facts()))] * 2
+    assert {event.model for event in events} == {model_version(model)}
+    events = [event for event in events if event.action == "prediction"]
     key = itemgetter("path")
     assert [event.path for event in events] == [event.content["path"] for event in events]
     assert sorted((event.content for event in events[len(rows) :]), key=key) == sorted(rows, key=key)

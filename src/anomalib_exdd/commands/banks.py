@@ -31,7 +31,7 @@ class Info(Subcommand):
 
     def call(self, config: Namespace) -> None:
         """Print the banks' content."""
-        model = _load(config.ckpt_path)
+        model = load_checkpoint(config.ckpt_path)
         info = model.info()
         decisions = model.decisions
         if config.json is not None:
@@ -90,7 +90,7 @@ class Teach(Subcommand):
         if config.good and config.kind:
             msg = f"A good part has no kind of defect, but got --kind {config.kind}. Leave it out, or leave out --good."
             raise ValueError(msg)
-        model = _load(config.ckpt_path)
+        model = load_checkpoint(config.ckpt_path)
         for path in (image, mask):
             if path is not None and not path.is_file():
                 msg = f"The file {path} does not exist."
@@ -121,7 +121,7 @@ class Forget(Subcommand):
 
     def call(self, config: Namespace) -> None:
         """Forget the image and write the checkpoint."""
-        model = _load(config.ckpt_path)
+        model = load_checkpoint(config.ckpt_path)
         dropped = model.forget(config.source)
         written = save_changed(model, config.ckpt_path, config.output)
         print(f"{dropped} entries of {model.history[-1]['source']} are gone.")
@@ -145,7 +145,13 @@ def _add_output(parser: ArgumentParser) -> ArgumentParser:
     return parser
 
 
-def _load(ckpt_path: Path) -> ExDD:
+def load_checkpoint(ckpt_path: Path) -> ExDD:
+    """Load a trained model for use on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of an ExDD model.
+    """
     if not ckpt_path.is_file():
         msg = f"The checkpoint {ckpt_path} does not exist."
         raise FileNotFoundError(msg)

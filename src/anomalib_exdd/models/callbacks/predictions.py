@@ -132,6 +132,8 @@ class Predictions(Callback):
             logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
         if path := pl_module.hparams.get("record"):
             self._record, self._version = Record(path), model_version(pl_module)
+            if trainer.is_global_zero:
+                self._record.add("model", self._version, str(trainer.ckpt_path or ""), pl_module.facts())
         self._folder = Path(trainer.default_root_dir)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._rows = partial_path(self._folder, trainer.global_rank).open("w", encoding="utf-8")

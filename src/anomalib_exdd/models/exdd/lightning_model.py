@@ -36,7 +36,7 @@ from .explanation import Explanation, explain_image, reasons_of
 from .explanation_pictures import DecisionVisualizer
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
-from .normal_distance import normal_distance
+from .normal_distance import normal_distance, training_distances
 from .scoring import ScoringName
 from .torch_model import ExDDModel
 from .training import BankBuilder, BankSettings
@@ -356,6 +356,14 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
     def info(self) -> list[SourceInfo]:
         """List what is in the banks, image by image, those with the most entries first."""
         return bank_info(self)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a record keeps of this state of the model: thresholds, and how far training images are."""
+        decisions, distances = self.decisions, training_distances(self.model)
+        return {
+            "decisions": None if decisions is None else decisions._asdict(),
+            "training_distances": [] if distances is None else distances.tolist(),
+        }
 
     def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
         """Explain the score of an image by the training patches that are nearest to its highest patches.
