@@ -39,8 +39,12 @@ ONLY_IN = {
     "faiss": "search/faiss_index.py",
     "accelerate": "synthesis",
     "diffusers": "synthesis",
+    "fastapi": "station/server.py",
+    "gradio": "station",
     "peft": "synthesis",
+    "starlette": "station/server.py",
     "transformers": "synthesis",
+    "uvicorn": "station/server.py",
 }
 # Room -> libraries it must not know of.
 UNKNOWN_TO = {

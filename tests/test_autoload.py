@@ -86,7 +86,7 @@ EVERYTHING_IS_REGISTERED = """
 import sys
 import anomalib.data, anomalib.models, anomalib.cli.pipelines
 import anomalib_exdd, anomalib_exdd.models.exdd.lightning_model
-verbs = ["benchmark", "compare", "drift", "info", "teach", "forget", "synthesize"]
+verbs = ["benchmark", "compare", "drift", "info", "teach", "forget", "review", "synthesize"]
 assert list(anomalib.cli.pipelines.PIPELINE_REGISTRY) == verbs
 assert anomalib.models.ExDD is anomalib_exdd.models.exdd.lightning_model.ExDD is anomalib_exdd.ExDD
 assert "anomalib_exdd" in anomalib.models.ALLOWED_MODULES

@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "info": ("anomalib_exdd.commands.banks", "Info"),
     "teach": ("anomalib_exdd.commands.banks", "Teach"),
     "forget": ("anomalib_exdd.commands.banks", "Forget"),
+    "review": ("anomalib_exdd.station.command", "ReviewCommand"),
     "synthesize": ("anomalib_exdd.synthesis.command", "Synthesize"),
 }
 

@@ -1,6 +1,5 @@
 """Drift: no alarm on what is like the training, an alarm soon on what is not, and what is said about it."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -69,15 +68,15 @@ def test_it_is_said_in_numbers_and_words(tmp_path: Path) -> None:
     assert not calm.drifted
     assert str(calm).startswith("The parts look like those of the training.")
     assert moved.drifted
-    facts = moved.to_dict()
-    today = [*before[-30:], *after]
-    assert facts["p_value"] == mannwhitneyu(today, TRAINING, alternative="greater").pvalue
-    assert (facts["images"], facts["last"], facts["training_images"]) == (200, 80, 100)
-    assert (facts["for_review"], facts["for_review_before"]) == (50 / 80, 0.0)
-    assert [each["distance"] for each in facts["newest"]] == sorted(after, reverse=True)[:10]
-    first = facts["alarms"][0]["image"]
-    assert 150 < first < 165
-    assert f"DRIFTED away from the training: alarm at image {first} " in str(moved)
+    assert moved.p_value == mannwhitneyu([*before[-30:], *after], TRAINING, alternative="greater").pvalue
+    assert [each.distance for each in moved.newest] == sorted(after, reverse=True)[:10]
+    assert 150 <= moved.alarms[0] < 165
+    said = str(moved)
+    assert f"DRIFTED away from the training: alarm at image {moved.alarms[0] + 1} " in said
+    assert "of the last 80 of 200 images" in said
+    assert "Mann-Whitney, one-sided, 80 against 100 images" in said
+    assert f"For review: {100 * 50 / 80:.0f} % of the last 80, 0 % before." in said
+    assert f"Farthest from normal: {moved.newest[0].path} ({max(after):.3g}), " in said
     # A model that has learnt the new parts is calm again, and the old alarms are of the past.
     taught = [each._replace(training=TRAINING + 1) for each in watched(rng.normal(2.0, 0.1, 90).tolist())]
     assert not Drift([*moved.images, *taught], last=80).drifted
@@ -132,18 +131,15 @@ def test_the_command_tells_another_product(
     with pytest.raises(SystemExit) as left:
         run(*given, str(tmp_path / "other"))
     assert left.value.code == DRIFTED
-    facts = json.loads((tmp_path / "drift" / "drift.json").read_text())
-    assert facts["drifted"]
-    assert facts["images"] == 24
-    assert facts["training_median_distance"] == pytest.approx(
-        float(np.median(load_checkpoint(trained).facts()["training_distances"]))
-    )
+    told = capsys.readouterr().out
+    median = float(np.median(load_checkpoint(trained).facts()["training_distances"]))
+    assert f"of the last 24 of 24 images, {median:.3g} of 24 training images" in told
     assert (tmp_path / "drift" / "drift.png").is_file()
     for arguments, message in (
         ((), "Give either --record, or --data"),
         (("--record", "a.db", "--data", "b"), "Give either --record, or --data"),
         (("--record", "none.db"), "none.db does not exist"),
-        (("--record", "none.db", "--last", "0"), "--last has to be at least 1"),
+        (("--record", "none.db", "--last", "0"), "`last` has to be at least 1"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(*arguments)

@@ -12,7 +12,7 @@ Shape suffixes: M images, N training images, B bets.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from scipy.stats import mannwhitneyu
 
 from anomalib_exdd.models.callbacks.prediction_row import predict_file
 from anomalib_exdd.models.exdd import ExDD
-from anomalib_exdd.models.record import Event, Record
+from anomalib_exdd.models.record import Record
 from anomalib_exdd.utils.files import write_atomically
 
 Floats = NDArray[np.float64]
@@ -52,8 +52,9 @@ def from_record(record: Record) -> list[Watched]:
     for event in record.events("model", "prediction"):
         if event.action == "model":
             training[event.model] = np.array(event.content["training_distances"])
-        elif event.content.get("normal_distance") is not None and len(training.get(event.model, ())):
-            found.append(_watched(event, training[event.model]))
+        elif event.content["normal_distance"] is not None and len(training.get(event.model, ())):
+            distance, decision = event.content["normal_distance"], event.content["decision"]
+            found.append(Watched(event.path, event.time, distance, decision, training[event.model]))
     return found
 
 
@@ -68,13 +69,11 @@ def from_images(model: ExDD, paths: Iterable[Path]) -> list[Watched]:
         msg = "The model has one normal training image only: how much they differ is not known. Train with more."
         raise ValueError(msg)
     rows = (predict_file(model, path)[0] for path in paths)
-    events = (Event("", "prediction", "", row.path, row.to_dict()) for row in rows if row.error is None)
-    return [_watched(event, training) for event in events]
-
-
-def _watched(event: Event, training: Floats) -> Watched:
-    content = event.content
-    return Watched(event.path, event.time, content["normal_distance"], content["decision"], training)
+    return [
+        Watched(row.path, "", row.normal_distance, row.decision, training)
+        for row in rows
+        if row.normal_distance is not None
+    ]
 
 
 def shares(images: Sequence[Watched]) -> Floats:
@@ -148,56 +147,38 @@ class Drift:
         ranked = sorted(today, key=lambda image: (self.share_M[image], -self.images[image].distance))
         return [self.images[image] for image in ranked[:_NEWEST]]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain numbers and texts, for JSON."""
+    @property
+    def p_value(self) -> float:
+        """Of today's images being no farther than the training images: a two-sample test for a single look."""
         today = self.images[-self.last :]
-        training = today[-1].training
         distances = [each.distance for each in today]
-        test = mannwhitneyu(distances, training, alternative="greater")
-        return {
-            "drifted": self.drifted,
-            "images": len(self.images),
-            "last": len(today),
-            "training_images": len(training),
-            "median_distance": float(np.median(distances)),
-            "training_median_distance": float(np.median(training)),
-            "p_value": float(test.pvalue),
-            "for_review": _review_share(today),
-            "for_review_before": _review_share(self.images[: -self.last]),
-            "evidence": float(self.evidence_M[-1]),
-            "alarm_from": self.every,
-            "alarms": [{"image": image + 1, "path": self.images[image].path} for image in self.alarms],
-            "newest": [{"path": each.path, "distance": each.distance} for each in self.newest],
-        }
+        return float(mannwhitneyu(distances, today[-1].training, alternative="greater").pvalue)
 
     def __str__(self) -> str:
         """Say it in words."""
-        facts = self.to_dict()
-        first = next((image for image in self.alarms if image >= len(self.images) - self.last), 0)
-        verdict = (
-            f"The parts have DRIFTED away from the training: alarm at image {first + 1} ({self.images[first].path})."
-            if self.drifted
-            else "The parts look like those of the training."
-        )
+        count, today = len(self.images), self.images[-self.last :]
+        training = today[-1].training
+        verdict = "The parts look like those of the training."
+        if self.drifted:
+            first = next(image for image in self.alarms if image >= count - self.last)
+            verdict = (
+                f"The parts have DRIFTED away from the training: alarm at image {first + 1} "
+                f"({self.images[first].path}, {self.images[first].time or 'no time'})."
+            )
+        median = np.median([each.distance for each in today])
         distances = (
-            f"Distance to normal, last {facts['last']} of {facts['images']} images: median "
-            f"{facts['median_distance']:.3g}; {facts['training_images']} training images, out of fold: "
-            f"{facts['training_median_distance']:.3g}. Farther than those: p = {facts['p_value']:.2g} (Mann-Whitney, "
-            f"one-sided, {facts['last']} against {facts['training_images']}; for a single look)."
+            f"Distance to normal: median {median:.3g} of the last {len(today)} of {count} images, "
+            f"{np.median(training):.3g} of {len(training)} training images, out of fold. Farther than those: "
+            f"p = {self.p_value:.2g} (Mann-Whitney, one-sided, {len(today)} against {len(training)} images; for a "
+            "single look)."
         )
         evidence = (
-            f"Evidence of drift: {facts['evidence']:.3g}, an alarm from {self.every} on: without drift once in "
+            f"Evidence of drift: {self.evidence_M[-1]:.3g}, an alarm from {self.every} on: without drift once in "
             f"{self.every} images on average, or less often, however often one looks."
         )
-        review, before = _percent(facts["for_review"]), _percent(facts["for_review_before"])
-        lines = [
-            verdict,
-            distances,
-            evidence,
-            f"For review: {review} of the last {facts['last']}, {before} of those before.",
-            "Farthest from normal: " + ", ".join(f"{each.path} ({each.distance:.3g})" for each in self.newest),
-        ]
-        return "\n".join(lines)
+        review = f"For review: {_review(today)} of the last {len(today)}, {_review(self.images[: -self.last])} before."
+        newest = ", ".join(f"{each.path} ({each.distance:.3g})" for each in self.newest)
+        return "\n".join([verdict, distances, evidence, review, f"Farthest from normal: {newest}"])
 
     def draw(self, path: Path) -> Path:
         """Draw distances, evidence and share for review over the images, as PNG; return the path."""
@@ -229,10 +210,6 @@ class Drift:
         return path
 
 
-def _review_share(images: Sequence[Watched]) -> float | None:
-    decided = [each.decision == "review" for each in images if each.decision is not None]
-    return sum(decided) / len(decided) if decided else None
-
-
-def _percent(share: float | None) -> str:
-    return "none known" if share is None else f"{100 * share:.0f} %"
+def _review(images: Sequence[Watched]) -> str:
+    """Return the share of images that are for review, in words."""
+    return f"{100 * np.mean([each.decision == 'review' for each in images]):.0f} %" if images else "none"

@@ -89,11 +89,13 @@ class Browser:
         message, _, self._received = self._received.partition(b"\0")
         return json.loads(message)
 
-    def open(self, page: Path, *, width: int = 1280, height: int = 900, media: Mapping[str, str] | None = None) -> None:
-        """Open a file and wait until it has loaded.
+    def open(
+        self, page: Path | str, *, width: int = 1280, height: int = 900, media: Mapping[str, str] | None = None
+    ) -> None:
+        """Open a file or an address and wait until it has loaded.
 
         Args:
-            page: The file.
+            page: The file, or the address.
             width: Width of the window, in CSS pixels.
             height: Its height.
             media: Media features to pretend, such as `prefers-color-scheme`.
@@ -104,7 +106,7 @@ class Browser:
         self.call("Page.navigate", url="about:blank")
         self.run("0")
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -120,6 +122,16 @@ class Browser:
             msg = f"{script}: {answer['exceptionDetails']}"
             raise RuntimeError(msg)
         return answer["result"].get("value")
+
+    def wait_for(self, condition: str) -> Any:
+        """Wait until JavaScript gives something true, and return it."""
+        deadline = time.monotonic() + _TIMEOUT
+        while not (found := self.run(condition)):
+            if time.monotonic() > deadline:
+                msg = f"Not within {_TIMEOUT:.0f} s: {condition}"
+                raise RuntimeError(msg)
+            time.sleep(0.1)
+        return found
 
     def press(self, key: str, code: int) -> None:
         """Press and release a key, such as `Tab` with code 9."""
