@@ -54,8 +54,6 @@ def test_what_is_for_review_comes_first(station: Station, surfaces: Path) -> Non
 def test_a_missed_defect_is_taught_and_forgotten(station: Station, surfaces: Path) -> None:
     path, mask_HW = defective(surfaces)
     row = station.predict(path)
-    with pytest.raises(ValueError, match="Draw where the defect is"):
-        station.answer(str(path), "defect", np.zeros((8, 8), dtype=bool))
     before = station.training_decisions()
     drawn = Image.fromarray(mask_HW.astype(np.uint8) * 255).resize((115, 316), Image.Resampling.BOX)
     small = np.asarray(drawn) > 0  # of the size on a screen
@@ -91,6 +89,26 @@ def test_a_missed_defect_is_taught_and_forgotten(station: Station, surfaces: Pat
         rows = list(csv.DictReader(file))
     assert (rows[2]["answer"], rows[2]["kind"]) == ("defect", "gouge")
     assert (float(rows[4]["before"]), float(rows[4]["after"])) == (row.probability, now.probability)
+
+
+def test_a_mask_that_nobody_has_drawn_is_the_predicted_one(station: Station, surfaces: Path) -> None:
+    seen = {bool(station.view(str(surfaces / "test" / f"{20000 + number}.png")).mask.any()) for number in range(12)}
+    assert seen == {False, True}
+    done = set()
+    for number in range(12):
+        path = str(surfaces / "test" / f"{20000 + number}.png")
+        mask = station.view(path).mask
+        if mask.any() in done:
+            continue
+        done.add(mask.any())
+        if not mask.any():
+            with pytest.raises(ValueError, match="Paint where it is"):
+                station.answer(path, "defect", np.zeros((8, 8), dtype=bool))
+            continue
+        entries = int(station.answer(path, "defect").split()[1])
+        by_hand = load_checkpoint(station.checkpoint)
+        by_hand.forget(path)
+        assert by_hand.teach(torch.Tensor(read_image(path)), torch.tensor(mask), path) == entries
 
 
 def test_false_alarms_are_taught_and_accepted_images_are_not(accepting: Station, surfaces: Path) -> None:

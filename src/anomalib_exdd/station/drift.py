@@ -199,7 +199,8 @@ class Drift:
         evidence.set_title(f"evidence of drift; red: alarm from {self.every} on", fontsize=10)
         for_review = np.array([each.decision == "review" for each in self.images], dtype=np.float64)
         width = min(self.last, len(count))
-        review.plot(count[width - 1 :], 100 * np.convolve(for_review, np.ones(width) / width, "valid"), color=_INK)
+        sums = np.convolve(for_review, np.ones(width))[: len(count)]
+        review.plot(count, 100 * sums / np.minimum(count, width), color=_INK)
         review.set_ylim(-2, 102)
         review.set_title(f"for review, % of the last {width} images", fontsize=10)
         review.set_xlabel("image")

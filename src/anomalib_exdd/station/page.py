@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
 from anomalib_exdd.images.reading import open_image
 
@@ -14,12 +15,12 @@ from .drift import Drift, from_record
 from .station import Answer, Station
 
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-CSS = ".verdict h3 { margin: 0 } footer { display: none !important }"
+CSS = ".verdict h3 { margin: 0 } .tiles .grid-wrap { max-height: none } footer { display: none !important }"
 _SIGNS = {"review": "?", "reject": "✕", "accept": "✓"}
 _LISTED = 60  # images
 _SIDE = 800  # pixels of the longer side of what is drawn on
 _THUMB = 160
-_INK = (229, 72, 77, 160)
+_INK = (229, 72, 77)
 _PRIVATE: Any = {"api_visibility": "private"}  # the page's own calls are no interface for others
 
 
@@ -51,7 +52,7 @@ def _build_review(handlers: "Handlers", page: gr.Blocks) -> None:
                 brush = gr.Brush(colors=[f"#{bytes(_INK).hex()}"], color_mode="fixed", default_size=16)
                 look: Any = {"height": 420, "min_width": 280}
                 plain: Any = {"sources": (), "transforms": (), "layers": False, "type": "numpy"}
-                editor = gr.ImageEditor(label="Defect: confirm or draw", brush=brush, **plain, **look)
+                editor = gr.ImageEditor(label="Defect: outlined, or paint it", brush=brush, **plain, **look)
                 heat_map = gr.Image(label="Heat map", interactive=False, buttons=[], **look)
             with gr.Row():
                 good, defect, unsure, undo = (
@@ -61,7 +62,7 @@ def _build_review(handlers: "Handlers", page: gr.Blocks) -> None:
             kind = gr.Dropdown(label="Kind of the defect (choose or type)", allow_custom_value=True)
             changed = gr.Markdown(elem_classes="changed")
             gr.Markdown("**What decided:** patches of this image, the closest good one, the closest known defect")
-            tiles = gr.Gallery(show_label=False, columns=3, height="auto", buttons=[])
+            tiles = gr.Gallery(show_label=False, columns=3, height="auto", buttons=[], elem_classes="tiles")
     shown, listing = [selected, verdict, editor, heat_map, tiles, kind], [counts, queue, listed]
     page.load(handlers.listing, None, listing, **_PRIVATE).then(handlers.show_first, None, shown, **_PRIVATE)
     taken = upload.upload(handlers.take, upload, [upload, *listing], **_PRIVATE)
@@ -87,7 +88,7 @@ class Handlers:
         counts = [f"{sum(row.decision == name for row in rows)} {name} {sign}" for name, sign in _SIGNS.items()]
         rows = rows[:_LISTED]
         pictures = [(_thumbnail(row.path), f"{_SIGNS[str(row.decision)]} {_percent(row.probability)}") for row in rows]
-        return [f"**{', '.join(counts)}**", pictures, [row.path for row in rows]]
+        return [f"**{', '.join(counts)}**", gr.Gallery(pictures, selected_index=None), [row.path for row in rows]]
 
     def take(self, files: list[str]) -> list[Any]:
         """Predict dropped files."""
@@ -125,11 +126,11 @@ class Handlers:
             f"reject from {_percent(row.reject_threshold)}. Regions, in pixels: {'; '.join(regions[:5]) or 'none'}. "
             f"`{Path(path).name}`"
         )
+        # No layer of the editor, which would shift it.
         image = view.image.convert("RGB")
+        image.paste(_INK, mask=Image.fromarray(view.mask & ~binary_erosion(view.mask, iterations=2)))
         image.thumbnail((_SIDE, _SIDE))
-        layer = np.zeros((image.height, image.width, 4), dtype=np.uint8)
-        layer[np.asarray(Image.fromarray(view.mask).resize(image.size, Image.Resampling.NEAREST))] = _INK
-        drawing = {"background": image, "layers": [Image.fromarray(layer)], "composite": None}
+        drawing = {"background": image, "layers": [], "composite": None}
         kinds = gr.Dropdown(value=row.kind or "", choices=self.station.kinds)
         return [path, verdict, drawing, view.heat_map, view.tiles, kinds]
 

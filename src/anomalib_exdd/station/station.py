@@ -7,6 +7,7 @@ a person may teach them; the memory banks name them as their source.
 import re
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -132,12 +133,6 @@ class Station:
                 raise ValueError(row.error)
             image = read_image(path, self.model.white_level)
             explanation = self.model.explain(image, path, _EXPLAINED)
-            transform = getattr(self.model.pre_processor, "transform", None)
-            mask = whole_maps(
-                batch.pred_mask.float().reshape(1, *batch.pred_mask.shape[-2:]), transform, image.shape[-2:]
-            )
-            picture = to_pil_image(image)
-            shown = Image.fromarray((mask[0].cpu().numpy() > 0.5).astype(np.uint8)).resize(picture.size, 0)
             kinds, tiles = self.model.model.positive_bank.kinds, []
             for patch, found in zip(explanation.patches, patch_tiles(explanation, self.model), strict=True):
                 names = ["this image", f"good: {Path(patch.normal.source).name}"]
@@ -145,7 +140,14 @@ class Station:
                     names.append(f"{kinds.get(patch.defect.source, 'defect')}: {Path(patch.defect.source).name}")
                 tiles += [(tile, name) for (tile, _), name in zip(found, names, strict=True)]
             _, heat_map = image_and_heat_map(explanation, self.model)
-            return View(row, str(explanation.reason or ""), picture, heat_map, np.asarray(shown) > 0, tiles)
+            mask_HW = self._predicted_mask(batch, image.shape[-2:])
+            return View(row, str(explanation.reason or ""), to_pil_image(image), heat_map, mask_HW, tiles)
+
+    def _predicted_mask(self, batch: Any, size: Sequence[int]) -> NDArray[np.bool_]:
+        """Return where the model sees a defect in an image of a height and width, shape (H, W)."""
+        transform = getattr(self.model.pre_processor, "transform", None)
+        mask_1hw = batch.pred_mask.float().reshape(1, *batch.pred_mask.shape[-2:])
+        return _resized(whole_maps(mask_1hw, transform, size)[0].cpu().numpy() > 0.5, size)
 
     def answer(self, path: str, answer: Answer, mask_HW: NDArray[np.bool_] | None = None, kind: str = "") -> str:
         """Take a person's answer; defects and false alarms are taught at once.
@@ -153,28 +155,28 @@ class Station:
         Args:
             path: The image.
             answer: What the person says.
-            mask_HW: Where the defect is, of the image's size or scaled; needed for a defect.
+            mask_HW: Where the defect is, of the image's size or scaled; without it, where the model sees it.
             kind: Kind of the defect.
 
         Returns:
             What that changed, in words.
 
         Raises:
-            ValueError: If a defect has no mask, or the image cannot be read or taught.
+            ValueError: If neither a person nor the model sees where the defect is, or the image cannot be read.
         """
         with self._lock:
-            row = predict_file(self.model, Path(path))[0]
+            row, batch = predict_file(self.model, Path(path))
             image = torch.Tensor(read_image(path, self.model.white_level))
-            if answer == "defect" and (mask_HW is None or not mask_HW.any()):
-                msg = "Draw where the defect is, then press Defect."
+            if mask_HW is None or not mask_HW.any():
+                mask_HW = self._predicted_mask(batch, image.shape[-2:])
+            if answer == "defect" and not mask_HW.any():
+                msg = "The model sees no defect here. Paint where it is, then press Defect."
                 raise ValueError(msg)
             kind = kind if answer == "defect" else ""
             self.record.add("answer", self.version, path, {"answer": answer, "kind": kind, "decision": row.decision})
             before = self.training_decisions()
             if answer == "defect":
-                size = (image.shape[-1], image.shape[-2])
-                mask = np.asarray(Image.fromarray(np.asarray(mask_HW, dtype=np.uint8)).resize(size, 0))
-                entries = self.model.teach(image, torch.tensor(mask), path, kind)
+                entries = self.model.teach(image, torch.tensor(_resized(mask_HW, image.shape[-2:])), path, kind)
             elif answer == "good" and row.decision != "accept":
                 entries = self.model.teach_good(image, path)
             else:
@@ -219,3 +221,7 @@ class Station:
         real = [path for path in model.calibration_set.sources if path not in model.positive_bank.origins]
         probabilities = model.calibration.training_probability.tolist()
         return {} if decisions is None else dict(zip(real, map(decisions.name, probabilities), strict=True))
+
+
+def _resized(mask: NDArray[np.bool_], size: Sequence[int]) -> NDArray[np.bool_]:
+    return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
