@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "models": {"utils", *FOUNDATIONS},
     "commands": {"utils", *FOUNDATIONS, *BUILT_ON_THEM},
     "comparison": {"utils", *FOUNDATIONS, *BUILT_ON_THEM, "commands"},
+    "station": {"utils", *FOUNDATIONS, *BUILT_ON_THEM, "commands"},
     "synthesis/command": {"utils", *FOUNDATIONS, "data", "commands"},
-    "plugin": {"data", "models", "commands", "comparison", "synthesis/command"},
+    "plugin": {"data", "models", "commands", "comparison", "station", "synthesis/command"},
     "_autoload": {"plugin"},
     "cli": {"plugin"},
     "__init__": {"data", "models", "comparison", "plugin"},
@@ -39,8 +40,12 @@ ONLY_IN = {
     "faiss": "search/faiss_index.py",
     "accelerate": "synthesis",
     "diffusers": "synthesis",
+    "fastapi": "station/server.py",
+    "gradio": "station",
     "peft": "synthesis",
+    "starlette": "station/server.py",
     "transformers": "synthesis",
+    "uvicorn": "station/server.py",
 }
 # Room -> libraries it must not know of.
 UNKNOWN_TO = {

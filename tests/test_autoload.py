@@ -41,6 +41,11 @@ FILES = {
         from anomalib_exdd.models.exdd import ExDD
         class Compare: ...
     """,
+    "anomalib_exdd/station/command.py": """
+        from anomalib_exdd.models.exdd import ExDD
+        class DriftCommand: ...
+        class ReviewCommand: ...
+    """,
     "anomalib_exdd/synthesis/command.py": """
         from anomalib_exdd.data.folder import DefectFolder
         class Synthesize: ...
@@ -86,7 +91,7 @@ EVERYTHING_IS_REGISTERED = """
 import sys
 import anomalib.data, anomalib.models, anomalib.cli.pipelines
 import anomalib_exdd, anomalib_exdd.models.exdd.lightning_model
-verbs = ["benchmark", "compare", "info", "teach", "forget", "synthesize"]
+verbs = ["benchmark", "compare", "drift", "info", "teach", "forget", "review", "synthesize"]
 assert list(anomalib.cli.pipelines.PIPELINE_REGISTRY) == verbs
 assert anomalib.models.ExDD is anomalib_exdd.models.exdd.lightning_model.ExDD is anomalib_exdd.ExDD
 assert "anomalib_exdd" in anomalib.models.ALLOWED_MODULES

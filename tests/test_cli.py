@@ -139,6 +139,10 @@ def test_banks_are_shown_taught_and_forgotten(
     run("teach", "--ckpt_path", changed, "--image", image, "--box", "[10, 20, 30, 40]")
     run("info", "--ckpt_path", changed)
     assert "deep dent: " not in capsys.readouterr().out
+    run("teach", "--ckpt_path", changed, "--image", image, "--good")
+    assert f"patches of {image} are in the negative bank now" in capsys.readouterr().out
+    run("info", "--ckpt_path", changed)
+    assert f"teach good {image}: " in capsys.readouterr().out
     run("predict", "--model", "ExDD", "--model.explain", "2", "--data", image, "--ckpt_path", changed)
     assert list(Path().rglob(f"explanations/{image.stem}.png"))
 
@@ -158,6 +162,8 @@ def test_mistakes_with_the_banks_are_named_in_one_line(run: Run, checkpoint: Pat
     for arguments, message in (
         (["teach", "--image", image], "Give either --mask or --box"),
         (["teach", "--image", image, "--box", "[0, 0, 5000, 3]"], "within the image of"),
+        (["teach", "--image", image, "--box", "[0, 0, 5, 3]", "--good"], "Give either --mask or --box"),
+        (["teach", "--image", image, "--good", "--kind", "dent"], "A good part has no kind"),
         (["teach", "--image", "nothing.png", "--box", "[0, 0, 5, 3]"], "nothing.png does not exist"),
         (["forget", "--source", "nobody.png"], "No image in the banks is called nobody.png"),
     ):

@@ -26,9 +26,11 @@ DATAMODULES = {
 # Subcommand -> the file its class is defined in, and the class.
 SUBCOMMANDS = {
     "compare": ("anomalib_exdd.comparison.command", "Compare"),
+    "drift": ("anomalib_exdd.station.command", "DriftCommand"),
     "info": ("anomalib_exdd.commands.banks", "Info"),
     "teach": ("anomalib_exdd.commands.banks", "Teach"),
     "forget": ("anomalib_exdd.commands.banks", "Forget"),
+    "review": ("anomalib_exdd.station.command", "ReviewCommand"),
     "synthesize": ("anomalib_exdd.synthesis.command", "Synthesize"),
 }
 

@@ -34,11 +34,13 @@ class Browser:
         """Send a command of the DevTools protocol and return its result."""
         return self._session.send(method, params)
 
-    def open(self, page: Path, *, width: int = 1280, height: int = 900, media: Mapping[str, str] | None = None) -> None:
-        """Open a file and wait until it has loaded.
+    def open(
+        self, page: Path | str, *, width: int = 1280, height: int = 900, media: Mapping[str, str] | None = None
+    ) -> None:
+        """Open a file or an address and wait until it has loaded.
 
         Args:
-            page: The file.
+            page: The file, or the address.
             width: Width of the window, in CSS pixels.
             height: Its height.
             media: Media features to pretend, such as `prefers-color-scheme`.
@@ -49,7 +51,7 @@ class Browser:
         self.page.goto("about:blank")
         for heard in (self._messages, self._exceptions, self._addresses):
             heard.clear()
-        self.page.goto(page.resolve().as_uri())
+        self.page.goto(page if isinstance(page, str) else page.resolve().as_uri())
 
     def pretend(self, media: Mapping[str, str], kind: str = "") -> None:
         """Pretend media features, and the kind of medium (`print`, `screen`)."""
@@ -59,6 +61,10 @@ class Browser:
     def run(self, script: str) -> Any:
         """Evaluate JavaScript in the page and return its value."""
         return self.page.evaluate(script)
+
+    def wait_for(self, script: str) -> Any:
+        """Wait for a minute at most until JavaScript gives something, and return it."""
+        return self.page.wait_for_function(script, timeout=60_000).json_value()
 
     def press(self, key: str) -> None:
         """Press and release a key, such as `Tab`."""

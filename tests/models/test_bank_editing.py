@@ -137,6 +137,70 @@ def test_kinds_are_summed_up() -> None:
     assert kinds_summary(info[2:4]) == ""
 
 
+@pytest.fixture(scope="module")
+def good(sample_root: Path) -> tuple[Tensor, str]:
+    """A good test image with a bright stripe that no training image has, and its path."""
+    path = sample_root / "test" / "20000.png"
+    image = torch.Tensor(read_image(path))
+    image[:, : image.shape[1] // 4, : image.shape[2] // 4] = 1.0
+    return image, str(path)
+
+
+def test_a_good_part_is_normal_afterwards(model: ExDD, good: tuple[Tensor, str]) -> None:
+    bank, before = model.model.negative_bank, state(model)
+    batch = model.pre_processor(good[0][None])  # type: ignore[misc]
+    features = model.model.embed(batch)[0].flatten(1).T
+    entries, first = len(bank), bank.nearest(features).distances[:, 0]
+    score = float(model.model(batch).pred_score)
+    added = model.teach_good(*good)
+    # By hand: patch after patch, that which is farthest from all entries.
+    expected, chosen = first.clone(), []
+    for _ in range(added):
+        chosen.append(int(expected.argmax()))
+        expected = torch.minimum(expected, (features - features[chosen[-1]]).norm(dim=1))
+    assert added == max(round(SMALL["negative_ratio"] * len(features)), 1)
+    assert len(bank) == entries + added
+    torch.testing.assert_close(bank.features[entries:], features[chosen])
+    assert torch.equal(bank.position[entries:], patch_centres((12, 8), (96, 64))[chosen])
+    assert bank.sources[-1] == good[1]
+    torch.testing.assert_close(bank.nearest(features).distances[:, 0], expected, rtol=1e-4, atol=1e-4)
+    assert float(model.model(batch).pred_score) < score
+    # It can be undone.
+    model.forget(good[1])
+    assert_same_state(before, state(model))
+    assert [each["action"] for each in model.history] == ["teach good", "forget"]
+
+
+def test_a_good_part_is_calibrated_without_its_own_entries(model: ExDD, good: tuple[Tensor, str]) -> None:
+    """Its out-of-fold distances are those to the entries of all other images."""
+    parts = model.model
+    others, count = parts.negative_bank.vectors.clone(), len(parts.calibration.training_probability)
+    model.teach_good(*good)
+    kept = parts.calibration_set
+    row = kept.sources.index(good[1])
+    assert not bool(kept.defective[row])
+    measured = kept.measure(parts.negative_bank, parts.positive_bank, parts.boundary, parts.folds(0.0))
+    assert measured is not None
+    mine = kept.image == row
+    nearest = torch.cdist(kept.features[mine].float(), others).min(dim=1).values
+    torch.testing.assert_close(measured.log_negative[mine, 0].exp().float(), nearest, rtol=1e-3, atol=1e-3)
+    assert len(parts.calibration.training_probability) == count + 1
+
+
+def test_an_image_is_in_one_bank(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
+    """Who changes his mind about an image replaces what either bank has of it."""
+    image, mask, path = defect
+    model.teach(image, mask, path, "dent")
+    once = state(model)
+    model.teach_good(image, path)
+    assert path not in model.model.positive_bank.sources
+    assert path in model.model.negative_bank.sources
+    assert model.model.calibration_set.sources.count(path) == 1
+    model.teach(image, mask, path, "dent")
+    assert path not in model.model.negative_bank.sources
+    assert_same_state(once, state(model))
+
+
 @pytest.mark.parametrize("kind", ["negative_bank", "positive_bank"])
 def test_forgetting_an_image_leaves_nothing_of_it(model: ExDD, kind: str) -> None:
     bank: MemoryBank = getattr(model.model, kind)

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_exdd.models.callbacks.predictions import (
-    CSV_NAME,
-    JSON_NAME,
-    PredictionRow,
-    Summary,
-    partial_path,
-    write_tables,
-)
+from anomalib_exdd.models.callbacks.prediction_row import PredictionRow
+from anomalib_exdd.models.callbacks.predictions import CSV_NAME, JSON_NAME, Summary, partial_path, write_tables
 from anomalib_exdd.models.regions import Region
 
 ROW = PredictionRow(
@@ -59,7 +53,7 @@ def test_both_files_hold_the_rows_of_all_processes_in_order(partials: list[Path]
     with (tmp_path / CSV_NAME).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.DictReader(file)
         found = list(table)
-        assert list(table.fieldnames or [])[-4:] == ["error", "reason", "kind", "kind_share"]
+        assert list(table.fieldnames or [])[-3:] == ["kind", "kind_share", "normal_distance"]
     for row, values in zip(found, expected, strict=True):
         assert row["regions"] == ("" if values["regions"] is None else json.dumps(values["regions"]))
         for name, value in values.items():

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from torchvision.transforms.v2 import CenterCrop, Compose, RandomHorizontalFlip,
 
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.cli import has_control_characters, main
+from anomalib_exdd.models.callbacks.prediction_row import predict_file
 from anomalib_exdd.models.callbacks.predictions import UNREADABLE, Predictions
+from anomalib_exdd.models.record import Record, model_version
 from anomalib_exdd.models.regions import find_regions
 
 Make = Callable[..., Any]
@@ -88,6 +91,10 @@ def without_time(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "seconds"}
 
 
+def json_of(content: Any) -> Any:
+    return json.loads(json.dumps(content))
+
+
 def test_command_says_what_it_predicted_and_what_it_could_not_read(
     command: Command, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,6 +144,33 @@ def test_command_says_what_it_predicted_and_what_it_could_not_read(
             assert list(cells) == list(row)
             texts = {name: json.dumps(v) if name == "regions" and v is not None else v for name, v in row.items()}
             assert cells == {name: "" if value is None else str(value) for name, value in texts.items()}
+
+
+def test_a_record_has_every_row_and_a_file_alone_gives_the_same(
+    command: Command, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    """What the record and `predict_file` have of an image is what the command's table has."""
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            command(photos, "--model.record", str(tmp_path / "new" / "record.db"), "--model.visualizer", "false")
+    rows = table(tmp_path / "results" / "ExDD" / "latest")
+    record = Record(tmp_path / "new" / "record.db")
+    events = list(record.events())
+    record.close()
+    model = ExDD.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    states = [event for event in events if event.action == "model"]
+    assert [(event.path, event.content) for event in states] == [(str(checkpoint), json_of(model.facts()))] * 2
+    assert {event.model for event in events} == {model_version(model)}
+    events = [event for event in events if event.action == "prediction"]
+    key = itemgetter("path")
+    assert [event.path for event in events] == [event.content["path"] for event in events]
+    assert sorted((event.content for event in events[len(rows) :]), key=key) == sorted(rows, key=key)
+    assert len(events) == 2 * len(rows)
+    for row in rows:
+        found, batch = predict_file(model, Path(row["path"]))
+        assert without_time(json.loads(found.to_json())) == without_time(row)
+        assert (batch is None) == (row["error"] is not None)
+        assert row["error"] is not None or row["normal_distance"] > 0
 
 
 def test_scores_are_anomalibs_own(checkpoint: Path, sample_root: Path, engine: Make, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Info(Subcommand):
 
     def call(self, config: Namespace) -> None:
         """Print the banks' content."""
-        model = _load(config.ckpt_path)
+        model = load_checkpoint(config.ckpt_path)
         info = model.info()
         decisions = model.decisions
         if config.json is not None:
@@ -59,19 +59,20 @@ class Info(Subcommand):
 
 
 class Teach(Subcommand):
-    """Add a newly found defect to the positive bank of an ExDD checkpoint, without training again."""
+    """Add a new defect, or a good part that was not accepted, to the banks of an ExDD checkpoint, without training."""
 
     @staticmethod
     def get_parser() -> ArgumentParser:
         """Return the parser of the subcommand's arguments."""
         parser = _parser(Teach)
-        parser.add_argument("--image", type=Path, required=True, help="Image that shows the defect.")
+        parser.add_argument("--image", type=Path, required=True, help="Image of the defect or of the good part.")
         parser.add_argument("--mask", type=Path | None, help="Its mask, of its size: black where there is no defect.")
         parser.add_argument(
             "--box",
             type=list[int] | None,
             help="Instead of a mask, a box around the defect in pixels of the image: '[left, top, width, height]'.",
         )
+        parser.add_argument("--good", action="store_true", help="Instead of a mask: the whole image shows a good part.")
         parser.add_argument(
             "--kind",
             type=str,
@@ -81,27 +82,28 @@ class Teach(Subcommand):
         return _add_output(parser)
 
     def call(self, config: Namespace) -> None:
-        """Teach the defect and write the checkpoint."""
+        """Teach the image and write the checkpoint."""
         image, mask, box = config.image, config.mask, config.box
-        if (mask is None) == (box is None):
-            msg = "Give either --mask or --box, to say where the defect is."
+        if (mask is not None) + (box is not None) + config.good != 1:
+            msg = "Give either --mask or --box, to say where the defect is, or --good for a part without defects."
             raise ValueError(msg)
-        model = _load(config.ckpt_path)
+        if config.good and config.kind:
+            msg = f"A good part has no kind of defect, but got --kind {config.kind}. Leave it out, or leave out --good."
+            raise ValueError(msg)
+        model = load_checkpoint(config.ckpt_path)
         for path in (image, mask):
             if path is not None and not path.is_file():
                 msg = f"The file {path} does not exist."
                 raise FileNotFoundError(msg)
         image_CHW = torch.Tensor(read_image(image, model.white_level))
-        if mask is not None:
-            mask_HW = torch.as_tensor(read_mask(mask))
-            check_same_size(image, image_CHW.shape[-2:], mask, mask_HW.shape[-2:])
-            warn_of_inverted_masks([mask] if looks_inverted(mask_HW.numpy() > 0) else [])
+        if config.good:
+            added, bank = model.teach_good(image_CHW, str(image)), "negative"
         else:
-            mask_HW = _box_mask(box, (image_CHW.shape[-2], image_CHW.shape[-1]))
-        added = model.teach(image_CHW, mask_HW, str(image), config.kind)
+            mask_HW = _mask(config, (image_CHW.shape[-2], image_CHW.shape[-1]))
+            added, bank = model.teach(image_CHW, mask_HW, str(image), config.kind), "positive"
         written = save_changed(model, config.ckpt_path, config.output)
         named = _named(str(image), config.kind)
-        print(f"{added} patches of {named} are in the positive bank now: {summary(model.info(), 'positive')}.")
+        print(f"{added} patches of {named} are in the {bank} bank now: {summary(model.info(), bank)}.")
         print(f"Changed model: {written.resolve()}")
 
 
@@ -119,7 +121,7 @@ class Forget(Subcommand):
 
     def call(self, config: Namespace) -> None:
         """Forget the image and write the checkpoint."""
-        model = _load(config.ckpt_path)
+        model = load_checkpoint(config.ckpt_path)
         dropped = model.forget(config.source)
         written = save_changed(model, config.ckpt_path, config.output)
         print(f"{dropped} entries of {model.history[-1]['source']} are gone.")
@@ -143,7 +145,13 @@ def _add_output(parser: ArgumentParser) -> ArgumentParser:
     return parser
 
 
-def _load(ckpt_path: Path) -> ExDD:
+def load_checkpoint(ckpt_path: Path) -> ExDD:
+    """Load a trained model for use on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of an ExDD model.
+    """
     if not ckpt_path.is_file():
         msg = f"The checkpoint {ckpt_path} does not exist."
         raise FileNotFoundError(msg)
@@ -153,6 +161,16 @@ def _load(ckpt_path: Path) -> ExDD:
         msg = f"{ckpt_path} is no checkpoint of an ExDD model: {error}"
         raise ValueError(msg) from error
     return model.eval()
+
+
+def _mask(config: Namespace, size: tuple[int, int]) -> Tensor:
+    """Return where the defect is, non-zero, shape (H, W)."""
+    if config.mask is None:
+        return _box_mask(config.box, size)
+    mask_HW = torch.as_tensor(read_mask(config.mask))
+    check_same_size(config.image, size, config.mask, mask_HW.shape[-2:])
+    warn_of_inverted_masks([config.mask] if looks_inverted(mask_HW.numpy() > 0) else [])
+    return mask_HW
 
 
 def _box_mask(box: list[int], size: tuple[int, int]) -> Tensor:

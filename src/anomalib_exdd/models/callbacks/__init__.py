@@ -8,7 +8,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from .checkpoint import FitRecorder
 from .cropping import Cropping
 from .distributed import CountImagesOnce, check_post_processor, check_strategy, join_processes
-from .predictions import Predictions, RawScores
+from .prediction_row import RawScores
+from .predictions import Predictions
 
 
 def with_shared_callbacks(components: Any) -> list[Callback]:

@@ -1,24 +1,21 @@
 """`anomalib predict` for folders of any files: a table of all predictions, in constant memory.
 
-:class:`RawScores` comes before Anomalib's post-processor, :class:`Predictions` after all other callbacks. Every process
-appends its rows to a file of its own, one line of JSON each; at the end they are copied to ``predictions.csv`` and
-``predictions.json``, which are complete whenever they exist.
+:class:`.RawScores` comes before Anomalib's post-processor, :class:`Predictions` after all other callbacks. Every
+process appends its rows to a file of its own, one line of JSON each; at the end they are copied to ``predictions.csv``
+and ``predictions.json``, which are complete whenever they exist. A record gets every row at once.
 """
 
 import csv
 import fileinput
 import json
 import logging
-import math
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
@@ -28,43 +25,18 @@ from torchvision.transforms.v2 import Transform
 from anomalib_exdd.images.file_discovery import FilesOfEnding, count_endings, other_files
 from anomalib_exdd.images.predict_loader import PredictLoader, is_replaceable, replace_loader
 from anomalib_exdd.images.reading import warn_of_unused_range
-from anomalib_exdd.models.regions import Region, locate_regions
+from anomalib_exdd.models.record import Record, model_version
 from anomalib_exdd.models.transforms import first_resize, seen_part
 from anomalib_exdd.models.visualization import image_names
 from anomalib_exdd.utils.files import write_atomically
+
+from .prediction_row import PredictionRow, RawScores, prediction_rows
 
 logger = logging.getLogger(__name__)
 
 CSV_NAME, JSON_NAME = "predictions.csv", "predictions.json"
 UNREADABLE = 3
 """Exit code of the command if some files could not be read, and all others were predicted."""
-
-
-@dataclass(frozen=True)
-class PredictionRow:
-    """What is known of an image; what does not apply, or is not known, is None."""
-
-    path: str  # of the image, or the name of its picture if it has none
-    score: float | None = None  # normalised by Anomalib, 0 to 1
-    raw_score: float | None = None  # before that
-    probability: float | None = None  # that the image is defective, where images are scored by it
-    decision: str | None = None  # by the probability: "accept", "review" or "reject"
-    label: str | None = None  # by the score: "normal" or "defective"
-    threshold: float | None = None  # of the score; higher ones are labelled defective
-    accept_threshold: float | None = None  # images with a lower probability are accepted
-    reject_threshold: float | None = None  # images with at least this probability are rejected
-    num_regions: int | None = None
-    regions: list[Region] | None = None  # None where they cannot be located in the original image
-    seconds: float | None = None  # of its batch, from resizing to the score, divided by the batch's images
-    error: str | None = None  # why there is no prediction
-    reason: str | None = None  # why the image is not accepted, its kind and share: see `Reason`
-    kind: str | None = None
-    kind_share: float | None = None
-
-    def to_json(self) -> str:
-        """Return the row as one line of JSON."""
-        regions = None if self.regions is None else [region._asdict() for region in self.regions]
-        return json.dumps(vars(self) | {"regions": regions}, allow_nan=False)
 
 
 @dataclass
@@ -110,28 +82,13 @@ class Summary:
         return "; ".join(phrases)
 
 
-class RawScores(Callback):
-    """Keeps what the post-processor, which comes next, overwrites: the model's own scores, and the time they took."""
-
-    scores: list[float]  # of the batch, shape (B,)
-    seconds: float  # of the batch, from its arrival on the device to its scores
-    _start: float
-
-    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
-
-    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
-        """Keep the scores, and stop the clock."""
-        self.scores = torch.as_tensor(outputs.pred_score).flatten().tolist()  # waits for the GPU
-        self.seconds = time.perf_counter() - self._start
-
-
 class Predictions(Callback):
     """Writes the table of predictions beside the folder of the pictures, and logs where results are."""
 
     def __init__(self, raw: RawScores) -> None:
         self.raw = raw
+        self._record: Record | None = None
+        self._version = ""  # of the model
         self._summary: Summary | None = None  # of a finished prediction
         self._decisions: Any = None
         self._files_left_out: dict[str, FilesOfEnding] = {}
@@ -167,6 +124,10 @@ class Predictions(Callback):
             warn_of_unused_range(loader.files, loader.white_level)
         if masks := [mask for loader in loaders for mask in loader.masks]:
             logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
+        if path := pl_module.hparams.get("record"):
+            self._record, self._version = Record(path), model_version(pl_module)
+            if trainer.is_global_zero:
+                self._record.add("model", self._version, str(trainer.ckpt_path or ""), pl_module.facts())
         Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
         partial_path(trainer.default_root_dir, trainer.global_rank).write_bytes(b"")
 
@@ -175,21 +136,23 @@ class Predictions(Callback):
     ) -> None:
         """Write the rows of a batch."""
         names = image_names(outputs, trainer, batch_idx, dataloader_idx)
-        regions: list[list[Region] | None] = [None] * len(names)
-        if _has_threshold(pl_module.post_processor, "pixel_threshold"):
-            regions = locate_regions(outputs, names, self._transforms[dataloader_idx])
-        rows = [self._row(pl_module, outputs, *each) for each in zip(range(len(names)), names, regions, strict=True)]
-        _append_rows(trainer, rows)
+        transforms = self._transforms[dataloader_idx]
+        self._append(trainer, prediction_rows(pl_module, outputs, names, transforms, self.raw, self._decisions))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the table of the rows of all processes, once all of them are done."""
-        _append_rows(trainer, ())
+        self._append(trainer, ())
+        self._close_record()
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
             masks = sum(len(loader.masks) for loader in _predict_loaders(trainer))
             summary = Summary(masks_left_out=masks, files_left_out=self._files_left_out)
             write_tables(Path(trainer.default_root_dir), trainer.world_size, summary)
             self._summary = summary
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Keep what was recorded so far."""
+        self._close_record()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Log where the results of a test or a prediction are; the command ends here if files were unreadable."""
@@ -204,44 +167,24 @@ class Predictions(Callback):
         if stage == TrainerFn.PREDICTING and self._summary is not None:
             _report(Path(trainer.default_root_dir), self._summary, by_command=_command_of(trainer) is not None)
 
-    def _row(self, pl_module: Any, batch: Any, number: int, name: str, regions: list[Region] | None) -> PredictionRow:
-        """Describe image ``number`` of a post-processed batch."""
-        decisions, raw = self._decisions, _finite(self.raw.scores[number])
-        is_probability = decisions is not None or getattr(pl_module, "scores_are_probabilities", False)
-        probability = raw if is_probability else None
-        threshold, label = _threshold(pl_module.post_processor), None
-        # Without a threshold, Anomalib's "label" is the score itself.
-        if threshold is not None and batch.pred_label is not None and batch.pred_label.dtype == torch.bool:
-            label = "defective" if bool(batch.pred_label[number]) else "normal"
-        reason = batch.reasons[number].image if getattr(batch, "reasons", None) is not None else None
-        return PredictionRow(
-            path=name,
-            score=_finite(float(torch.as_tensor(batch.pred_score).flatten()[number])),
-            raw_score=raw,
-            probability=probability,
-            decision=decisions.name(probability) if decisions is not None and probability is not None else None,
-            label=label,
-            threshold=None if label is None else threshold,
-            accept_threshold=getattr(decisions, "accept", None),
-            reject_threshold=getattr(decisions, "reject", None),
-            num_regions=None if regions is None else len(regions),
-            regions=regions,
-            seconds=round(self.raw.seconds / len(self.raw.scores), 6),
-            **({} if reason is None else reason._asdict()),
-        )
+    def _append(self, trainer: Any, rows: Iterable[PredictionRow]) -> None:
+        """Write the rows of the files that could not be read since the last call, and those of a batch."""
+        unreadable = [file for loader in _predict_loaders(trainer) for file in loader.take_unreadable()]
+        with partial_path(trainer.default_root_dir, trainer.global_rank).open("a", encoding="utf-8") as lines:
+            for row in (*(PredictionRow(file.path, error=file.reason) for file in unreadable), *rows):
+                lines.write(row.to_json() + "\n")
+                if self._record is not None:
+                    self._record.add("prediction", self._version, row.path, row.to_dict())
+
+    def _close_record(self) -> None:
+        if self._record is not None:
+            self._record.close()
+            self._record = None
 
 
 def partial_path(folder: str | Path, process: int) -> Path:
     """Return the file of a process's rows until all are written; an interrupted prediction leaves it behind."""
     return Path(folder) / f"predictions.partial-{process}.jsonl"
-
-
-def _append_rows(trainer: Any, rows: Iterable[PredictionRow]) -> None:
-    """Write the rows of the files that could not be read since the last call, and those of a batch."""
-    unreadable = [file for loader in _predict_loaders(trainer) for file in loader.take_unreadable()]
-    with partial_path(trainer.default_root_dir, trainer.global_rank).open("a", encoding="utf-8") as lines:
-        for row in (*(PredictionRow(file.path, error=file.reason) for file in unreadable), *rows):
-            lines.write(row.to_json() + "\n")
 
 
 def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
@@ -328,20 +271,3 @@ def _transforms_of(loader: Any) -> list[Transform | None]:
         return [loader.first_transform]
     dataset = getattr(loader, "dataset", None)
     return [getattr(dataset, name, None) for name in ("augmentations", "transform")]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _threshold(post_processor: Any) -> float | None:
-    threshold = getattr(post_processor, "normalized_image_threshold", None)
-    if threshold is None or not _has_threshold(post_processor, "image_threshold"):
-        return None
-    return _finite(float(threshold))
-
-
-def _has_threshold(post_processor: Any, name: str) -> bool:
-    """Tell whether a threshold was found; without one, Anomalib takes 0.5 of the raw scores."""
-    threshold = getattr(post_processor, name, None)
-    return threshold is None or not math.isnan(float(threshold))

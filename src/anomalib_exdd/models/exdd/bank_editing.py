@@ -1,4 +1,4 @@
-"""The banks of a trained model: what is in them, teaching a defect, forgetting an image.
+"""The banks of a trained model: what is in them, teaching a defect or a good part, forgetting an image.
 
 No image is needed when they change. Boundary and calibration are learnt anew from the banks and the patches that the
 checkpoint keeps for it, so that weights, probabilities and all thresholds follow the banks.
@@ -20,8 +20,9 @@ from anomalib_exdd.images.masks import DefectMask
 
 from .calibration_set import KeptPatches, Outline
 from .candidate_selection import CandidateSelection
-from .memory_bank import BankContent
+from .memory_bank import BankContent, MemoryBank
 from .patches import defect_patches, patch_centres
+from .scoring import top_count
 
 if TYPE_CHECKING:
     from .lightning_model import ExDD
@@ -73,11 +74,11 @@ def teach(model: "ExDD", image_CHW: Tensor, mask_HW: Tensor, source: str, kind: 
         msg = f"Nothing is left of the defect in {source} after cropping, as the model's pre-processor does."
         raise ValueError(msg)
     defects = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
+    _remove(model, source)
     # As in training: everything while the bank is small, later a share by greedy k-center.
     count = max(settings.positive_minimum - len(bank), round(settings.positive_ratio * len(defects)), 1)
     projection = gaussian_projection(features_PD.shape[1], settings.projected_dimension, settings.seed)
     rows = defects[greedy_k_center(features_PD[defects] @ projection, count, seed=settings.seed)]
-    bank.remove(source)
     position, own = patch_centres(grid, size)[rows], torch.zeros(len(rows), dtype=torch.int64)
     bank.add(BankContent(features_PD[rows], own, position, [source], {source: kind}))
     selection = CandidateSelection(model.model, settings.projected_dimension, settings.seed)
@@ -88,23 +89,59 @@ def teach(model: "ExDD", image_CHW: Tensor, mask_HW: Tensor, source: str, kind: 
     return len(rows)
 
 
+def teach_good(model: "ExDD", image_CHW: Tensor, source: str) -> int:
+    """Add a good part to the negative bank and to the calibration; see :meth:`.ExDD.teach_good`."""
+    _check_trained(model)
+    bank, settings = model.model.negative_bank, model.settings
+    batch = pre_processed(model, image_CHW)
+    with torch.inference_mode():
+        features_Dhw = model.model.embed(batch)[0].clone()
+    features_PD = features_Dhw.flatten(1).T
+    _remove(model, source)
+    # As in training a share, but at least as many patches as make an image's score.
+    least = top_count(len(features_PD), model.model.calibration.top_fraction)
+    count = max(settings.negative_minimum - len(bank), round(settings.negative_ratio * len(features_PD)), least)
+    rows = _uncovered(features_PD, bank, count).cpu()
+    features_PD = features_PD.cpu()
+    grid, size = (features_Dhw.shape[-2], features_Dhw.shape[-1]), (batch.shape[-2], batch.shape[-1])
+    own = torch.zeros(len(rows), dtype=torch.int64)
+    bank.add(BankContent(features_PD[rows], own, patch_centres(grid, size)[rows], [source]))
+    high = CandidateSelection(model.model, settings.projected_dimension, settings.seed).candidates(source, features_PD)
+    model.model.calibration_set.add([KeptPatches.of(source, features_PD, high, None)])
+    _finish(model, action="teach good", source=source, entries=len(rows))
+    return len(rows)
+
+
+def _uncovered(features_PD: Tensor, bank: MemoryBank, count: int) -> Tensor:
+    """Choose patches by greedy k-center, with the bank's entries as the centres so far; rows, int64."""
+    distance_P = bank.nearest(features_PD).distances[:, 0].clone()
+    rows: list[int] = []
+    while len(rows) < min(count, len(features_PD)):
+        rows.append(int(distance_P.argmax()))
+        distance_P = torch.minimum(distance_P, torch.linalg.vector_norm(features_PD - features_PD[rows[-1]], dim=1))
+        distance_P[rows[-1]] = -1.0  # of equal patches, none is taken twice
+    return torch.tensor(rows, device=features_PD.device)
+
+
 def forget(model: "ExDD", source: str) -> int:
     """Drop everything that came from an image, synthetic defects included; see :meth:`.ExDD.forget`."""
     _check_trained(model)
-    parts = model.model
-    banks = (parts.negative_bank, parts.positive_bank)
+    banks = (model.model.negative_bank, model.model.positive_bank)
     path = _find(source, sorted({path for bank in banks for path in bank.sources}))
-    negative = parts.negative_bank
-    if path in negative.sources and bool((negative.source == negative.sources.index(path)).all()):
-        msg = f"{path} is the only image in the negative bank: without it, nothing would be left to compare with."
-        raise ValueError(msg)
-    made_of_it = [name for name, paths in parts.positive_bank.origins.items() if path in paths]
-    dropped = 0
-    for each in (path, *made_of_it):
-        dropped += sum(bank.remove(each) for bank in banks)
-        parts.calibration_set.remove(each)
+    made_of_it = [name for name, paths in model.model.positive_bank.origins.items() if path in paths]
+    dropped = sum(_remove(model, each) for each in (path, *made_of_it))
     _finish(model, action="forget", source=path, entries=dropped)
     return dropped
+
+
+def _remove(model: "ExDD", source: str) -> int:
+    """Drop an image from both banks and from the calibration set; return the number of entries."""
+    negative = model.model.negative_bank
+    if source in negative.sources and bool((negative.source == negative.sources.index(source)).all()):
+        msg = f"{source} is the only image in the negative bank: without it, nothing would be left to compare with."
+        raise ValueError(msg)
+    model.model.calibration_set.remove(source)
+    return negative.remove(source) + model.model.positive_bank.remove(source)
 
 
 def pre_processed(model: "ExDD", image_CHW: Tensor) -> Tensor:

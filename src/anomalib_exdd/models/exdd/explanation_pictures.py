@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,43 +71,67 @@ def draw_explanation(explanation: Explanation, model: Any = None) -> Image.Image
         explanation: The explanation.
         model: The model, whose pre-processor tells which part of an image it sees. By default it sees the whole.
     """
-    transform = getattr(getattr(model, "pre_processor", None), "transform", None) or Resize(explanation.image_size)
-    open_seen = partial(_open_seen, transform=transform, white_level=getattr(model, "white_level", WHITE_LEVEL))
+    marked, overlay = image_and_heat_map(explanation, model)
+    body = max(marked.height, len(explanation.patches) * (_TILE + _TILE_TEXT))
+    canvas = Image.new("RGB", (2 * marked.width + 3 * (_TILE + _GAP) + _GAP, body + _TILE_TEXT), _GROUND)
+    write, font = ImageDraw.Draw(canvas), ImageFont.load_default(LABEL_SIZE)
+    lefts = [2 * marked.width + _GAP + index * (_TILE + _GAP) for index in range(3)]
+    titles = ("image", "heat map", "patch", "closest normal", "closest defect")
+    for left, title in zip((4, marked.width + 4, *lefts), titles, strict=True):
+        write.text((left, 3), title, _INK, font)
+    for number, tiles in enumerate(patch_tiles(explanation, model)):
+        top = _TILE_TEXT + number * (_TILE + _TILE_TEXT)
+        for left, (tile, label) in zip(lefts, tiles, strict=False):  # there may be no defect
+            canvas.paste(tile, (left, top))
+            write.text((left, top + _TILE + 2), label[-_LABEL_LENGTH:], _INK, font)
+    canvas.paste(marked, (0, _TILE_TEXT))
+    canvas.paste(overlay, (marked.width, _TILE_TEXT))
+    return add_caption(canvas, explanation.decision) if explanation.decision else canvas
+
+
+def image_and_heat_map(explanation: Explanation, model: Any = None) -> tuple[Image.Image, Image.Image]:
+    """Draw the image with the explained patches marked, and with its heat map; arguments as before."""
     height, width = explanation.image_size
     panel = panel_size((height, width))
-    image = open_seen(explanation.source, panel)
+    image = _opener(explanation, model)(explanation.source, panel)
     heat = visualize_anomaly_map(explanation.heat_map, colormap=True, normalize=False).resize(panel).convert("RGB")
     overlay = Image.blend(image, heat, 0.45) if image else heat
     marked = image or Image.new("RGB", panel, _BLANK)
-    window = _WINDOW * max(height, width)
-    body = max(panel[1], len(explanation.patches) * (_TILE + _TILE_TEXT))
-    canvas = Image.new("RGB", (2 * panel[0] + 3 * (_TILE + _GAP) + _GAP, body + _TILE_TEXT), _GROUND)
-    write, font = ImageDraw.Draw(canvas), ImageFont.load_default(LABEL_SIZE)
-    lefts = [2 * panel[0] + _GAP + index * (_TILE + _GAP) for index in range(3)]
-    titles = ("image", "heat map", "patch", "closest normal", "closest defect")
-    for left, title in zip((4, panel[0] + 4, *lefts), titles, strict=True):
-        write.text((left, 3), title, _INK, font)
-
     pen, scale = ImageDraw.Draw(marked), panel[0] / width
-    half = window * scale * _MARK_SHARE
+    font, half = ImageFont.load_default(LABEL_SIZE), _WINDOW * max(height, width) * scale * _MARK_SHARE
     for number, patch in enumerate(explanation.patches):
         x, y = patch.column * scale, patch.row * scale
         pen.rectangle((x - half, y - half, x + half, y + half), outline=_MARK, width=2)
         pen.text((x + half + 4, y - half - 2), str(number + 1), _MARK, font)
+    return marked, overlay
+
+
+def patch_tiles(explanation: Explanation, model: Any = None) -> list[list[tuple[Image.Image, str]]]:
+    """Cut out every explained patch, the closest normal one and, if there is one, the closest defect, with labels."""
+    height, width = explanation.image_size
+    open_seen, window = _opener(explanation, model), _WINDOW * max(height, width)
+    found = []
+    for number, patch in enumerate(explanation.patches):
         tiles = [(explanation.source, patch.row, patch.column, f"{number + 1}: score {patch.score:.3g}")]
         tiles += [
             (near.source, near.row, near.column, f"{Path(near.source).name}  d={near.distance:.3g}")
             for near in (patch.normal, patch.defect)
             if near
         ]
-        top = _TILE_TEXT + number * (_TILE + _TILE_TEXT)
-        for left, (source, row, column, label) in zip(lefts, tiles, strict=False):  # there may be no defect
-            whole = open_seen(source, (width * 2, height * 2))  # twice as fine: it is enlarged
-            canvas.paste(_cut(whole, row, column, window), (left, top))
-            write.text((left, top + _TILE + 2), label[-_LABEL_LENGTH:], _INK, font)
-    canvas.paste(marked, (0, _TILE_TEXT))
-    canvas.paste(overlay, (panel[0], _TILE_TEXT))
-    return add_caption(canvas, explanation.decision) if explanation.decision else canvas
+        # Twice as fine: it is enlarged.
+        wholes = [open_seen(source, (width * 2, height * 2)) for source, *_ in tiles]
+        found.append(
+            [
+                (_cut(whole, row, column, window), label)
+                for whole, (_, row, column, label) in zip(wholes, tiles, strict=True)
+            ]
+        )
+    return found
+
+
+def _opener(explanation: Explanation, model: Any) -> Callable[[str, tuple[int, int]], Image.Image | None]:
+    transform = getattr(getattr(model, "pre_processor", None), "transform", None) or Resize(explanation.image_size)
+    return partial(_open_seen, transform=transform, white_level=getattr(model, "white_level", WHITE_LEVEL))
 
 
 def _open_seen(source: str, size: tuple[int, int], transform: Transform, white_level: int) -> Image.Image | None:

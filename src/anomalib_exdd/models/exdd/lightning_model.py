@@ -30,12 +30,13 @@ from anomalib_exdd.models.visualization import LABEL_SIZE
 from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings, check_settings
-from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach
+from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach, teach_good
 from .decisions import Decisions, Thresholds
 from .explanation import Explanation, explain_image, reasons_of
 from .explanation_pictures import DecisionVisualizer
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
+from .normal_distance import normal_distance, training_distances
 from .scoring import ScoringName
 from .torch_model import ExDDModel
 from .training import BankBuilder, BankSettings
@@ -94,6 +95,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             Its patches are in the positive bank at any weight.
         explain: With ``predict``, explain so many of the highest patches of every image: their nearest normal and
             defect training patches, side by side, as pictures and JSON in the folder ``explanations``.
+        record: With ``predict``, an SQLite file to write every prediction into as well; see ``docs/review.md``.
         num_neighbors: Size of the neighbourhood in the bank that the scores' weights depend on.
         sigma: Standard deviation of the map's Gaussian blur in pixels; null: the scoring's own (paper 2, others 4).
         search: Nearest-neighbour search: "torch", "faiss", or "auto" for one of them; all exact, with the same scores.
@@ -147,6 +149,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         unknown_rate: float = 0.1,
         synthetic_weight: float = 0.3,
         explain: int = 0,
+        record: str | Path | None = None,
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
@@ -354,6 +357,14 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         """List what is in the banks, image by image, those with the most entries first."""
         return bank_info(self)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a record keeps of this state of the model: thresholds, and how far training images are."""
+        decisions, distances = self.decisions, training_distances(self.model)
+        return {
+            "decisions": None if decisions is None else decisions._asdict(),
+            "training_distances": [] if distances is None else distances.tolist(),
+        }
+
     def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
         """Explain the score of an image by the training patches that are nearest to its highest patches.
 
@@ -374,7 +385,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         Args:
             image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
             mask_HW: Where the defect is, non-zero, shape (H, W).
-            source: Path of the image. One that was taught before is replaced.
+            source: Path of the image. What either bank has of it is replaced.
             kind: Kind of the defect, such as "scratch"; empty if it is not known.
 
         Returns:
@@ -384,6 +395,24 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             ValueError: If the mask is empty, of another size or cut off, or the model is not trained.
         """
         return teach(self, image_CHW, mask_HW, source, kind)
+
+    def teach_good(self, image_CHW: Tensor, source: str) -> int:
+        """Add a good part that was not accepted to the negative bank and to the calibration.
+
+        The patches that the bank covers least are added. As any normal training image, it is judged without its own
+        entries when thresholds and probabilities are fitted anew.
+
+        Args:
+            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+            source: Path of the image. What either bank has of it is replaced.
+
+        Returns:
+            Number of entries added.
+
+        Raises:
+            ValueError: If the model is not trained.
+        """
+        return teach_good(self, image_CHW, source)
 
     def forget(self, source: str) -> int:
         """Drop everything that came from an image: entries in both banks, and its part in the calibration.
@@ -406,6 +435,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         del args, kwargs
         scored = self.model.score_images(cast("Tensor", batch.image))
         updated: Any = batch.update(pred_score=scored.scores.images, anomaly_map=scored.anomaly_map)
+        updated.normal_distance = normal_distance(scored.scores.negative.nearest)
         decisions = self.decisions
         if decisions is not None:
             # Before Anomalib's post-processor replaces the scores by normalised ones.
