@@ -9,7 +9,7 @@ help:  ## List the verbs
 
 install:  ## Set up .venv for development, with the tested versions
 	uv venv --allow-existing
-	uv pip install --compile-bytecode -c constraints.txt -e ".[cpu,openvino,station,synthesis]" --group dev
+	uv pip install --compile-bytecode -c constraints.txt -e ".[annotations,cpu,openvino,station,synthesis]" --group dev
 
 test:  ## Run the tests; `make test only="-k coreset"` runs some of them
 	$(RUN) pytest $(only)
@@ -40,7 +40,7 @@ constraints:  ## Pin the newest versions that resolve on every supported Python
 	  echo '# Tested versions of everything this package and its extras cpu, openvino and synthesis, the tests and the documentation need,'; \
 	  echo '# for every supported Python and platform. Regenerate with `make constraints`, then run the tests.'; \
 	  uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade --quiet --no-header --no-annotate \
-	    --extra cpu --extra openvino --extra station --extra synthesis --group dev --group docs; \
+	    --extra annotations --extra cpu --extra openvino --extra station --extra synthesis --group dev --group docs; \
 	} > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 

@@ -33,6 +33,7 @@ class AnnotatedImage:
     split: Split | None  # None: not said
     named_by: str  # argument or line, for messages
     word: str = ""  # about the kind of the defect, see `kinds_of`
+    has_boxes: bool = False  # in the mask, around defects, instead of their outlines
 
 
 def read_image_table(path: Path, roots: list[Path]) -> list[AnnotatedImage]:

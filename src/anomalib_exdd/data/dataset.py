@@ -23,21 +23,23 @@ from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 
 
 class DefectItem(ImageItem):  # type: ignore[misc]
-    """An image with label, mask, kind of its defect and origins, see :func:`with_optional_columns`."""
+    """An image with label, mask, and what :func:`with_optional_columns` names."""
 
     origins: Sequence[str] = ()
     kind: str = ""
+    has_boxes: bool = False
 
 
 class DefectBatch(ImageBatch):  # type: ignore[misc]
-    """A batch of images with labels, masks, and origins and kind of each item.
+    """A batch of images with labels, masks, and origins and kind of each item, and whether its mask has boxes.
 
-    Either list is empty if nothing is known of any item.
+    Each of these lists is empty if nothing is known of any item.
     """
 
     item_class = DefectItem
     origins: Sequence[Sequence[str]] = ()
     kinds: Sequence[str] = ()
+    has_boxes: Sequence[bool] = ()
 
     @property
     def is_synthetic(self) -> Tensor:
@@ -48,11 +50,12 @@ class DefectBatch(ImageBatch):  # type: ignore[misc]
 
     @property
     def items(self) -> list[ImageItem]:
-        """The items of the batch, :class:`DefectItem`, each with its own origins and kind."""
+        """The items of the batch, :class:`DefectItem`, each with its own origins, kind and ``has_boxes``."""
         items = super().items
         origins, kinds = self.origins or [()] * len(items), self.kinds or [""] * len(items)
-        for item, paths, kind in zip(cast("list[DefectItem]", items), origins, kinds, strict=True):
-            item.origins, item.kind = paths, kind
+        has_boxes = self.has_boxes or [False] * len(items)
+        for item, *known in zip(cast("list[DefectItem]", items), origins, kinds, has_boxes, strict=True):
+            item.origins, item.kind, item.has_boxes = cast("tuple[Sequence[str], str, bool]", known)
         return items
 
     @classmethod
@@ -61,12 +64,13 @@ class DefectBatch(ImageBatch):  # type: ignore[misc]
         batch = cast("DefectBatch", super().collate(list(items)))
         batch.origins = [list(getattr(item, "origins", ())) for item in items]
         batch.kinds = [getattr(item, "kind", "") for item in items]
+        batch.has_boxes = [getattr(item, "has_boxes", False) for item in items]
         return batch
 
     def update(self, in_place: bool = True, **changes: Any) -> DefectBatch:
-        """Replace fields, in this batch or in a copy of it; the images' origins and kinds stay."""
+        """Replace fields, in this batch or in a copy of it; origins, kinds and ``has_boxes`` of the images stay."""
         updated = cast("DefectBatch", super().update(in_place, **changes))
-        updated.origins, updated.kinds = self.origins, self.kinds
+        updated.origins, updated.kinds, updated.has_boxes = self.origins, self.kinds, self.has_boxes
         return updated
 
 
@@ -133,7 +137,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
             image_path=str(sample.image_path),
             mask_path=str(sample.mask_path),
         )
-        item.origins, item.kind = list(sample.origins), str(sample.kind)
+        item.origins, item.kind, item.has_boxes = list(sample.origins), str(sample.kind), bool(sample.has_boxes)
         return item
 
     @property
@@ -169,13 +173,15 @@ def with_optional_columns(samples: DataFrame) -> DataFrame:
     - ``origins``: for a synthetic image the paths of the images that it was made from, at least one; else empty.
     - ``is_synthetic``: whether there are origins.
     - ``kind``: kind of the defect; empty where it is unknown and for normal images.
+    - ``has_boxes``: whether the mask has boxes around defects instead of their outlines.
     """
     samples = samples.copy()
     if "origins" not in samples:
         samples["origins"] = [()] * len(samples)
     samples["is_synthetic"] = samples["origins"].map(bool).astype(bool)
-    if "kind" not in samples:
-        samples["kind"] = ""
+    for name, default in (("kind", ""), ("has_boxes", False)):
+        if name not in samples:
+            samples[name] = default
     return samples
 
 

@@ -22,6 +22,7 @@ from anomalib_exdd.images.masks import inspect_masks
 
 from .annotations import AnnotatedImage, kinds_of, read_image_table, words_of_folders
 from .base import DefectDataModule, count_labels
+from .drawn_masks import MarkedImages, draw_masks, separate_annotations
 from .splits import held_out_counts
 
 _NORMAL, _DEFECTIVE = int(LabelName.NORMAL), int(LabelName.ABNORMAL)
@@ -35,20 +36,24 @@ class DefectFolder(DefectDataModule):
     images.
 
     Args:
-        name: Name of your data, used for the folder of the results.
+        name: Name of your data, used for the folder of the results. Default: that of the root's folder.
         root: Folder that all other paths start from. Default: the folder of ``csv``, else the working directory.
         normal: Normal images for training: a folder (with all folders in it), a file, a glob pattern such as
-            ``parts/*_ok.png``, or a list of these.
+            ``parts/*_ok.png``, or a list of these. Default, with annotation files and without ``defective``: images
+            that these list or that lie beside the marked ones, and have no mark.
         defective: Defective images for training, given like ``normal``. Of several folders (``[scratch, dent]``) each
-            holds the kind of defect that it is named after; of a single one, the folders in it do.
+            holds the kind of defect that it is named after; of a single one, the folders in it do. Default, with
+            annotation files: the images that these mark.
         masks: Masks of the defective training images, given like ``normal``: one for each of them, of its size, black
             where there is no defect, named like its image or with a suffix (``a17.jpg`` and ``a17_mask.png``,
             ``a17_GT.png`` or ``a17.png``). They may lie in the folder of the images if they have a suffix. Without
-            them only image labels are known, and ExDD needs ``--model.positive_patches farthest``.
+            them only image labels are known, and ExDD needs ``--model.positive_patches farthest``. Or files of
+            annotation tools, which name their images themselves: COCO (one ``.json`` file), LabelMe (``.json``), YOLO
+            (``.txt``) or Pascal VOC (``.xml``), with polygons or boxes; their classes are kinds of defects.
         normal_test: Normal images for testing, given like ``normal``. Default: a share of ``normal`` is held out.
         defective_test: Defective images for testing, given like ``normal``. Default: a share of ``defective`` is held
             out, with its masks.
-        masks_test: Masks of ``defective_test``. Without them the metrics of pixels are left out.
+        masks_test: Masks of ``defective_test``, given like ``masks``. Without them the metrics of pixels are left out.
         mask_suffix: What follows the image's name in the name of its mask, such as ``_anno``; empty for the same name.
             Default: the same name or one of the usual suffixes.
         csv: CSV file instead of the seven arguments above, with a header line and the columns ``image``, ``mask`` (may
@@ -69,7 +74,7 @@ class DefectFolder(DefectDataModule):
 
     def __init__(
         self,
-        name: str,
+        name: str | None = None,
         root: str | Path | None = None,
         normal: PathSpec | None = None,
         defective: PathSpec | None = None,
@@ -82,6 +87,8 @@ class DefectFolder(DefectDataModule):
         test_split_ratio: float = 0.2,
         **kwargs: Any,
     ) -> None:
+        if name is None:
+            name = Path(root if root is not None else Path(csv or "x").parent).resolve().name
         if not name or Path(name).name != name:
             msg = f"Argument `name` has to be usable as the name of a folder, but got `{name}`."
             raise ValueError(msg)
@@ -125,14 +132,11 @@ class DefectFolder(DefectDataModule):
                 "label_index": [each.label for each in images],
                 "split": [(each.split or Split.TRAIN).value for each in images],
                 "kind": kinds_of([each.word if each.label == _DEFECTIVE else "" for each in images]),
+                "has_boxes": [each.has_boxes for each in images],
             }
         )
-        if self.csv:
-            labels = {_NORMAL, _DEFECTIVE} if (samples["split"] == Split.TRAIN.value).all() else set()
-        else:
-            test_paths = {_NORMAL: self.paths["normal_test"], _DEFECTIVE: self.paths["defective_test"]}
-            labels = {label for label, paths in test_paths.items() if paths is None}
-        return self._hold_out(samples, labels)
+        tested = set(samples.loc[samples["split"] == Split.TEST.value, "label_index"])
+        return self._hold_out(samples, set() if self.csv and tested else {_NORMAL, _DEFECTIVE} - tested)
 
     def _check_arguments(self, mask_suffix: str | None) -> None:
         given = [name for name, paths in self.paths.items() if paths is not None]
@@ -141,55 +145,86 @@ class DefectFolder(DefectDataModule):
                 msg = f"Arguments `csv` and `{(given or ['mask_suffix'])[0]}` exclude each other. Give one of them."
                 raise ValueError(msg)
             return
-        if "normal" not in given:
+        # Only where they matter: annotations have to be looked for on the disk.
+        annotated = {
+            masks: masks in given and images not in given and bool(self._annotations(masks)[0])
+            for masks, images in (("masks", "defective"), ("masks_test", "defective_test"))
+        }
+        if "normal" not in given and not annotated["masks"]:
             msg = (
                 "Argument `normal` is missing: name the folder of the normal training images, or a CSV file in "
-                "argument `csv`."
+                "argument `csv`, or, without `defective`, annotation files in argument `masks`."
             )
             raise ValueError(msg)
         for masks, images in (("masks", "defective"), ("masks_test", "defective_test")):
-            if masks in given and images not in given:
+            if masks in given and images not in given and not annotated[masks]:
                 msg = f"Argument `{masks}` names masks, but argument `{images}` names no images for them."
                 raise ValueError(msg)
 
     def _read_folders(self) -> list[AnnotatedImage]:
         images: list[AnnotatedImage] = []
         for split, ending in ((Split.TRAIN, ""), (Split.TEST, "_test")):
-            listed_masks = self._list(f"masks{ending}")
+            files, others = self._annotations(f"masks{ending}")
+            listed_masks = list_images(f"masks{ending}", others, self.root) if others else []
+            normal, defective = self._list(f"normal{ending}"), self._list(f"defective{ending}")
+            marked = draw_masks(files, self.root, [*normal, *defective]) if files else MarkedImages({}, [])
+            if self.paths[f"defective{ending}"] is None:
+                defective = sorted(set(marked.masks) - set(normal))
+                if self.paths[f"normal{ending}"] is None:
+                    normal = marked.unmarked
             # Masks may lie among the images.
             (normal, normal_masks), (defective, _) = (
-                separate_masks(argument, self._list(argument), listed_masks, self.mask_suffixes)
-                for argument in (f"normal{ending}", f"defective{ending}")
+                separate_masks(argument, listed, listed_masks, self.mask_suffixes)
+                for argument, listed in ((f"normal{ending}", normal), (f"defective{ending}", defective))
             )
             masks = sorted(set(listed_masks) - set(normal_masks) - set(defective))
-            matches = match_masks(defective, masks, self.mask_suffixes)
-            if masks and split == Split.TRAIN:
-                self._check_all_matched(defective, masks, matches)
-            empty_masks = match_masks(normal, normal_masks, self.mask_suffixes)
+            drawn = {image: mask.path for image, mask in marked.masks.items()}
+            matches = match_masks(defective, masks, self.mask_suffixes) | drawn
+            if split == Split.TRAIN:
+                self._check_all_matched(defective, masks, files, matches)
+            empty_masks = match_masks(normal, normal_masks, self.mask_suffixes) | drawn
             images += [
                 AnnotatedImage(image, empty_masks.get(image), _NORMAL, split, f"`normal{ending}`") for image in normal
             ]
             words = words_of_folders(defective, self.paths[f"defective{ending}"], self.root)
-            images += [
-                AnnotatedImage(image, matches.get(image), _DEFECTIVE, split, f"`defective{ending}`", word)
-                for image, word in zip(defective, words, strict=True)
-            ]
+            for image, word in zip(defective, words, strict=True):
+                mark = marked.masks.get(image)
+                kind, has_boxes = (mark.kind or word, mark.has_boxes) if mark else (word, False)
+                source, mask = f"`defective{ending}`", matches.get(image)
+                images.append(AnnotatedImage(image, mask, _DEFECTIVE, split, source, kind, has_boxes))
         return images
+
+    def _annotations(self, argument: str) -> tuple[list[Path], list[str | Path]]:
+        """Return the annotation files that an argument for masks names, and its other entries."""
+        return separate_annotations(self.paths[argument], self.root)
 
     def _list(self, argument: str) -> list[Path]:
         paths = self.paths[argument]
         return list_images(argument, paths, self.root) if paths is not None else []
 
-    def _check_all_matched(self, images: list[Path], masks: list[Path], matches: dict[Path, Path]) -> None:
-        if without := [image for image in images if image not in matches]:
-            expected = ", ".join(f"`{without[0].stem}{suffix}.png`" for suffix in self.mask_suffixes[:4])
-            more = ", ..." if len(self.mask_suffixes) > 4 else ""
+    def _check_all_matched(
+        self, images: list[Path], masks: list[Path], files: list[Path], matches: dict[Path, Path]
+    ) -> None:
+        without = [image for image in images if image not in matches]
+        if not without or not (masks or files):
+            return
+        problem = (
+            f"The defective training image `{without[0]}` has no {{}} ({len(without)} of {len(images)} have none)."
+        )
+        if not masks:
             msg = (
-                f"The defective training image `{without[0]}` has no mask ({len(without)} of {len(images)} have none). "
-                f"Expected is one of {expected}{more}, with any image extension, among the {len(masks)} files of "
-                f"argument `masks`, such as `{masks[0].name}`. Add the mask, take out the image, or set `mask_suffix`."
+                f"{problem.format('mark')} Looked in the annotation files of argument `masks`, such as "
+                f"`{files[0].name}`. Mark its defect there, or take out the image."
             )
             raise FileNotFoundError(msg)
+        expected = ", ".join(f"`{without[0].stem}{suffix}.png`" for suffix in self.mask_suffixes[:4])
+        more = ", ..." if len(self.mask_suffixes) > 4 else ""
+        msg = (
+            f"{problem.format('mask')} Expected is one of {expected}{more}, with any image extension, among the "
+            f"{len(masks)} files of argument `masks`, such as `{masks[0].name}`. Add the mask, take out the image, or "
+            "set `mask_suffix`."
+        )
+        raise FileNotFoundError(msg)
 
     def _read_csv(self, path: Path) -> list[AnnotatedImage]:
         images = read_image_table(path, [self.root, path.parent] if self._has_root else [path.parent])

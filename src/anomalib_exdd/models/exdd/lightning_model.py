@@ -68,8 +68,9 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         positive_ratio: Share of the defect patches that the positive bank keeps.
         negative_minimum: Entries that the negative bank keeps at least, if there are as many patches.
         positive_minimum: Entries that the positive bank keeps at least, if there are as many patches.
-        positive_patches: Where defect patches come from. "mask": the patches that the defect covers (paper). "crop":
-            all patches of the bounding box around each defect, squashed to 128 x 128 (thesis and published code).
+        positive_patches: Where defect patches come from. "mask": the patches that the defect covers (paper), and of a
+            box around a defect (annotation files) those that are less like normal ones than is usual. "crop": all
+            patches of the bounding box around each defect, squashed to 128 x 128 (thesis and published code).
             "farthest": no masks needed; of every defective image the few patches that are least like normal ones. Use
             it where masks would cost more than the better localisation that they bring.
         min_coverage: With "mask", the share of a patch that must be defect for it to belong. Every defect keeps at

@@ -47,6 +47,16 @@ def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) 
     return belongs_hw
 
 
+def box_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) -> Tensor:
+    """Tell which of h x w patches belong to each box of a mask, by :func:`defect_patches`, boolean, shape (N, h * w).
+
+    Boxes that overlap or touch count as one.
+    """
+    count, label_HW = cv2.connectedComponents((mask_HW.cpu() != 0).numpy().astype(np.uint8), connectivity=8)
+    boxes = [defect_patches(torch.from_numpy(label_HW == box), grid, min_coverage).flatten() for box in range(1, count)]
+    return torch.stack(boxes) if boxes else torch.zeros(0, grid[0] * grid[1], dtype=torch.bool)
+
+
 def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Choose some of h x w cells in and beside a defect, by a mask that is non-zero on defects.
 
@@ -91,6 +101,22 @@ def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:
     taken = farthest & (distance_P > usual)
     taken[distance_P.argmax()] = True
     return taken
+
+
+def outstanding_patches(distance_P: Tensor, boxes_NP: Tensor, usual: float) -> Tensor:
+    """Tell which patches in the boxes around defects are taken for the defects, boolean, shape (P,).
+
+    Those that are farther from the negative bank than the farthest patch of a normal image usually is, and the farthest
+    of every box.
+
+    Args:
+        distance_P: Distances to the negative bank.
+        boxes_NP: Which patches belong to each box, boolean, each box with one at least.
+        usual: Distance that the farthest patch of a normal image usually has.
+    """
+    taken_P = boxes_NP.any(dim=0) & (distance_P > usual)
+    taken_P[distance_P.masked_fill(~boxes_NP, -torch.inf).argmax(dim=1)] = True
+    return taken_P
 
 
 def defect_crops(image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, list[tuple[int, int, int, int]]]:

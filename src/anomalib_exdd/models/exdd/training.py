@@ -23,7 +23,15 @@ from .calibration_set import KeptPatches, Outline, choose_images, others_distanc
 from .candidate_selection import CandidateSelection
 from .memory_bank import Origins
 from .patch_collector import PatchCollector
-from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
+from .patches import (
+    CROP_SIZE,
+    box_patches,
+    defect_crops,
+    defect_patches,
+    farthest_patches,
+    outstanding_patches,
+    patch_centres,
+)
 from .torch_model import ExDDModel
 from .training_stores import TrainingStores
 
@@ -71,6 +79,7 @@ class BankBuilder:
             for kind in ("normal", "defect", "defective")
         )
         self.outlines: dict[str, Outline] = {}
+        self.boxes: dict[str, Tensor] = {}  # which patches belong to each, of images whose masks are boxes
         self.origins: Origins = {}
         self.kinds: dict[str, str] = {}
 
@@ -87,6 +96,7 @@ class BankBuilder:
         self.origins |= {name: paths for name, paths in zip(names, origins, strict=True) if paths}
         kinds = getattr(batch, "kinds", None) or ["" for _ in names]
         self.kinds |= {name: kind for name, kind in zip(names, kinds, strict=True) if kind}
+        has_boxes = getattr(batch, "has_boxes", None) or [False for _ in names]
         new = [index for index, name in enumerate(names) if not self._has(name)]
         if not new:
             return
@@ -99,7 +109,8 @@ class BankBuilder:
             elif self.settings.positive_patches == "farthest" and name not in self.origins:
                 self.add_defective(name, image_CHW, features_Dhw, None)
             else:
-                self.add_defective(name, image_CHW, features_Dhw, _mask_of(batch, index, name), fine_Fhw)
+                mask_HW = _mask_of(batch, index, name)
+                self.add_defective(name, image_CHW, features_Dhw, mask_HW, fine_Fhw, has_boxes=has_boxes[index])
 
     def _has(self, path: str) -> bool:
         """Tell whether an image's patches are there, as they may be when an interrupted training is resumed."""
@@ -107,6 +118,8 @@ class BankBuilder:
             return True
         if self.settings.positive_patches == "farthest":
             return path in self.defective
+        if path in self.boxes:
+            return True
         outlined = path in self.outlines or self.model.feature_extractor.fine_layer is None  # never on disk
         return path in self.defective and path in self.positive and outlined
 
@@ -121,6 +134,8 @@ class BankBuilder:
         features_Dhw: Tensor,
         mask_HW: Tensor | None,
         fine_Fhw: Tensor | None = None,
+        *,
+        has_boxes: bool = False,
     ) -> None:
         """Take the patches of a defective image.
 
@@ -130,13 +145,15 @@ class BankBuilder:
             features_Dhw: Its features, float32.
             mask_HW: Its mask, non-zero on defects; None with ``positive_patches: farthest``.
             fine_Fhw: Its fine features, float32, on a grid twice as fine, if the backbone has any.
+            has_boxes: Whether the mask has boxes around defects instead of their outlines.
         """
         positions = _centres(image_CHW, features_Dhw)
         features_PD = features_Dhw.flatten(1).T
         self.defective.add(path, features_PD, positions)
         if mask_HW is None:
             return  # chosen when the negative bank is there
-        if fine_Fhw is not None:
+        grid = (features_Dhw.shape[-2], features_Dhw.shape[-1])
+        if fine_Fhw is not None and not has_boxes:
             self.outlines[path] = Outline.of(fine_Fhw, mask_HW)
         if self.settings.positive_patches == "crop":
             crops, boxes = defect_crops(image_CHW, mask_HW)
@@ -145,8 +162,9 @@ class BankBuilder:
             centre, size = _centres(crops[0], crop_features_NDhw[0]), torch.tensor(CROP_SIZE)
             scaled = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
             self.positive.add(path, features_PD, torch.cat(scaled))
+        elif has_boxes:
+            self.boxes[path] = box_patches(mask_HW, grid, self.settings.min_coverage)
         else:
-            grid = (features_Dhw.shape[-2], features_Dhw.shape[-1])
             belongs_P = defect_patches(mask_HW, grid, self.settings.min_coverage).flatten()
             self.positive.add(path, features_PD[belongs_P.to(features_PD.device)], positions[belongs_P])
 
@@ -181,12 +199,12 @@ class BankBuilder:
         self.model.negative_bank.fill(self.negative.select(ratio, minimum, "Negative bank", state))
 
     def build_positive_bank(self) -> None:
-        """Fill the positive bank with a coreset of the defect patches; weak labels need the negative bank before.
+        """Fill the positive bank with a coreset of the defect patches; weak labels and boxes need the negative bank.
 
         Real and synthetic defects have a coreset each, so that many synthetic ones do not crowd the real ones out.
         """
-        if self.settings.positive_patches == "farthest":
-            self._choose_farthest()
+        if self.settings.positive_patches == "farthest" or any(gather_objects(bool(self.boxes))):
+            self._choose_by_distance()
         self.positive.share()
         bank = self.model.positive_bank
         ratio, minimum = self.settings.positive_ratio, self.settings.positive_minimum
@@ -197,8 +215,24 @@ class BankBuilder:
         bank.origins = {path: self.origins[path] for path in bank.sources if path in self.origins}
         bank.kinds = {path: self.kinds[path] for path in bank.sources if path in self.kinds}
 
-    def _choose_farthest(self) -> None:
-        """Fill the positive collector with the patches of defective images that are least like normal ones."""
+    def _choose_by_distance(self) -> None:
+        """Fill the positive collector with patches that are least like normal ones: of images, or within boxes."""
+        bank, usual = self.model.negative_bank, self._usual_distance()
+        paths = list(self.boxes)
+        if self.settings.positive_patches == "farthest":
+            paths = [path for path in self.defective.paths if path not in self.origins]
+        own_paths = [path for path in sorted(paths) if self.defective.is_own(path)]
+        for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
+            features = self.defective.store.features(path)
+            distance_P = bank.nearest(features.to(bank.features.device)).distances[:, 0].cpu()
+            if path in self.boxes:
+                taken_P = outstanding_patches(distance_P, self.boxes[path], usual)
+            else:
+                taken_P = farthest_patches(distance_P, usual, MOST_FARTHEST)
+            self.positive.add(path, features[taken_P], self.defective.store.positions(path)[taken_P])
+
+    def _usual_distance(self) -> float:
+        """Return how far the farthest patch of a normal image usually is from the entries of others; 0 without any."""
         bank = self.model.negative_bank
         vectors, device = bank.vectors, bank.features.device
         row = {path: index for index, path in enumerate(bank.sources)}
@@ -210,14 +244,7 @@ class BankBuilder:
                 distances = others_distances(features, own, [[row[path]]], vectors, bank.source, 1)
                 farthest.append(float(distances.max()))
         everywhere = sorted(distance for part in gather_objects(farthest) for distance in part)
-        usual = everywhere[(len(everywhere) - 1) // 2] if everywhere else 0.0
-        real = [path for path in self.defective.paths if path not in self.origins]
-        own_paths = [path for path in real if self.defective.is_own(path)]
-        for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
-            features = self.defective.store.features(path)
-            distance_P = bank.nearest(features.to(device)).distances[:, 0]
-            taken_P = farthest_patches(distance_P, usual, MOST_FARTHEST).cpu()
-            self.positive.add(path, features[taken_P], self.defective.store.positions(path)[taken_P])
+        return everywhere[(len(everywhere) - 1) // 2] if everywhere else 0.0
 
     def fill_calibration_set(self) -> None:
         """Keep the patches that calibration needs, and learn the boundary, by which some of them are chosen."""
