@@ -2,7 +2,7 @@
 
 ==================  ====================================================================================
 `KSDD2`             Kolektor Surface-Defect Dataset 2 (downloaded on request), or any folder in its layout
-`DefectFolder`      Your own images: folders, glob patterns or a CSV file
+`DefectFolder`      Your own images: folders, glob patterns, annotation files or a CSV file
 `SurfaceSample`     A small generated data set in KSDD2's layout, for trying things out
 `SyntheticDefects`  Synthetic defects added to the training images of any of these
 `DefectDataset`     The data set behind them: a table of samples
