@@ -37,7 +37,7 @@ docs-commands:  ## Run every command of README and documentation on small data, 
 
 constraints:  ## Pin the newest versions that resolve on every supported Python
 	{ \
-	  echo '# Tested versions of everything this package and its extras annotations, cpu, openvino and synthesis, the tests and the documentation need,'; \
+	  echo '# Tested versions of everything this package and its extras annotations, cpu, openvino, station and synthesis, the tests and the documentation need,'; \
 	  echo '# for every supported Python and platform. Regenerate with `make constraints`, then run the tests.'; \
 	  uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade --quiet --no-header --no-annotate \
 	    --extra annotations --extra cpu --extra openvino --extra station --extra synthesis --group dev --group docs; \
