@@ -111,6 +111,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 copy(image, folder / photos / "good" / image.name)
     for images in ("new_photos", "scans/new"):
         copy(data / "test" / "20000.png", folder / images / "20000.png")
+    copy(data / "test" / "20000.png", folder / "good.png")
     for name in ("missed", "new", "part"):
         copy(data / "test" / "20007.png", folder / f"{name}.png")
         copy(data / "test" / "20007_GT.png", folder / f"{name}_mask.png")

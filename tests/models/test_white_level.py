@@ -103,7 +103,7 @@ def test_teaching_reads_as_training_did(
     taught = []
     for checkpoint, root in zip(checkpoints, (plain, deep), strict=True):
         (image,) = root.glob("test/20003.png")
-        arguments = {"image": image, "mask": image.with_name("20003_GT.png"), "box": None, "kind": ""}
+        arguments = {"image": image, "mask": image.with_name("20003_GT.png"), "box": None, "good": False, "kind": ""}
         Teach().call(Namespace(ckpt_path=checkpoint, output=tmp_path / f"{root.name}.ckpt", **arguments))
         model = ExDD.load_from_checkpoint(tmp_path / f"{root.name}.ckpt", map_location="cpu")
         bank = model.model.positive_bank
