@@ -9,7 +9,7 @@ help:  ## List the verbs
 
 install:  ## Set up .venv for development, with the tested versions
 	uv venv --allow-existing
-	uv pip install -c constraints.txt -e ".[cpu,openvino,synthesis]" --group dev
+	uv pip install -c constraints.txt -e ".[cpu,openvino,synthesis,station]" --group dev
 
 test:  ## Run the tests; `make test only="-k coreset"` runs some of them
 	$(RUN) pytest $(only)
@@ -34,10 +34,10 @@ docs:  ## Build the documentation as a site into site/
 
 constraints:  ## Pin the newest versions that resolve on every supported Python
 	{ \
-	  echo '# Tested versions of everything this package and its extras cpu, openvino and synthesis, the tests and the documentation need,'; \
-	  echo '# for every supported Python and platform. Regenerate with `make constraints`, then run the tests.'; \
+	  echo '# Tested versions of everything this package and its extras cpu, openvino, synthesis and station, the tests and the'; \
+	  echo '# documentation need, for every supported Python and platform. Regenerate with `make constraints`, then run the tests.'; \
 	  uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade --quiet --no-header --no-annotate \
-	    --extra cpu --extra openvino --extra synthesis --group dev --group docs; \
+	    --extra cpu --extra openvino --extra synthesis --extra station --group dev --group docs; \
 	} > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
