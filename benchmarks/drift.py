@@ -1,6 +1,6 @@
 """When `anomalib drift` raises an alarm: on good parts, under another lamp, out of focus, and on another product.
 
-    python benchmarks/drift.py --data DATA --weights FILE --output NAME
+    python benchmarks/drift.py --data DATA --weights FILE --output NAME [--figure FILE]
 
 DATA holds the sets in KSDD2's layout, a folder each. A model of the normal training images watches streams of good
 test images, as they are and changed, in several random orders. The two halves of all good images, drawn at random, are
@@ -25,7 +25,7 @@ from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.exdd.normal_distance import normal_distance, training_distances
 from anomalib_exdd.models.exdd.training import BankBuilder, BankSettings
-from anomalib_exdd.station.drift import EVERY, Watched, detect, shares
+from anomalib_exdd.station.drift import EVERY, Drift, Watched, detect, shares
 from evidence import IMAGE_SIZES
 from machine import describe, known_results, markdown_table, save_results
 
@@ -143,6 +143,16 @@ def study(root: Path, weights: Path, sets: dict[str, Path]) -> list[dict[str, An
     return [{"set": root.name, **result} for result in results]
 
 
+def figure(root: Path, weights: Path, path: Path) -> None:
+    """Draw a stream of good test images that goes out of focus after a while."""
+    watch = Watch(IMAGE_SIZES[root.name], weights)
+    train, test = good_images(root)
+    training = watch.learn(watch.features(train), train)
+    distances = watch.distances(watch.features(test))
+    distances += watch.distances(watch.features(test[:CHANGED], CHANGES["blur, sigma 1"]))
+    Drift([Watched("", "", distance, None, training) for distance in distances]).draw(path)
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Return a row for every set and stream."""
     rows = []
@@ -171,6 +181,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of resnet18")
     parser.add_argument("--output", type=Path, required=True, help="result file without ending")
+    parser.add_argument("--figure", type=Path, help="picture of commutators that go out of focus")
     options = parser.parse_args()
     settings = {"every": EVERY, "orders": ORDERS, "splits": SPLITS, "most": MOST, "changed": CHANGED}
     results = known_results(options.output, settings)
@@ -182,6 +193,8 @@ def main() -> None:
     facts = "\n".join(f"- {name}: {value}" for name, value in {**describe(), **settings}.items())
     options.output.with_suffix(".md").write_text(f"# Alarms of drift\n\n{table(results)}\n\n{facts}\n")
     print(table(results))
+    if options.figure is not None:
+        figure(options.data / "commutator", options.weights, options.figure)
 
 
 if __name__ == "__main__":

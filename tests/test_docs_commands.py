@@ -29,6 +29,7 @@ ONLY_PARSED = {
     "synthesize_diag.yaml": "downloads 7 GB for a GPU",
     "synthesize_dreambooth.yaml": "downloads 7 GB for a GPU",
     "--data.official_split": "names images that only KSDD2 has",
+    "review --ckpt_path": "serves until it is stopped: tests/station",
     "last.ckpt": "goes on with an interrupted training: tests/models/test_defect_classifier.py",
 }
 SMALLER = {  # regular expression -> what is added to a command that it matches
@@ -120,6 +121,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for model in ("ExDD", "DefectClassifier"):
             run(f"train --model {model} --data KSDD2")
             copy(Path(f"results/{model}/KSDD2/latest/weights/lightning/model.ckpt"), Path(f"{model}.ckpt"))
+        run("predict --model ExDD --data datasets/KSDD2/test --ckpt_path ExDD.ckpt --model.record line1.db")
     return folder
 
 

@@ -9,6 +9,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from .weights import fingerprint
 _TABLE = """CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY, time TEXT NOT NULL, action TEXT NOT NULL, model TEXT NOT NULL, path TEXT NOT NULL,
     content TEXT NOT NULL)"""
+_COLUMNS = "time, action, model, path, content"
 
 
 class Event(NamedTuple):
@@ -47,7 +49,7 @@ class Record:
         try:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute(_TABLE)
-            self._connection.execute(f"SELECT {', '.join(Event._fields)} FROM events LIMIT 1")  # noqa: S608  constants
+            self._connection.execute(f"SELECT {_COLUMNS} FROM events LIMIT 1")  # noqa: S608  constant
         except sqlite3.DatabaseError as error:
             self._connection.close()
             msg = f"The file {path} is no record of predictions ({error}). Give another path: a new file is made."
@@ -59,21 +61,14 @@ class Record:
         # Names of files may hold bytes that are no UTF-8. The content, where JSON escapes them, keeps them.
         row = (time, action, model, path.encode(errors="replace").decode(), json.dumps(content, allow_nan=False))
         with self._lock:
-            self._connection.execute(
-                "INSERT INTO events (time, action, model, path, content) VALUES (?, ?, ?, ?, ?)", row
-            )
+            self._connection.execute(f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row)  # noqa: S608  constant
 
     def events(self, *actions: str) -> Iterator[Event]:
-        """Yield all events, or those of some actions, the oldest first, while others may be added."""
-        last = 0
-        while True:
-            with self._lock:
-                query = "SELECT id, time, action, model, path, content FROM events WHERE id > ? ORDER BY id LIMIT 1000"
-                rows = self._connection.execute(query, (last,)).fetchall()
-            if not rows:
-                return
-            last = rows[-1][0]
-            for _, time, action, model, path, content in rows:
+        """Yield all events, or those of some actions, the oldest first; those that are added meanwhile are left out."""
+        # A connection of its own: it reads one state of the file, in constant memory, and nobody waits for it.
+        with closing(sqlite3.connect(self.path)) as reading:
+            rows = reading.execute(f"SELECT {_COLUMNS} FROM events ORDER BY id")  # noqa: S608  constant
+            for time, action, model, path, content in rows:
                 if not actions or action in actions:
                     yield Event(time, action, model, path, json.loads(content))
 

@@ -56,7 +56,7 @@ def _build_review(handlers: "Handlers", page: gr.Blocks) -> None:
                 heat_map = gr.Image(label="Heat map", interactive=False, buttons=[], **look)
             with gr.Row():
                 good, defect, unsure, undo = (
-                    gr.Button(name, variant="primary" if name == "Defect" else "secondary", min_width=70)
+                    gr.Button(name, variant="primary" if name == "Defect" else "secondary", size="md", min_width=60)
                     for name in ("Good", "Defect", "Not sure", "Undo")
                 )
             kind = gr.Dropdown(label="Kind of the defect (choose or type)", allow_custom_value=True)
@@ -68,8 +68,8 @@ def _build_review(handlers: "Handlers", page: gr.Blocks) -> None:
     taken = upload.upload(handlers.take, upload, [upload, *listing], **_PRIVATE)
     taken.then(handlers.show_first, None, shown, **_PRIVATE)
     queue.select(handlers.pick, listed, shown, **_PRIVATE)
-    answers: dict[Answer, Any] = {"good": good, "defect": defect, "not sure": unsure}
-    for answer, button in answers.items():
+    answers: list[tuple[gr.Button, Answer]] = [(good, "good"), (defect, "defect"), (unsure, "not sure")]
+    for button, answer in answers:
         answered = button.click(
             partial(handlers.answer, answer), [selected, editor, kind], [changed, *listing], **_PRIVATE
         )

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import os
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
@@ -15,7 +16,6 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from .page import CSS, THEME, build_page
@@ -33,8 +33,8 @@ def make_app(station: Station, password: str | None = None) -> FastAPI:
     """Put page and HTTP interface of a station into one application; with a password, both ask for it."""
     app = FastAPI(title="anomalib-exdd", docs_url=None, redoc_url=None, openapi_url=None)
     waiting = asyncio.Semaphore(MOST_WAITING)
+    worker = ThreadPoolExecutor(1)  # several threads would wait for each other, and keep memory of their own
 
-    @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         """Predict the image of the form field `image`; the answer is a row of `predictions.json`."""
         if password is not None and not _knows(request, password):
@@ -50,9 +50,11 @@ def make_app(station: Station, password: str | None = None) -> FastAPI:
             image = form.get("image")
             if not isinstance(image, UploadFile):
                 return _error(400, "Send one image file as the form field `image` (multipart/form-data).")
-            row = await run_in_threadpool(station.predict_sent, image.file, image.filename or "image")
+            sent = (image.file, image.filename or "image")
+            row = await asyncio.get_running_loop().run_in_executor(worker, station.predict_sent, *sent)
         return _error(400, row.error) if row.error is not None else JSONResponse(row.to_dict())
 
+    app.add_api_route("/predict", predict, methods=["POST"])
     return gr.mount_gradio_app(
         app,
         build_page(station),

@@ -86,7 +86,8 @@ class Station:
 
     def queue(self) -> list[PredictionRow]:
         """Return the images that wait: first those for review, then rejected and accepted ones, the worst first."""
-        return sorted(self.items.values(), key=lambda row: (_ORDER[row.decision], -(row.probability or 0)))
+        with self.lock:
+            return sorted(self.items.values(), key=lambda row: (_ORDER[row.decision], -(row.probability or 0)))
 
     def predict(self, path: Path, name: str | None = None) -> PredictionRow:
         """Predict a file and record it.
