@@ -4,6 +4,7 @@
 the Python code of a page run in its order; all pages share one folder.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -110,6 +111,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 copy(mask, folder / photos / masks / image.name)
             else:
                 copy(image, folder / photos / "good" / image.name)
+    annotate(data / "train", folder / "parts")
     for images in ("new_photos", "scans/new"):
         copy(data / "test" / "20000.png", folder / images / "20000.png")
     copy(data / "test" / "20000.png", folder / "good.png")
@@ -123,6 +125,24 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             copy(Path(f"results/{model}/KSDD2/latest/weights/lightning/model.ckpt"), Path(f"{model}.ckpt"))
         run("predict --model ExDD --data datasets/KSDD2/test --ckpt_path ExDD.ckpt --model.record line1.db")
     return folder
+
+
+def annotate(images: Path, parts: Path) -> None:
+    """Copy images of KSDD2's layout to a folder with a COCO file of boxes around their defects."""
+    found: dict[str, list[dict[str, object]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    for number, mask in enumerate(sorted(images.glob("*_GT.png"))):
+        image = mask.with_name(mask.name.replace("_GT", ""))
+        copy(image, parts / image.name)
+        width, height = Image.open(image).size
+        found["images"].append({"id": number, "file_name": image.name, "width": width, "height": height})
+        if box := Image.open(mask).getbbox():
+            corners = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            found["annotations"].append({"id": number, "image_id": number, "category_id": 1, "bbox": corners})
+    (parts / "annotations.json").write_text(json.dumps(found))
 
 
 def copy(source: Path, target: Path) -> None:
