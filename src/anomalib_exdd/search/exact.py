@@ -182,7 +182,9 @@ def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
         k: Number of neighbours, at most M.
     """
     mean_D = bank_MD.mean(dim=0)
-    expanded_QM = expanded_distances(query_QD - mean_D, bank_MD - mean_D)
+    # From here on the centred bank alone, so that an export holds one bank and not two.
+    query_QD, bank_MD = query_QD - mean_D, bank_MD - mean_D
+    expanded_QM = expanded_distances(query_QD, bank_MD)
     candidate_QC = expanded_QM.topk(min(k + EXTRA_CANDIDATES, len(bank_MD)), dim=1, largest=False).indices
     return rerank(query_QD, bank_MD, candidate_QC, k)
 

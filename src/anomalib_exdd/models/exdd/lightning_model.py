@@ -9,7 +9,8 @@ from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
@@ -31,11 +32,13 @@ from anomalib_exdd.search import SearchBackend
 
 from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings, check_settings
 from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach, teach_good
+from .compression import compress
 from .decisions import Decisions, Thresholds
 from .explanation import Explanation, explain_image, reasons_of
 from .explanation_pictures import DecisionVisualizer
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
+from .metadata import export_metadata, write_metadata
 from .normal_distance import normal_distance, training_distances
 from .scoring import ScoringName
 from .torch_model import ExDDModel
@@ -472,14 +475,33 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         checkpoint.update(epoch=0, global_step=0)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
-        """Export to ONNX, which OpenVINO is made from too; a ValueError if the model works on tiles."""
+        """Export to ONNX, which OpenVINO is made from too, with :func:`.export_metadata` in the file.
+
+        Raises:
+            ValueError: If the model works on tiles.
+        """
         if self.settings.tile_size is not None:
             msg = (
                 f"The model works on tiles (`tile_size` {self.settings.tile_size}), which ONNX and OpenVINO cannot "
                 "express. Export it with `--export_type torch`, which keeps the tiles, or train without `tile_size`."
             )
             raise ValueError(msg)
-        return super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs)
+        path = Path(super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs))
+        write_metadata(path, export_metadata(self))
+        return path
+
+    def _compress_ov_model(
+        self,
+        model: Any,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Any = None,
+        task: Any = None,
+        max_drop: float = 0.01,
+    ) -> Any:
+        """Compress the backbone alone, for Anomalib's ``to_openvino``; see :func:`.compress`."""
+        del task
+        return compress(model, CompressionType(compression_type), datamodule, metric, max_drop)
 
     def on_predict_start(self) -> None:
         """Warn where explanations were asked for and cannot be drawn."""

@@ -1,0 +1,219 @@
+"""Compression of exports for OpenVINO: the backbone in 8 bits, banks and scores as they were.
+
+NNCF quantises whatever looks like a layer: the product with a memory bank and the features that are compared with it
+as well. Distances between nearly equal features do not survive 256 levels, and maps with them. Here NNCF is told to
+leave everything alone but the backbone, which is found by the way from the image to the nearest-neighbour search.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, Dataset, Subset
+
+logger = logging.getLogger(__name__)
+
+MAX_IMAGES = 300
+"""Images that ranges are measured on, and that a compressed model is compared with the original on."""
+TOLERATED_LOSS = 0.005
+"""Of average precision. A compressed model that loses more is told of."""
+_LAYERS = {"Convolution", "GroupConvolution", "MatMul"}  # what has weights
+_PIXEL_STEP = 4  # every so-many-th row and column of a map counts for its average precision
+
+
+def compress(
+    model: Any, compression: CompressionType, data: AnomalibDataModule | None, metric: Any, max_drop: float
+) -> Any:
+    """Compress a model, of OpenVINO's ``Model``, and say what that costs on the test images, if there are any.
+
+    Args:
+        model: The exported model in full precision; it stays as it is.
+        compression: ``INT8`` stores the backbone's weights in 8 bits. ``INT8_PTQ`` computes the backbone in 8 bits,
+            with ranges from validation images or, where there are none, training images. ``INT8_ACQ`` does the same,
+            and takes layers back to full precision until the metric is within ``max_drop``.
+        data: Where these images come from; ``INT8`` needs none.
+        metric: For ``INT8_ACQ``, Anomalib's metric, the higher the better; measured on test images.
+        max_drop: Its largest allowed drop.
+
+    Raises:
+        ModuleNotFoundError: If NNCF is not installed.
+        ValueError: If data are needed and there are none.
+    """
+    try:
+        import nncf  # noqa: PLC0415  only compression needs it
+    except ModuleNotFoundError as error:
+        msg = (
+            f"`--compression_type {compression.value}` needs NNCF, which is not installed. Install the extra: "
+            '`uv pip install "anomalib-exdd[openvino]"`. `fp16` does without.'
+        )
+        raise ModuleNotFoundError(msg, name="nncf") from error
+    if data is None and compression != CompressionType.INT8:
+        msg = (
+            f"`--compression_type {compression.value}` measures ranges on images, but there are none. Give the data of "
+            "the training: `--data KSDD2 --data.root FOLDER`; in Python, `datamodule`."
+        )
+        raise ValueError(msg)
+    if compression == CompressionType.INT8_ACQ and not 0 <= max_drop <= 1:
+        msg = f"Argument `max_drop` has to be between 0 and 1, but got {max_drop}."
+        raise ValueError(msg)
+    if data is not None:
+        data.setup("fit")
+    nncf.set_log_level(logging.WARNING)  # it would name every operation that stays as it is
+    ours = backbone_operations(model)
+    names = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() not in ours]
+    scope = nncf.IgnoredScope(names=names, validate=False)
+    if data is None or compression == CompressionType.INT8:
+        found = nncf.compress_weights(model.clone(), ignored_scope=scope)
+    else:
+        size = static_size(model)
+        ranges = nncf.Dataset(image_loader(calibration_images(data)), lambda batch: model_input(batch.image, size))
+        # Symmetric ranges, NNCF's default, cost three times as much pixel AP at the same speed.
+        settings = {"preset": nncf.QuantizationPreset.MIXED, "ignored_scope": scope}
+        if compression == CompressionType.INT8_PTQ:
+            found = nncf.quantize(model, ranges, subset_size=MAX_IMAGES, **settings)
+        else:
+            tests = nncf.Dataset(image_loader(data.test_data))
+            found = nncf.quantize_with_accuracy_control(
+                model,
+                ranges,
+                tests,
+                lambda compiled, batches: measure(compiled, batches, metric),
+                max_drop=max_drop,
+                subset_size=MAX_IMAGES,
+                **settings,
+            )
+    if data is not None:
+        tell_loss(model, found, data.test_data, compression)
+    return found
+
+
+def backbone_operations(model: Any) -> set[str]:
+    """Name the operations of the backbone's layers, first to last, in an exported model.
+
+    They lie before the average that makes patch features of their output, which feeds the search, the first TopK, and
+    not before the first convolution, where images are resized and normalised. What follows the last layer stays out:
+    its result are the features.
+
+    Raises:
+        ValueError: If there is no such way through the model.
+    """
+    operations = model.get_ordered_ops()
+    search = [op for op in operations if op.get_type_name() == "TopK"][:1]
+    before_search = _before(search)
+    way = [op for op in operations if op.get_friendly_name() in before_search]
+    averages = [op for op in way if op.get_type_name() == "AvgPool"]
+    inner = _before([op for op in way if op.get_type_name() in {"AvgPool", "Convolution"}])
+    network = _before([op for op in averages if op.get_friendly_name() not in inner])
+    layers = [op for op in way if op.get_friendly_name() in network and op.get_type_name() in _LAYERS]
+    first = next((op for op in layers if op.get_type_name() == "Convolution"), None)
+    if first is None:
+        msg = "The exported model has no convolutions before its search, so that its backbone cannot be told."
+        raise ValueError(msg)
+    return (_before(layers) | {op.get_friendly_name() for op in layers}) - _before([first])
+
+
+def _before(operations: Iterable[Any]) -> set[str]:
+    """Name everything that operations are computed from."""
+    found: set[str] = set()
+    todo = list(operations)
+    while todo:
+        for value in todo.pop().input_values():
+            source = value.get_node()
+            if source.get_friendly_name() not in found:
+                found.add(source.get_friendly_name())
+                todo.append(source)
+    return found
+
+
+def static_size(model: Any) -> tuple[int, int] | None:
+    """Return the height and width that a model takes; None if it takes any."""
+    height, width = list(model.input(0).partial_shape)[-2:]
+    return (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
+
+
+def model_input(images_BCHW: Tensor, size: tuple[int, int] | None) -> Any:
+    """Return images as a model takes them, NumPy, float32, resized to ``size`` if it takes no other."""
+    if size is not None:
+        images_BCHW = F.interpolate(images_BCHW, size=size, mode="bilinear", antialias=True)
+    return images_BCHW.numpy()
+
+
+def calibration_images(data: AnomalibDataModule) -> Dataset[Any]:
+    """Return validation images, and training images where a data module keeps none aside."""
+    validation = getattr(data, "val_data", None)
+    return validation if validation is not None and len(validation) else data.train_data
+
+
+def image_loader(dataset: Any) -> DataLoader[Any]:
+    """Load at most :data:`MAX_IMAGES` images from all over a data set, one by one: they may differ in size."""
+    step = max(1, len(dataset) / MAX_IMAGES)
+    rows = [int(number * step) for number in range(min(len(dataset), MAX_IMAGES))]
+    return DataLoader(Subset(dataset, rows), collate_fn=dataset.collate_fn)
+
+
+def predictions(compiled: Any, batches: Iterable[Any]) -> Iterator[Any]:
+    """Predict batches of one image with a compiled model; yield them with their true labels and masks."""
+    size = static_size(compiled)
+    for batch in batches:
+        result = compiled(model_input(batch.image, size))
+        found: dict[str, Any] = {output.any_name: torch.from_numpy(result[output]) for output in compiled.outputs}
+        mask_BHW = batch.gt_mask
+        if mask_BHW is not None:  # a pixel of the map is defect if any pixel below it is
+            pixels = mask_BHW.float().unsqueeze(1)
+            mask_BHW = F.adaptive_max_pool2d(pixels, found["anomaly_map"].shape[-2:]).squeeze(1).bool()
+        yield ImageBatch(image=batch.image, gt_label=batch.gt_label, gt_mask=mask_BHW, **found)
+
+
+def measure(compiled: Any, batches: Iterable[Any], metric: Any) -> float:
+    """Compute a metric of a compiled model on batches of one image."""
+    metric.reset()
+    for prediction in predictions(compiled, batches):
+        metric.update(prediction)
+    return float(metric.compute())
+
+
+def average_precisions(model: Any, dataset: Any) -> dict[str, float]:
+    """Compute the average precision of images and, where they have masks, of pixels, for a model in float32."""
+    import openvino  # noqa: PLC0415  only exports need it
+
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    thin = (..., slice(None, None, _PIXEL_STEP), slice(None, None, _PIXEL_STEP))
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"image AP": [], "pixel AP": []}
+    for found in predictions(compiled, image_loader(dataset)):
+        pairs["image AP"].append((found.gt_label, found.pred_score))
+        if found.gt_mask is not None:
+            pairs["pixel AP"].append((found.gt_mask[thin], found.anomaly_map[thin]))
+    return {name: _average_precision(values) for name, values in pairs.items() if values}
+
+
+def _average_precision(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    truth, score = (np.concatenate([each.numpy().ravel() for each in side]) for side in zip(*pairs, strict=True))
+    return float(average_precision_score(truth, score))
+
+
+def tell_loss(model: Any, compressed: Any, dataset: Any, compression: CompressionType) -> None:
+    """Log what compression costs on test images, as a warning where it is more than :data:`TOLERATED_LOSS`."""
+    labels = {int(label) for label in dataset.samples["label_index"]}
+    if len(labels) < 2:
+        logger.warning("What `%s` costs is unknown: it takes normal and defective test images.", compression.value)
+        return
+    before, after = average_precisions(model, dataset), average_precisions(compressed, dataset)
+    changes = [f"{name} {100 * before[name]:.1f} to {100 * after[name]:.1f}" for name in before]
+    count = min(len(dataset), MAX_IMAGES)
+    if any(before[name] - after[name] > TOLERATED_LOSS for name in before):
+        logger.warning(
+            "`%s` costs more than half a point of average precision on %d test images: %s. Use `fp16`, or `int8_acq` "
+            "with a small `--max_drop`.",
+            compression.value,
+            count,
+            ", ".join(changes),
+        )
+    else:
+        logger.info("`%s`, average precision on %d test images: %s.", compression.value, count, ", ".join(changes))
