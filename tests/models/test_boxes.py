@@ -11,7 +11,7 @@ from pandas import DataFrame
 from PIL import Image
 
 from anomalib_exdd import KSDD2, DefectFolder, ExDD
-from anomalib_exdd.models.exdd.patches import box_patches, outstanding_patches
+from anomalib_exdd.models.exdd.boxes import BoxedImage, box_patches, outstanding_patches
 
 Make = Callable[..., Any]
 
@@ -34,6 +34,25 @@ def test_a_patch_is_taken_if_it_stands_out_in_its_box() -> None:
     assert outstanding_patches(distances, boxes, usual=3.5).nonzero().flatten().tolist() == [1, 3, 4, 5]
     assert outstanding_patches(distances, boxes, usual=9.5).nonzero().flatten().tolist() == [1, 4, 5]
     assert outstanding_patches(distances, boxes, usual=0.0).nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 7]
+
+
+def test_the_outline_is_that_of_the_patches_taken() -> None:
+    """Cells know where they are: what is taken, what lies beside the box, and nothing else of the box."""
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[16:48, 16:48] = True  # four of 4 x 4 patches, 16 cells of 4 x 4 pixels each
+    place = torch.arange(256, dtype=torch.float32).reshape(1, 16, 16)
+    boxed = BoxedImage.of(mask, (4, 4), 0.25, place)
+    assert boxed.patches.nonzero()[:, 1].tolist() == [5, 6, 9, 10]
+    taken = torch.zeros(16, dtype=torch.bool)
+    taken[6] = True
+    outline = boxed.outline(taken)
+    assert outline is not None
+    found = outline.features.flatten().int()
+    assert found[outline.defective].tolist() == [16 * y + x for y in range(4, 8) for x in range(8, 12)]
+    outside = [16 * y + x for y in range(16) for x in range(16) if not (4 <= y < 12 and 4 <= x < 12)]
+    assert sorted(found[~outline.defective].tolist()) == outside
+    assert boxed.outline(taken & False) is None
+    assert BoxedImage.of(mask, (4, 4), 0.25, None).outline(taken) is None
 
 
 class BoxesAsMasks(DefectFolder):
@@ -91,7 +110,6 @@ def test_boxes_train_as_boxes(
     negative, positive = model.model.negative_bank, model.model.positive_bank
     train = data.train_data.samples
     assert set(positive.sources) == set(train[train.label_index == 1].image_path)
-    assert not len(model.model.calibration_set.outline_features)
 
     def distances(dataset: Any, row: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Distance of every patch to the entries of other images, its features, and whether it is in the box."""
@@ -151,6 +169,6 @@ def test_masks_in_the_same_data_stay_masks(sample_root: Path, small_model: Make,
         bank, kept = model.model.positive_bank, model.model.calibration_set
         patches[kind] = {path: int((bank.source == row).sum()) for row, path in enumerate(bank.sources)}
         first = min(bank.sources)
-        assert (first in {kept.sources[row] for row in kept.outline_image}) == (kind is KSDD2)
+        assert {kept.sources[row] for row in kept.outline_image} == set(bank.sources)
     assert patches[KSDD2].pop(first) >= patches[FirstDefectBoxed].pop(first) >= 1
     assert patches[KSDD2] == patches[FirstDefectBoxed]

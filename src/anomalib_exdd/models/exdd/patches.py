@@ -14,7 +14,9 @@ CROP_SIZE = (128, 128)
 
 _OUTLINE_REACH = 8  # cells around a defect that count as near
 _OUTLINE_FREE = 0.1  # coverage of a cell that counts as free of defects
-_OUTLINE_DEFECT, _OUTLINE_NEAR, _OUTLINE_FAR = 128, 192, 64  # cells of each kind, at most
+OUTLINE_DEFECT = 128
+"""Cells in the defects of an image that are kept for its outline, at most."""
+_OUTLINE_NEAR, _OUTLINE_FAR = 192, 64  # the same beside defects and elsewhere
 
 
 def patch_centres(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
@@ -47,18 +49,15 @@ def defect_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) 
     return belongs_hw
 
 
-def box_patches(mask_HW: Tensor, grid: tuple[int, int], min_coverage: float) -> Tensor:
-    """Tell which of h x w patches belong to each box of a mask, by :func:`defect_patches`, boolean, shape (N, h * w).
-
-    Boxes that overlap or touch count as one.
-    """
-    count, label_HW = cv2.connectedComponents((mask_HW.cpu() != 0).numpy().astype(np.uint8), connectivity=8)
-    boxes = [defect_patches(torch.from_numpy(label_HW == box), grid, min_coverage).flatten() for box in range(1, count)]
-    return torch.stack(boxes) if boxes else torch.zeros(0, grid[0] * grid[1], dtype=torch.bool)
-
-
-def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def outline_cells(
+    mask_HW: Tensor, grid: tuple[int, int], most_defective: int = OUTLINE_DEFECT
+) -> tuple[Tensor, Tensor]:
     """Choose some of h x w cells in and beside a defect, by a mask that is non-zero on defects.
+
+    Args:
+        mask_HW: The mask.
+        grid: Rows and columns of cells.
+        most_defective: Cells to choose in the defect, at most.
 
     Returns:
         Cells, numbered row by row, int64, shape (N,), and whether each is at least half defect (where none is: the
@@ -69,7 +68,7 @@ def outline_cells(mask_HW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
     coverage_N = coverage_1hw.flatten()
     inside_N = coverage_N >= min(0.5, float(coverage_N.max()))
     outside_N = (coverage_N < _OUTLINE_FREE) & ~inside_N  # a tiny defect's fullest cell may be nearly free
-    groups = ((inside_N, _OUTLINE_DEFECT), (outside_N & near_N, _OUTLINE_NEAR), (outside_N & ~near_N, _OUTLINE_FAR))
+    groups = ((inside_N, most_defective), (outside_N & near_N, _OUTLINE_NEAR), (outside_N & ~near_N, _OUTLINE_FAR))
     chosen = []
     for group_N, most in groups:
         rows = group_N.nonzero().flatten()
@@ -101,22 +100,6 @@ def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:
     taken = farthest & (distance_P > usual)
     taken[distance_P.argmax()] = True
     return taken
-
-
-def outstanding_patches(distance_P: Tensor, boxes_NP: Tensor, usual: float) -> Tensor:
-    """Tell which patches in the boxes around defects are taken for the defects, boolean, shape (P,).
-
-    Those that are farther from the negative bank than the farthest patch of a normal image usually is, and the farthest
-    of every box.
-
-    Args:
-        distance_P: Distances to the negative bank.
-        boxes_NP: Which patches belong to each box, boolean, each box with one at least.
-        usual: Distance that the farthest patch of a normal image usually has.
-    """
-    taken_P = boxes_NP.any(dim=0) & (distance_P > usual)
-    taken_P[distance_P.masked_fill(~boxes_NP, -torch.inf).argmax(dim=1)] = True
-    return taken_P
 
 
 def defect_crops(image_CHW: Tensor, mask_HW: Tensor) -> tuple[Tensor, list[tuple[int, int, int, int]]]:

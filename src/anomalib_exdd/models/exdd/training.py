@@ -19,19 +19,12 @@ from tqdm import tqdm
 
 from anomalib_exdd.utils.distributed import gather_objects, rank
 
+from .boxes import BoxedImage, outstanding_patches
 from .calibration_set import KeptPatches, Outline, choose_images, others_distances
 from .candidate_selection import CandidateSelection
 from .memory_bank import Origins
 from .patch_collector import PatchCollector
-from .patches import (
-    CROP_SIZE,
-    box_patches,
-    defect_crops,
-    defect_patches,
-    farthest_patches,
-    outstanding_patches,
-    patch_centres,
-)
+from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
 from .torch_model import ExDDModel
 from .training_stores import TrainingStores
 
@@ -79,7 +72,7 @@ class BankBuilder:
             for kind in ("normal", "defect", "defective")
         )
         self.outlines: dict[str, Outline] = {}
-        self.boxes: dict[str, Tensor] = {}  # which patches belong to each, of images whose masks are boxes
+        self.boxes: dict[str, BoxedImage] = {}
         self.origins: Origins = {}
         self.kinds: dict[str, str] = {}
 
@@ -163,7 +156,7 @@ class BankBuilder:
             scaled = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
             self.positive.add(path, features_PD, torch.cat(scaled))
         elif has_boxes:
-            self.boxes[path] = box_patches(mask_HW, grid, self.settings.min_coverage)
+            self.boxes[path] = BoxedImage.of(mask_HW, grid, self.settings.min_coverage, fine_Fhw)
         else:
             belongs_P = defect_patches(mask_HW, grid, self.settings.min_coverage).flatten()
             self.positive.add(path, features_PD[belongs_P.to(features_PD.device)], positions[belongs_P])
@@ -225,8 +218,10 @@ class BankBuilder:
         for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
             features = self.defective.store.features(path)
             distance_P = bank.nearest(features.to(bank.features.device)).distances[:, 0].cpu()
-            if path in self.boxes:
-                taken_P = outstanding_patches(distance_P, self.boxes[path], usual)
+            if boxed := self.boxes.get(path):
+                taken_P = outstanding_patches(distance_P, boxed.patches, usual)
+                if outline := boxed.outline(taken_P):
+                    self.outlines[path] = outline
             else:
                 taken_P = farthest_patches(distance_P, usual, MOST_FARTHEST)
             self.positive.add(path, features[taken_P], self.defective.store.positions(path)[taken_P])
