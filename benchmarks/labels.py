@@ -68,6 +68,8 @@ def measure(study: MarkedStudy) -> list[dict[str, Any]]:
     names = [Path(study.train.paths[row]).name for row in defective]
     found = []
     for count in COUNTS:
+        if count and count >= len(names):
+            continue
         for seed in range(1 if count is None else DRAWS):
             rows = [defective[i] for i in draw(names, count or len(names), seed=seed, purpose="calibration study")]
             for way in WAYS:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_exdd.coreset import gaussian_projection, principal_axes
+from anomalib_exdd.coreset import gaussian_projection
 
 
 def test_projection_has_unit_columns_and_keeps_distances() -> None:
@@ -33,29 +33,3 @@ def test_projection_is_float32_whatever_the_default(dtype: torch.dtype, dimensio
         torch.set_default_dtype(torch.float32)
     assert matrix.dtype == torch.float32
     assert torch.equal(matrix, expected)
-
-
-def test_axes_are_those_of_most_variance_for_any_number_of_threads() -> None:
-    rng = torch.Generator().manual_seed(1)
-    scale = 1 / torch.arange(4.0, 100)
-    rotation = torch.linalg.qr(torch.randn(96, 96, generator=rng)).Q
-    bank = (torch.randn(5003, 96, generator=rng) * scale) @ rotation
-    centred, threads = bank - bank.mean(dim=0), torch.get_num_threads()
-    found = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            found.append(principal_axes(centred, 0.07))
-            assert torch.get_num_threads() == count
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(axes, found[0]) for axes in found)
-    axes = found[0]
-    torch.testing.assert_close(axes.T @ axes, torch.eye(axes.shape[1], dtype=torch.float64))
-    rest = (centred.double() - centred.double() @ axes @ axes.T).square().sum() / centred.double().square().sum()
-    assert rest == pytest.approx(0.07, abs=0.03)
-
-
-def test_axes_that_save_nothing_are_not_given() -> None:
-    assert principal_axes(torch.randn(5000, 16, generator=torch.Generator().manual_seed(7)), 0.07) is None
-    assert principal_axes(torch.zeros(5000, 8), 0.07) is None

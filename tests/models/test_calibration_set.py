@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_exdd import ExDD
+from anomalib_exdd.coreset import greedy_k_center
 from anomalib_exdd.models.exdd.boundary import HIDDEN, Folds, LearntBoundary
+from anomalib_exdd.models.exdd.calibration import Calibration
 from anomalib_exdd.models.exdd.calibration_set import (
     SAMPLED_PATCHES,
     CalibrationSet,
@@ -245,6 +249,27 @@ def test_rows_hold_the_highest_by_both_rankings() -> None:
     rows = highest_rows(negative, positive, 4)
     assert {7, 90, 11, 13} <= set(rows.tolist())
     assert len(rows) <= 8
+
+
+def test_candidates_hold_the_highest_patches_of_a_large_bank() -> None:
+    """Their mean is that of an exact search: misses would make good training images look better than new ones."""
+    generator = torch.Generator().manual_seed(3)
+    patches = torch.randn(12_000, 64, generator=generator) / (1 + torch.arange(64))
+    entries = greedy_k_center(patches, 6000, seed=0)
+    image = torch.arange(12_000) // 1000
+    negative, sources = MemoryBank(), [f"{number}.png" for number in range(12)]
+    negative.fill(BankContent(patches[entries], image[entries], torch.zeros(6000, 2).long(), sources))
+    model: Any = SimpleNamespace(
+        negative_bank=negative, positive_bank=MemoryBank(), calibration=Calibration(), boundary=LearntBoundary()
+    )
+    selection = CandidateSelection(model, 48, seed=0)
+    for number, source in enumerate(sources):
+        own = patches[image == number]
+        others = patches[entries[image[entries] != number]]
+        distance = torch.cdist(own.double(), others.double()).amin(dim=1)
+        kept = selection.candidates(source, own)
+        assert len(kept) <= 2 * 10
+        assert distance[kept].topk(10).values.mean() > distance.topk(10).values.mean() - 0.05 * distance.std()
 
 
 def test_candidates_hold_what_is_far_from_normal_or_near_to_defects(trained: tuple[ExDD, Path]) -> None:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -16,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomalib_exdd import ExDD
-from anomalib_exdd.coreset import principal_axes
 from anomalib_exdd.models.exdd import features as features_module
 from anomalib_exdd.models.exdd import memory_bank
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
@@ -127,27 +125,3 @@ def test_settings_of_the_process_are_restored_whoever_leaves_last() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-def test_threads_that_start_while_an_index_is_built_keep_the_number_of_torchs_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bank = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 33)
-    found: list[int] = []
-
-    def watched(decompose: Callable[..., Any]) -> Callable[..., Any]:
-        def decomposed(*args: Any) -> Any:
-            at_once([lambda: found.append(torch.get_num_threads())])
-            return decompose(*args)
-
-        return decomposed
-
-    for library in (np.linalg, torch.linalg):
-        monkeypatch.setattr(library, "eigh", watched(library.eigh))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert principal_axes(bank, 0.1) is not None
-    finally:
-        torch.set_num_threads(threads)
-    assert found == [3]

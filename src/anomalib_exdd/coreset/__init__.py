@@ -2,7 +2,7 @@
 
 from .feature_store import DiskStore, FeatureStore, MemoryStore, StoreFolder, default_folder
 from .k_center import Shard, greedy_k_center
-from .projection import gaussian_projection, principal_axes
+from .projection import gaussian_projection
 
 __all__ = [
     "DiskStore",
@@ -13,5 +13,4 @@ __all__ = [
     "default_folder",
     "gaussian_projection",
     "greedy_k_center",
-    "principal_axes",
 ]

@@ -1,12 +1,16 @@
 """Finds the patches of training images that may be among their highest, cheaply, for the calibration.
 
+Missed ones would make good training images look better than new ones, and thresholds too low: what short vectors leave
+is ranked by exact distances to the whole banks.
+
 Shape suffixes: N patches, P patches of an image, D features, S numbers of a short vector, M bank entries.
 """
 
 import torch
 from torch import Tensor
 
-from anomalib_exdd.coreset import gaussian_projection, principal_axes
+from anomalib_exdd.coreset import gaussian_projection
+from anomalib_exdd.search.torch_index import TorchIndex
 from anomalib_exdd.utils.distances import expanded_distances
 from anomalib_exdd.utils.precision import full_float32
 
@@ -16,18 +20,16 @@ from .memory_bank import SharedSources
 from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel
 
-_STAGES = ((512, 24), (4096, 2))
-"""Entries of each bank to compare with (greedy selection puts a coarse coreset first), and how many times as many
-patches are kept as make an image's score."""
-_LARGEST_REST = 0.2  # share of the variance that short vectors keep as one number only
+_COARSE_ENTRIES = 4096  # of each bank, to compare short vectors with; greedy selection puts a coarse coreset first
+_COARSE_SPARE, _SPARE = 16, 2  # times as many patches as make an image's score: kept by short vectors, and in the end
 
 
 class CandidateSelection:
-    """Ranks the patches of images by distances in few dimensions to entries of other images, and by the boundary.
+    """Ranks patches by distances to entries of other images, first in few dimensions, and by the boundary.
 
     Args:
         model: Model with filled banks and, where there are enough defects, a learnt boundary.
-        projected_dimension: Dimension of the random projection of features that vary in all directions alike.
+        projected_dimension: Dimension of the random projection that short vectors are.
         seed: Seed of this projection.
         folds: Folds of the images, if the networks of the boundary were trained on them.
     """
@@ -36,16 +38,16 @@ class CandidateSelection:
         self._top_fraction, self._boundary, self._folds = model.calibration.top_fraction, model.boundary, folds
         vectors_MD = model.negative_bank.vectors
         self._centre_D = vectors_MD.mean(dim=0)
-        axes_DS = principal_axes(vectors_MD - self._centre_D, _LARGEST_REST)
-        self._keeps_rest = axes_DS is not None
-        if axes_DS is None:
-            axes_DS = gaussian_projection(vectors_MD.shape[1], projected_dimension, seed)
-        self._axes_DS = axes_DS.to(vectors_MD)
-        self._banks = []
-        for bank in (model.negative_bank, model.positive_bank):
-            entries_MS = self._short(bank.features[: _STAGES[-1][0]].float())
-            shared = SharedSources(bank.sources, model.positive_bank.origins)
-            self._banks.append((entries_MS, entries_MS.square().sum(dim=-1), bank.source[: len(entries_MS)], shared))
+        self._matrix_DS = gaussian_projection(vectors_MD.shape[1], projected_dimension, seed).to(vectors_MD)
+        self._banks = [
+            (
+                self._short(bank.features[:_COARSE_ENTRIES].float()),
+                TorchIndex(bank.vectors) if len(bank) else None,
+                bank.source,
+                SharedSources(bank.sources, model.positive_bank.origins),
+            )
+            for bank in (model.negative_bank, model.positive_bank)
+        ]
 
     def candidates(self, path: str, features_PD: Tensor) -> Tensor:
         """Choose the patches of an image that are among the highest by one of three rankings.
@@ -53,16 +55,17 @@ class CandidateSelection:
         Returns:
             Rows of the patches, ascending, int64, on the CPU.
         """
-        features_PD = features_PD.to(self._axes_DS.device)
-        query_PS = self._short(features_PD)
-        rows = torch.arange(len(query_PS), device=query_PS.device)
-        wanted = top_count(len(query_PS), self._top_fraction)
-        for entries, spare in _STAGES:
-            negative, positive = self._log_distances(path, query_PS[rows], entries)
-            if negative is not None:  # else a single normal image: no distance can be measured without it
-                rows = rows[highest_rows(negative, positive, spare * wanted)]
+        features_PD = features_PD.to(self._matrix_DS.device)
+        wanted = top_count(len(features_PD), self._top_fraction)
+        rows = torch.arange(len(features_PD), device=features_PD.device)
+        negative_P, positive_P = self._coarse_distances(path, self._short(features_PD))
+        if negative_P is not None:  # else its first entries are all of this image
+            rows = highest_rows(negative_P, positive_P, _COARSE_SPARE * wanted)
+        negative_P, positive_P = self._distances(path, features_PD[rows])
+        if negative_P is not None:  # else this is the only normal image
+            rows = rows[highest_rows(negative_P, positive_P, _SPARE * wanted)]
         if self._boundary.is_fitted:
-            count = min(len(features_PD), _STAGES[-1][1] * wanted)
+            count = min(len(features_PD), _SPARE * wanted)
             log_odds_P = (
                 self._boundary(features_PD)
                 if self._folds is None
@@ -72,29 +75,36 @@ class CandidateSelection:
         return rows.cpu()
 
     def _short(self, features_ND: Tensor) -> Tensor:
-        """Return the coordinates on the axes, and the norm of what is left, float32, shape (N, S)."""
+        """Project centred features at random, float32, shape (N, S)."""
         if len(features_ND) == 0:
             return features_ND
         with full_float32(features_ND.device):
-            centred_ND = features_ND - self._centre_D
-            head_NS = centred_ND @ self._axes_DS
-            if not self._keeps_rest:
-                return head_NS
-            squared_N1, head_squared_N1 = (part.square().sum(dim=1, keepdim=True) for part in (centred_ND, head_NS))
-            return torch.cat([head_NS, (squared_N1 - head_squared_N1).clamp_min(0).sqrt()], dim=1)
+            return (features_ND - self._centre_D) @ self._matrix_DS
 
-    def _log_distances(self, path: str, query_PS: Tensor, entries: int) -> list[Tensor | None]:
-        """Return every patch's log-distance to the first entries of each bank that are of other images, if any are."""
+    def _coarse_distances(self, path: str, query_PS: Tensor) -> list[Tensor | None]:
+        """Return short vectors' log-distances to the first entries of each bank, those of other images, if any are."""
         found: list[Tensor | None] = []
-        for entries_MS, norm_M, source_M, shared in self._banks:
-            own_M = entries_of(shared.rows(path), source_M[:entries])
+        for entries_MS, _, source_M, shared in self._banks:
+            own_M = entries_of(shared.rows(path), source_M[: len(entries_MS)])
             if bool(own_M.all()):
                 found.append(None)
                 continue
             with full_float32(query_PS.device):
-                norms = norm_M[:entries].masked_fill(own_M, torch.inf)
-                nearest_P = expanded_distances(query_PS, entries_MS[:entries], norms).amin(dim=1)
+                norms = entries_MS.square().sum(dim=-1).masked_fill(own_M, torch.inf)
+                nearest_P = expanded_distances(query_PS, entries_MS, norms).amin(dim=1)
                 found.append((nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2)
+        return found
+
+    def _distances(self, path: str, query_QD: Tensor) -> list[Tensor | None]:
+        """Return log-distances to the nearest entry of each bank that is of another image, if any is."""
+        found: list[Tensor | None] = []
+        for _, index, source_M, shared in self._banks:
+            own_M = entries_of(shared.rows(path), source_M)
+            if index is None or bool(own_M.all()):
+                found.append(None)
+            else:
+                nearest = index.search(query_QD, 1, own_M.expand(len(query_QD), -1))
+                found.append(nearest.distances[:, 0].clamp_min(EPSILON).log())
         return found
 
 
