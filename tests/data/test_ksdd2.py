@@ -116,9 +116,9 @@ def test_without_the_table_no_kind_is_known(make_ksdd2: Make) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"sources\.csv` has to name the columns `split`, `id` and `kind` \(or `class`\), but it is \[\]"),
-        ("split,class\ntrain,dent\n", r"but it is \['split', 'class'\]\. Correct it, or remove the file"),
-        ("split,id\ntrain,10000\n", r"but it is \['split', 'id'\]"),
+        ("", r"sources\.csv` has to name a column `split`, but it is \[\]"),
+        ("split,class\ntrain,dent\n", r"has to name a column `id`, but it is \['split', 'class'\]"),
+        ("split,id\ntrain,10000\n", r"a column `kind` or `defect_type` or `class`, but it is \['split', 'id'\]"),
         ("split,id,class\ntrain,10000\n", r"Line 2 of `.*sources\.csv` has 2 cells, but the header has 3"),
     ],
 )
