@@ -382,7 +382,7 @@ def outside(root: Path) -> tuple[dict[str, Any], str]:
 def nothing_marked(root: Path) -> tuple[dict[str, Any], str]:
     coco_file(root / "c.json", {"d0.png": [], "d1.png": [OUTLINE]})
     arguments = {"normal": "g*.png", "defective": "d?.png"}
-    return arguments, r"`.*d0\.png` has no mark \(2 of 3 have none\).* such as `c\.json`\. Mark its defect"
+    return arguments, r"`.*d0\.png` has no mask \(2 of 3 have none\).* such as `c\.json`.* Add the mask or mark"
 
 
 def normal_is_marked(root: Path) -> tuple[dict[str, Any], str]:

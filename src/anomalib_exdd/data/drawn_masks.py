@@ -39,9 +39,9 @@ _ANNOTATION_ENDINGS = {".json", ".txt", ".xml"}
 class DrawnMask(NamedTuple):
     """The mask of an image, the kind of what is most of it, and whether any of it is a box around a defect."""
 
-    path: Path
-    kind: str
-    has_boxes: bool
+    path: Path | None
+    kind: str = ""
+    has_boxes: bool = False
 
 
 class MarkedImages(NamedTuple):
