@@ -127,7 +127,7 @@ class DefectFolder(DefectDataModule):
             images += self._read_folders(Split.TEST, "normal_test", "defective_test", "masks_test")
         _check_listed_once(images)
         found = inspect_masks([(each.image, each.mask) for each in images])
-        labels = [_label_of(each, has_defect=info.has_defect) for each, info in zip(images, found, strict=True)]
+        labels = [_label_of(each, has_defect=has_defect) for each, has_defect in zip(images, found, strict=True)]
         words = [each.word if label == _DEFECTIVE else "" for each, label in zip(images, labels, strict=True)]
         samples = DataFrame(
             {

@@ -180,7 +180,7 @@ def _read_images(root: Path) -> DataFrame:
         {
             "image_path": [str(image) for _, image, _ in listed],
             "mask_path": [str(mask) for _, _, mask in listed],
-            "label_index": [int(bool(info.has_defect)) for info in found],
+            "label_index": [int(bool(has_defect)) for has_defect in found],
             "split": [split for split, _, _ in listed],
             "id": [image.stem for _, image, _ in listed],
         }

@@ -187,8 +187,8 @@ class SyntheticDefects(DefectDataModule):
         keys = [key_of(path, self.synthetic_root) for path in usable["image_path"]]
         chosen = usable.iloc[draw(keys, count, seed=int(self.seed or 0), purpose="synthetic")]
         found = inspect_masks(list(zip(chosen["image_path"], chosen["mask_path"], strict=True)))
-        for mask, info in zip(chosen["mask_path"], found, strict=True):
-            if not info.has_defect:
+        for mask, has_defect in zip(chosen["mask_path"], found, strict=True):
+            if not has_defect:
                 msg = (
                     f"The mask `{mask}` of a synthetic defect is all black or transparent. Correct it, "
                     f"or reject the image in `{self.synthetic_root / REVIEW_NAME}`."
