@@ -359,6 +359,12 @@ def other_size(root: Path) -> tuple[dict[str, Any], str]:
     return {}, r"c\.json` says that `d0\.png` has \(120, 80\) pixels .*, but `.*d0\.png` has \(12, 8\)"
 
 
+def mask_of_another_size(root: Path) -> tuple[dict[str, Any], str]:
+    runs = {"segmentation": {"size": [12, 9], "counts": [14, 3, 91]}}
+    coco_file(root / "c.json", {"d0.png": [runs]}, width=8, height=12)
+    return {}, r"c\.json` says that `d0\.png` has \(12, 9\) pixels .*, but `.*d0\.png` has \(12, 8\)"
+
+
 def turned(root: Path) -> tuple[dict[str, Any], str]:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -397,6 +403,7 @@ def broken_image(root: Path) -> tuple[dict[str, Any], str]:
         unreadable_file,
         no_annotation_file,
         other_size,
+        mask_of_another_size,
         turned,
         outside,
         nothing_marked,

@@ -361,7 +361,7 @@ def test_folder_that_lacks_listed_images_is_incomplete(make_ksdd2: Make, write_s
         ({"official_split": 17}, r"`official_split` has to be one of \[0, 16, 53, 126, 246\], but got 17"),
         ({"official_split": 16, "num_defects": 5}, r"`official_split` \(16\) and `num_defects` \(5\)"),
         ({"num_defects": -1}, r"`num_defects` has to be at least 0, but got -1"),
-        ({"val_split_ratio": -0.1}, r"`val_split_ratio` has to be at least 0 \(no validation images\)"),
+        ({"val_split_ratio": -0.1}, r"`val_split_ratio` has to be at least 0 \(none\)"),
         ({"val_split_ratio": 1.0}, r"`val_split_ratio` has to be at least 0 .* and less than 1, but got 1\.0"),
     ],
 )
