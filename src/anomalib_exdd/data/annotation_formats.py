@@ -216,10 +216,8 @@ def class_names(folder: Path) -> dict[int, str]:
         return {}
     with file.open(encoding="utf-8-sig") as lines:
         names = yaml.safe_load(lines)["names"] if file.suffix == ".yaml" else [line.strip() for line in lines]
-    return {
-        int(number): str(name)
-        for number, name in (names if isinstance(names, dict) else dict(enumerate(names))).items()
-    }
+    numbered = names.items() if isinstance(names, dict) else enumerate(names)
+    return {int(number): str(name) for number, name in numbered}
 
 
 def _read_voc(path: Path) -> ImageShapes:

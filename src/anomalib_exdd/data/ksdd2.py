@@ -14,8 +14,6 @@ masks::
     ├── split_weakly_16.pyb     # optional: published choices of defective training images
     └── sources.csv             # optional: kinds of the defects, in the columns split, id (10000) and kind (or class)
 
-The images are licensed under CC BY-NC-SA 4.0: no commercial use, and what is made from them carries the same licence.
-
 Reference:
     Bozic, Tabernik, Skocaj: Mixed supervision for surface-defect detection: from weakly to fully supervised learning.
     Computers in Industry 129 (2021).

@@ -19,7 +19,6 @@ from anomalib.data import get_datamodule
 from anomalib.data.utils import LabelName, Split
 from omegaconf import DictConfig
 from pandas import DataFrame
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.masks import inspect_masks
@@ -137,12 +136,6 @@ class SyntheticDefects(DefectDataModule):
         logger.info("%s: %d synthetic defects of `%s` join the training.", self.name, len(chosen), self.synthetic_root)
         return {**tables, Split.TRAIN: _joined(tables[Split.TRAIN], chosen)}
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Load training images, real and synthetic ones."""
-        if self.external_collate_fn is not None:  # a tiled ensemble builds batches of its own
-            logger.warning("Batches are not built by this data module: models take synthetic defects for real ones.")
-        return super().train_dataloader()
-
     def _usable(self, base_images: _BaseImages) -> DataFrame:
         """Return samples of the accepted synthetic images that were made from training images."""
         accepted = DataFrame([_sample(image, base_images) for image in read_synthetic(self.synthetic_root)])
@@ -191,13 +184,11 @@ class SyntheticDefects(DefectDataModule):
 
     def _too_few(self, usable: int) -> str:
         images = read_synthetic(self.synthetic_root, with_rejected=True)
-        accepted = sum(image.accepted for image in images)
-        reviewed = sum(image.decision == "reject" for image in images)
         wanted = "at least one is needed" if self.count is None else f"argument `count` asks for {self.count}"
         return (
-            f"The folder `{self.synthetic_root}` has {usable} usable synthetic images, but {wanted}. Of {len(images)} "
-            f"images, {len(images) - accepted - reviewed} show no defect, {reviewed} are rejected by the review, and "
-            f"{accepted - usable} were made from validation or test images. Synthesize more, or lower `count`."
+            f"The folder `{self.synthetic_root}` has {usable} usable synthetic images, but {wanted}: the others of "
+            f"{len(images)} show no defect, are rejected by the review, or were made from validation or test images. "
+            "Synthesize more, or lower `count`."
         )
 
 
