@@ -192,7 +192,6 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, content: Any, mes
         {"size": [12, 8], "counts": [14, 3, 8, 2_000]},
         {"size": [12, 8], "counts": [14, -3, 85]},
         {"size": [12, 8], "counts": "zzzz"},
-        {"size": [12, 9], "counts": [108]},
     ],
 )
 def test_wrong_run_lengths_are_refused(tmp_path: Path, runs: Any) -> None:

@@ -189,13 +189,6 @@ def test_masks_are_written_once_and_never_overwritten(tmp_path: Path) -> None:
     assert len(list((tmp_path / ".masks").rglob("*.png"))) == 2
 
 
-def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    save_image(tmp_path / "d.png")
-    (tmp_path / ".masks").write_text("in the way")
-    with pytest.raises(OSError, match=r"`.*d\.png` cannot be written to .*\. Give a `root` that can be written to"):
-        draw_masks([coco_file(tmp_path / "c.json", {"d.png": [OUTLINE]})], tmp_path, [])
-
-
 class TestWhichImage:
     """Annotation files call images by their names, in some folder."""
 
@@ -363,7 +356,13 @@ def no_annotation_file(root: Path) -> tuple[dict[str, Any], str]:
 
 def other_size(root: Path) -> tuple[dict[str, Any], str]:
     coco_file(root / "c.json", {"d0.png": [OUTLINE]}, width=80, height=120)
-    return {}, r"c\.json` says that `d0\.png` has 80 x 120 pixels .*, but `.*d0\.png` has 8 x 12"
+    return {}, r"c\.json` says that `d0\.png` has \(120, 80\) pixels .*, but `.*d0\.png` has \(12, 8\)"
+
+
+def mask_of_another_size(root: Path) -> tuple[dict[str, Any], str]:
+    runs = {"segmentation": {"size": [12, 9], "counts": [14, 3, 91]}}
+    coco_file(root / "c.json", {"d0.png": [runs]}, width=8, height=12)
+    return {}, r"c\.json` says that `d0\.png` has \(12, 9\) pixels .*, but `.*d0\.png` has \(12, 8\)"
 
 
 def turned(root: Path) -> tuple[dict[str, Any], str]:
@@ -371,7 +370,7 @@ def turned(root: Path) -> tuple[dict[str, Any], str]:
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (WIDTH, HEIGHT)).save(root / "d0.png", exif=exif)
     coco_file(root / "c.json", {"d0.png": [OUTLINE]}, width=WIDTH, height=HEIGHT)
-    return {}, r"d0\.png` has 12 x 8\. .*EXIF orientation"
+    return {}, r"d0\.png` has \(8, 12\)\. .*EXIF orientation"
 
 
 def outside(root: Path) -> tuple[dict[str, Any], str]:
@@ -382,7 +381,7 @@ def outside(root: Path) -> tuple[dict[str, Any], str]:
 def nothing_marked(root: Path) -> tuple[dict[str, Any], str]:
     coco_file(root / "c.json", {"d0.png": [], "d1.png": [OUTLINE]})
     arguments = {"normal": "g*.png", "defective": "d?.png"}
-    return arguments, r"`.*d0\.png` has no mark \(2 of 3 have none\).* such as `c\.json`\. Mark its defect"
+    return arguments, r"`.*d0\.png` has no mask \(2 of 3 have none\).* such as `c\.json`.* Add the mask or mark"
 
 
 def normal_is_marked(root: Path) -> tuple[dict[str, Any], str]:
@@ -404,6 +403,7 @@ def broken_image(root: Path) -> tuple[dict[str, Any], str]:
         unreadable_file,
         no_annotation_file,
         other_size,
+        mask_of_another_size,
         turned,
         outside,
         nothing_marked,

@@ -1,9 +1,8 @@
-"""Data modules set up again, in another order, and two of them on one folder."""
+"""Data modules set up again, and in another order."""
 
 import copy
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_exdd.data import KSDD2
-from anomalib_exdd.data.surfaces import generate_sample
 
 STAGES = (TrainerFn.TESTING, TrainerFn.FITTING, None, TrainerFn.PREDICTING, TrainerFn.FITTING)
 Tables = dict[str, list[str]]
@@ -60,10 +58,3 @@ def test_a_setup_that_failed_can_be_tried_again(make_ksdd2: Callable[..., Path])
     mask.write_bytes(content)
     data.setup(TrainerFn.FITTING)
     assert tables(data) == tables(expected)
-
-
-def test_a_sample_that_is_generated_twice_at_once_is_complete(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: generate_sample(tmp_path / "sample", train=(2, 1), test=(1, 1)), range(4)))
-    assert [path.name for path in tmp_path.iterdir()] == ["sample"]
-    generate_sample(tmp_path / "sample", train=(2, 1), test=(1, 1))  # says what is missing

@@ -236,12 +236,3 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path) -> None:
 def test_a_sample_of_another_seed_is_refused(root: Path) -> None:
     with pytest.raises(FileExistsError, match="something else"):
         generate_small(root, seed=1)
-
-
-def test_an_incomplete_sample_is_refused(tmp_path: Path) -> None:
-    generate = partial(generate_sample, tmp_path / "root", train=(1, 0), test=(1, 0))
-    generate()
-    lost = tmp_path / "root" / "test" / "20000_GT.png"
-    lost.rename(lost.with_name("20009_GT.png"))
-    with pytest.raises(FileExistsError, match="or a part of it: 3 of 4 files"):
-        generate()

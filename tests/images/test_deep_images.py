@@ -43,7 +43,7 @@ def test_colour_is_told_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         cv2.imwrite(str(tmp_path / name), pixels)
         warn_of_unused_range([tmp_path / name], WHITE_LEVEL)
         assert f"{name}`), and 65535 is white" in caplog.text
-    assert "save colour with 8 bits per channel" in caplog.text
+    assert "Save colour with 8 bits per channel" in caplog.text
 
 
 def test_nothing_is_said_of_other_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -58,5 +58,5 @@ def test_nothing_is_said_of_other_images(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_numbers_beyond_white_are_refused(tmp_path: Path) -> None:
     path = save_deep(tmp_path / "deep.png", 5000)
-    with pytest.raises(ValueError, match=r"deep\.png` holds integers from 7 to 5000, .* 0 and 4095, which is white"):
+    with pytest.raises(ValueError, match=r"deep\.png` holds numbers from 7 to 5000, .* 0 and 4095, which is white"):
         read_image(path, 4095)

@@ -186,7 +186,7 @@ def test_larger_images_than_pillow_decodes_are_explained(tmp_path: Path, monkeyp
     path = save_image(tmp_path / "large.png", (30, 40))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     for read in (read_image, read_mask, inspect_image):
-        with pytest.raises(ValueError, match=r"large\.png` has more .*1200 pixels.* variable ANOMALIB_EXDD_MAX_PIXELS"):
+        with pytest.raises(ValueError, match=r"large\.png` has more .*1200 pixels.* set ANOMALIB_EXDD_MAX_PIXELS"):
             read(path)
     loader = PredictLoader([path])
     assert list(loader) == []
@@ -194,12 +194,10 @@ def test_larger_images_than_pillow_decodes_are_explained(tmp_path: Path, monkeyp
     assert leave_out_masks([path, save_image(tmp_path / "large_mask.png", (30, 40))])[1] == []
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(None, "89478485"), ("1200000000", "1200000000"), ("many", "")])
+@pytest.mark.parametrize(("limit", "expected"), [(None, "89478485"), ("1200000000", "1200000000")])
 def test_the_limit_of_pixels_can_be_raised(limit: str | None, expected: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ANOMALIB_EXDD_MAX_PIXELS"}
     environment |= {} if limit is None else {"ANOMALIB_EXDD_MAX_PIXELS": limit}
     code = "import anomalib_exdd.images.reading; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == expected
-    if not expected:
-        assert "ANOMALIB_EXDD_MAX_PIXELS has to be a whole number of pixels, but is `many`" in ran.stderr

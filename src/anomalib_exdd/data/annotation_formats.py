@@ -108,16 +108,13 @@ def _read_coco(path: Path, content: Mapping[str, Any]) -> list[ImageShapes]:
             msg = f"an annotation belongs to the image with the id {each['image_id']}, which is not among its `images`"
             raise ValueError(msg)
         shapes[each["image_id"]] += _coco_shapes(each, kinds.get(each.get("category_id"), ""))
-    return [_coco_image(path, image, shapes[image["id"]]) for image in content["images"]]
-
-
-def _coco_image(path: Path, image: Mapping[str, Any], shapes: Sequence[Shape]) -> ImageShapes:
-    sizes = {size for size in [_size(image.get("height"), image.get("width"))] if size}
-    sizes |= {shape.pixels.shape for shape in shapes if shape.pixels is not None}
-    if len(sizes) > 1:
-        msg = f"a mask of `{image['file_name']}` and the image have the sizes {sorted(sizes)} (height, width)"
-        raise ValueError(msg)
-    return ImageShapes(path, str(image["file_name"]), shapes, next(iter(sizes), None))
+    found = []
+    for image in content["images"]:
+        of_image = shapes[image["id"]]
+        sizes = [shape.pixels.shape for shape in of_image if shape.pixels is not None]
+        size = sizes[0] if sizes else _size(image.get("height"), image.get("width"))
+        found.append(ImageShapes(path, str(image["file_name"]), of_image, size))
+    return found
 
 
 def _coco_shapes(annotation: Mapping[str, Any], kind: str) -> list[Shape]:
@@ -219,10 +216,8 @@ def class_names(folder: Path) -> dict[int, str]:
         return {}
     with file.open(encoding="utf-8-sig") as lines:
         names = yaml.safe_load(lines)["names"] if file.suffix == ".yaml" else [line.strip() for line in lines]
-    return {
-        int(number): str(name)
-        for number, name in (names if isinstance(names, dict) else dict(enumerate(names))).items()
-    }
+    numbered = names.items() if isinstance(names, dict) else enumerate(names)
+    return {int(number): str(name) for number, name in numbered}
 
 
 def _read_voc(path: Path) -> ImageShapes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,7 @@ def read_image_table(path: Path, roots: list[Path]) -> list[AnnotatedImage]:
         FileNotFoundError: If the file, an image or a mask does not exist.
         ValueError: If a column, a label or a split is not understood.
     """
-    if not path.is_file():
-        msg = f"Argument `csv` names `{path}`, but there is no such file."
-        raise FileNotFoundError(msg)
-    images = [_annotated(where, row, roots) for where, row in _rows(path, _check_columns)]
-    if not images:
-        msg = f"The file `{path}` lists no image: it holds nothing but a header line."
-        raise ValueError(msg)
+    images = [_annotated(where, row, roots) for where, row in _rows(path, ("image",), ("label", "mask"))]
     unassigned = [each.named_by for each in images if each.split is None]
     if unassigned and len(unassigned) < len(images):
         msg = (
@@ -74,18 +68,10 @@ def read_kind_table(path: Path) -> dict[tuple[str, str], str]:
         For split and id of an image what the file says, see :func:`kinds_of`.
 
     Raises:
-        ValueError: If a column is missing, a line is not understood, or two lines contradict each other.
+        ValueError: If a column is missing or a line is not understood.
     """
-    words: dict[tuple[str, str], str] = {}
-    for where, row in _rows(path, _check_kind_columns):
-        image, word = (row["split"].lower(), row["id"]), _kind(row)
-        if words.setdefault(image, word) != word:
-            msg = (
-                f"{where} calls the image `{row['id']}` of `{row['split']}` `{word}`, but an earlier "
-                f"line calls it `{words[image]}`. Remove one of them."
-            )
-            raise ValueError(msg)
-    return words
+    rows = _rows(path, ("split",), ("id",), _KIND_COLUMNS)
+    return {(row["split"].lower(), row["id"]): _kind(row) for _, row in rows}
 
 
 def kinds_of(words: Sequence[str]) -> list[str]:
@@ -117,92 +103,64 @@ def words_of_folders(images: Sequence[Path], paths: PathSpec | None, root: Path)
     Returns:
         A word for each image; empty for one that lies in no named folder, or directly in a single one.
     """
-    entries = paths if isinstance(paths, list) else [paths]
-    named = [root / Path(entry).expanduser() for entry in entries if entry is not None]
-    folders = {path for path in named if path.is_dir()}
-    return [_word_of_folders(image, folders) for image in images]
-
-
-def _word_of_folders(image: Path, folders: set[Path]) -> str:
-    innermost = next((parent for parent in image.parents if parent in folders), None)
-    if innermost is None:
-        return ""
-    names = image.parent.relative_to(innermost).parts
-    if len(folders) > 1:
-        names = (innermost.name, *names)
-    return next(filter(_names_kind, names), "")
+    entries = [entry for entry in (paths if isinstance(paths, list) else [paths]) if entry is not None]
+    folders = {path for path in (root / Path(entry).expanduser() for entry in entries) if path.is_dir()}
+    words = []
+    for image in images:
+        names: tuple[str, ...] = ()
+        if innermost := next((parent for parent in image.parents if parent in folders), None):
+            names = image.parent.relative_to(innermost.parent if len(folders) > 1 else innermost).parts
+        words.append(next(filter(_names_kind, names), ""))
+    return words
 
 
 def _names_kind(word: str) -> bool:
     return word.strip().lower() not in _WORDS_WITHOUT_KIND
 
 
-def _rows(path: Path, check: Callable[[Path, list[str], list[str]], None]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield number of the line, in words, and its cells by column, after a check of header and columns."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header_line = file.readline()
-            separator = max(",;\t", key=header_line.count)
-            header = [name.strip().lower() for name in next(csv.reader([header_line], delimiter=separator), [])]
-            columns = [_COLUMNS.get(name, name) for name in header]
-            check(path, header, columns)
-            reader = csv.reader(file, delimiter=separator)
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                where = f"Line {reader.line_num + 1} of `{path}`"  # the header is line 1
-                if len(cells) != len(columns):
-                    msg = f"{where} has {len(cells)} cells, but the header has {len(columns)}."
-                    raise ValueError(msg)
-                yield where, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-    except UnicodeDecodeError as error:
-        msg = f"The file `{path}` is not in UTF-8 ({error}). Save it as `CSV UTF-8`."
-        raise ValueError(msg) from error
-    except csv.Error as error:
-        msg = f"The file `{path}` is no CSV file ({error})."
-        raise ValueError(msg) from error
-
-
-def _check_columns(path: Path, header: list[str], columns: list[str]) -> None:
-    if "image" not in columns:
-        msg = (
-            f"The header of `{path}` has to name the column `image` (and may name `mask`, `label`, `split` and "
-            f"`kind`), but it is {header}."
-        )
-        raise ValueError(msg)
-    if "label" not in columns and "mask" not in columns:
-        msg = f"The header of `{path}` has to name a column `label` or `mask`, or both, but it is {header}."
-        raise ValueError(msg)
-    if repeated := [name for name in ("image", "kind", "label", "mask", "split") if columns.count(name) > 1]:
-        msg = f"The header of `{path}` names the column `{repeated[0]}` twice: {header}."
-        raise ValueError(msg)
-
-
-def _check_kind_columns(path: Path, header: list[str], columns: list[str]) -> None:
-    if not {"split", "id"} <= set(columns) or not set(_KIND_COLUMNS) & set(columns):
-        msg = (
-            f"The header of `{path}` has to name the columns `split`, `id` and `kind` (or `class`), but it is "
-            f"{header}. Correct it, or remove the file if it is not about the kinds of defects."
-        )
-        raise ValueError(msg)
-
-
 def _kind(row: dict[str, str]) -> str:
     return next((row[name] for name in _KIND_COLUMNS if name in row), "")
 
 
+def _rows(path: Path, *needed: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
+    """Read the lines of a CSV file: where each is, in words, and its cells by column.
+
+    One column of each group in ``needed`` has to be there.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except UnicodeDecodeError as error:
+        msg = f"The file `{path}` is not in UTF-8 ({error}). Save it as `CSV UTF-8`."
+        raise ValueError(msg) from error
+    header = [name.lower() for name in lines[0][1]] if lines else []
+    columns = [_COLUMNS.get(name, name) for name in header]
+    for names in needed:
+        if not set(names) & set(columns):
+            msg = f"The header of `{path}` has to name a column `{'` or `'.join(names)}`, but it is {header}."
+            raise ValueError(msg)
+    rows = []
+    for number, cells in lines[1:]:
+        where = f"Line {number} of `{path}`"
+        if any(cells) and len(cells) != len(columns):
+            msg = f"{where} has {len(cells)} cells, but the header has {len(columns)}."
+            raise ValueError(msg)
+        if any(cells):
+            rows.append((where, dict(zip(columns, cells, strict=True))))
+    return rows
+
+
 def _annotated(where: str, row: dict[str, str], roots: list[Path]) -> AnnotatedImage:
-    if not row["image"]:
-        msg = f"{where} names no image."
-        raise ValueError(msg)
-    split = row.get("split", "").lower()
+    split, mask = row.get("split", "").lower(), row.get("mask", "")
     if split not in {"", Split.TRAIN.value, Split.TEST.value}:
         msg = (
             f"{where} has the split `{split}`, but it has to be `train` or `test`. Validation images, if you want any, "
             "are drawn from the training images (`val_split_ratio`)."
         )
         raise ValueError(msg)
-    mask = row.get("mask", "")
     return AnnotatedImage(
         image=_find(where, "image", row["image"], roots),
         mask=_find(where, "mask", mask, roots) if mask else None,
@@ -225,9 +183,8 @@ def _label(where: str, word: str, *, has_mask: bool) -> int | None:
 
 
 def _find(where: str, kind: str, name: str, roots: list[Path]) -> Path:
-    candidates = [root / Path(spelling) for root in roots for spelling in (name, name.replace("\\", "/"))]
-    if found := next((path for path in candidates if path.is_file()), None):
-        return found
-    tried = ", ".join(f"`{path}`" for path in dict.fromkeys(candidates))
-    msg = f"{where} names the {kind} `{name}`, but there is no such file; looked at {tried}."
+    for path in (root / spelling for root in roots for spelling in (name, name.replace("\\", "/"))):
+        if path.is_file():
+            return path
+    msg = f"{where} names the {kind} `{name}`, but there is no such file in `{'` or `'.join(map(str, roots))}`."
     raise FileNotFoundError(msg)

@@ -78,18 +78,14 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         augmentations: Transform | None = None,
         white_level: int = WHITE_LEVEL,
     ) -> None:
-        if not 0 <= val_split_ratio < 1:
-            msg = (
-                "Argument `val_split_ratio` has to be at least 0 (no validation images) and less than 1, but got "
-                f"{val_split_ratio}."
-            )
-            raise ValueError(msg)
-        if white_level < 1:
-            msg = f"Argument `white_level` has to be positive (4095 for 12 bits), but got {white_level}."
-            raise ValueError(msg)
-        if num_defects is not None and num_defects < 0:
-            msg = f"Argument `num_defects` has to be at least 0, but got {num_defects}."
-            raise ValueError(msg)
+        for argument, value, is_valid, needed in (
+            ("val_split_ratio", val_split_ratio, 0 <= val_split_ratio < 1, "at least 0 (none) and less than 1"),
+            ("white_level", white_level, white_level >= 1, "positive (4095 for 12 bits)"),
+            ("num_defects", num_defects, num_defects is None or num_defects >= 0, "at least 0"),
+        ):
+            if not is_valid:
+                msg = f"Argument `{argument}` has to be {needed}, but got {value}."
+                raise ValueError(msg)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -131,12 +127,8 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         if self.val_split_ratio and counts[1] == 0:
             logger.warning(
                 "Validation gets normal images only: a share of %g of %d defective training images is %d, and fewer "
-                "than %d tell nothing. All %d stay in training, and the threshold comes from normal images alone.",
-                self.val_split_ratio,
-                defective,
-                share(defective, self.val_split_ratio),
-                MIN_VALIDATION_DEFECTS,
-                defective,
+                "than %d tell nothing. All stay in training, and the threshold comes from normal images alone.",
+                *(self.val_split_ratio, defective, share(defective, self.val_split_ratio), MIN_VALIDATION_DEFECTS),
             )
         train, val = self.move_images(train, counts, "validation", Split.VAL)
         task = task_of(pd.concat([train, val]))  # both alike, also where validation has no defective image
@@ -217,24 +209,21 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
                 f"got {self.num_defects}."
             )
             raise ValueError(msg)
-        normal = train[train["label_index"] == LabelName.NORMAL]
         _, drawn = self.move_images(train, (0, self.num_defects), "defects", Split.TRAIN)
-        return pd.concat([normal, drawn])
+        return pd.concat([train[train["label_index"] == LabelName.NORMAL], drawn])
 
     def _log_counts(self, tables: dict[Split, DataFrame]) -> None:
         parts = []
         for split, table in tables.items():
-            if split == Split.VAL and table.empty:
-                continue
             normal, defective = count_labels(table)
-            kinds = _count_kinds(table.get("kind", ()))
-            parts.append(f"{split.value} {normal} normal + {defective} defective{kinds}")
+            if split != Split.VAL or len(table):
+                kinds = _count_kinds(table.get("kind", ()))
+                parts.append(f"{split.value} {normal} normal + {defective} defective{kinds}")
             if split == Split.TEST and not (normal and defective):
                 logger.warning(
                     "The test data of `%s` have no %s images: metrics that compare the two, such as AUROC, mean "
                     "nothing.",
-                    self.name,
-                    "normal" if normal == 0 else "defective",
+                    *(self.name, "defective" if normal else "normal"),
                 )
         logger.info("%s: %s.", self.name, ", ".join(parts))
         if tables[Split.TEST].attrs["task"] != "segmentation":

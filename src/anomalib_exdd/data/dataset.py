@@ -31,10 +31,7 @@ class DefectItem(ImageItem):  # type: ignore[misc]
 
 
 class DefectBatch(ImageBatch):  # type: ignore[misc]
-    """A batch of images with labels, masks, and origins and kind of each item, and whether its mask has boxes.
-
-    Each of these lists is empty if nothing is known of any item.
-    """
+    """A batch of images with labels, masks, and what is known of each item; lists are empty if nothing is of any."""
 
     item_class = DefectItem
     origins: Sequence[Sequence[str]] = ()
@@ -51,11 +48,10 @@ class DefectBatch(ImageBatch):  # type: ignore[misc]
     @property
     def items(self) -> list[ImageItem]:
         """The items of the batch, :class:`DefectItem`, each with its own origins, kind and ``has_boxes``."""
-        items = super().items
-        origins, kinds = self.origins or [()] * len(items), self.kinds or [""] * len(items)
-        has_boxes = self.has_boxes or [False] * len(items)
-        for item, *known in zip(cast("list[DefectItem]", items), origins, kinds, has_boxes, strict=True):
-            item.origins, item.kind, item.has_boxes = cast("tuple[Sequence[str], str, bool]", known)
+        items: list[Any] = super().items
+        for name, values in (("origins", self.origins), ("kind", self.kinds), ("has_boxes", self.has_boxes)):
+            for item, value in zip(items, values, strict=False):  # no values: each item has the default
+                setattr(item, name, value)
         return items
 
     @classmethod
@@ -122,14 +118,14 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
             ValueError: If the image or the mask cannot be decoded, or if they differ in size.
         """
         sample = self.samples.iloc[index]
-        image = read_image(sample.image_path, self.white_level)
-        mask: DefectMask | None = None
+        image, mask = read_image(sample.image_path, self.white_level), None
         if self.task == TaskType.SEGMENTATION:
-            mask = _read_sample_mask(sample, image)
-            if self.augmentations:
-                image, mask = self.augmentations(image, mask)
-        elif self.augmentations:
-            image = self.augmentations(image)
+            mask = DefectMask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
+            if sample.label_index == LabelName.ABNORMAL and sample.mask_path:
+                mask = read_mask(sample.mask_path)
+                check_same_size(sample.image_path, image.shape[-2:], sample.mask_path, mask.shape)
+        if self.augmentations:
+            image, mask = (self.augmentations(image), None) if mask is None else self.augmentations(image, mask)
         item = DefectItem(
             image=image,
             gt_mask=mask,  # validated into a plain Mask of booleans
@@ -183,11 +179,3 @@ def with_optional_columns(samples: DataFrame) -> DataFrame:
         if name not in samples:
             samples[name] = default
     return samples
-
-
-def _read_sample_mask(sample: Any, image: Tensor) -> DefectMask:
-    if sample.label_index == LabelName.NORMAL or not sample.mask_path:
-        return DefectMask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
-    mask = read_mask(sample.mask_path)
-    check_same_size(sample.image_path, image.shape[-2:], sample.mask_path, mask.shape)
-    return mask

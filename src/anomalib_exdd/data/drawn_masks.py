@@ -10,9 +10,7 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from functools import partial
-from glob import escape, glob
-from itertools import takewhile
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.draw import polygon
 
-from anomalib_exdd.images.file_discovery import PathSpec
+from anomalib_exdd.images.file_discovery import PathSpec, common_start, visible_files
 from anomalib_exdd.images.reading import IMAGE_EXTENSIONS, inspect_image, map_files
 from anomalib_exdd.utils.files import write_atomically
 
@@ -39,9 +37,9 @@ _ANNOTATION_ENDINGS = {".json", ".txt", ".xml"}
 class DrawnMask(NamedTuple):
     """The mask of an image, the kind of what is most of it, and whether any of it is a box around a defect."""
 
-    path: Path
-    kind: str
-    has_boxes: bool
+    path: Path | None
+    kind: str = ""
+    has_boxes: bool = False
 
 
 class MarkedImages(NamedTuple):
@@ -61,13 +59,28 @@ def separate_annotations(paths: PathSpec | None, root: Path) -> tuple[list[Path]
         Annotation files, sorted, and the entries that name none.
     """
     files: set[Path] = set()
-    others = []
+    others: list[str | Path] = []
     for entry in paths if isinstance(paths, list) else [paths]:
-        found = [] if entry is None else _annotations_in(root / Path(entry).expanduser())
-        files.update(found)
-        if entry is not None and not found:
-            others.append(entry)
+        if entry is not None:
+            found = _annotations_in(visible_files(entry, root))
+            files.update(found)
+            others += [] if found else [entry]
     return sorted(files), others
+
+
+def _annotations_in(files: Sequence[Path]) -> list[Path]:
+    images = {each.stem for each in _images_in(files)}
+    return [
+        each
+        for each in files
+        if each.suffix.lower() in _ANNOTATION_ENDINGS
+        and each.name not in CLASS_NAMES
+        and (not images or each.suffix.lower() != ".txt" or each.stem in images)
+    ]
+
+
+def _images_in(files: Iterable[Path]) -> list[Path]:
+    return [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
 
 
 def draw_masks(files: Sequence[Path], root: Path, listed: Iterable[Path]) -> MarkedImages:
@@ -84,7 +97,6 @@ def draw_masks(files: Sequence[Path], root: Path, listed: Iterable[Path]) -> Mar
     Raises:
         FileNotFoundError: If a marked image is missing.
         ValueError: If a file cannot be read, two images fit, or an annotation does not fit its image.
-        OSError: If the masks cannot be written.
     """
     class_names.cache_clear()  # the files may have changed
     finder = _ImageFinder(root, listed)
@@ -108,7 +120,7 @@ def draw_masks(files: Sequence[Path], root: Path, listed: Iterable[Path]) -> Mar
     marked = {image: parts for image, parts in found.items() if any(part.shapes for part in parts)}
     masks = dict(zip(marked, map_files(partial(_draw, root=root), list(marked.items()), "Drawing masks"), strict=True))
     logger.info("Drew masks in %s, of images marked in annotation files: %d.", root / MASKS_FOLDER, len(masks))
-    beside = {path for folder in {image.parent for image in marked} for path in _images_in(folder / "*")}
+    beside = {path for folder in {image.parent for image in marked} for path in _images_in(visible_files("*", folder))}
     return MarkedImages(masks, sorted((beside | set(found)) - set(marked)))
 
 
@@ -118,7 +130,11 @@ class _ImageFinder:
     def __init__(self, root: Path, listed: Iterable[Path]) -> None:
         self._root = root
         self._listed = {path.resolve(): path for path in listed}
-        self._pools = [_by_name(self._listed.values())]
+        self._listed_by_name = _by_name(self._listed.values())
+
+    @cached_property
+    def _found_by_name(self) -> dict[tuple[bool, str], list[Path]]:
+        return _by_name(_images_in(visible_files(".", self._root)))  # only where it is needed: the root may be large
 
     def find(self, annotation: ImageShapes) -> Path | None:
         name = Path(annotation.image.replace("\\", "/"))
@@ -127,12 +143,9 @@ class _ImageFinder:
         for path in (reference, self._root / name):
             if has_ending and path.is_file():
                 return self._listed.get(path.resolve(), Path(os.path.normpath(path)))
-        for number in range(2):
-            if number == len(self._pools):  # only now: the root may be large
-                self._pools.append(_by_name(_images_in(self._root / "**")))
-            if candidates := self._pools[number].get((has_ending, name.name)):
-                return _nearest(candidates, reference, annotation)
-        return None
+        key = (has_ending, name.name)
+        candidates = self._listed_by_name.get(key) or self._found_by_name.get(key)
+        return _nearest(candidates, reference, annotation) if candidates else None
 
 
 def _by_name(images: Iterable[Path]) -> dict[tuple[bool, str], list[Path]]:
@@ -150,9 +163,9 @@ def _nearest(candidates: Sequence[Path], reference: Path, annotation: ImageShape
     That finds ``images/train/7.jpg`` for ``labels/train/7.txt``, and ``train/images/7.jpg`` for ``train/labels/7.txt``.
     """
 
-    def closeness(image: Path) -> tuple[int, int, int]:
-        ours, theirs = image.parent.parts, reference.parent.parts
-        return _common_start(ours[::-1], theirs[::-1]), _common_start(ours, theirs), -len(ours)
+    def closeness(path: Path) -> tuple[int, int, int]:
+        ours, theirs = path.parent.parts, reference.parent.parts
+        return common_start(ours[::-1], theirs[::-1]), common_start(ours, theirs), -len(ours)
 
     first, *others = sorted(candidates, key=closeness, reverse=True)
     if others and closeness(others[0]) == closeness(first):
@@ -162,11 +175,6 @@ def _nearest(candidates: Sequence[Path], reference: Path, annotation: ImageShape
         )
         raise ValueError(msg)
     return first
-
-
-def _common_start(first: Sequence[str], second: Sequence[str]) -> int:
-    """Count the names that two paths have in common before they differ."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _draw(item: tuple[Path, Sequence[ImageShapes]], root: Path) -> DrawnMask:
@@ -210,17 +218,12 @@ def _pixels_of(shape: Shape, size: tuple[int, int], scale: tuple[int, int]) -> N
 
 
 def _check_size(image: Path, size: tuple[int, int], annotation: ImageShapes) -> None:
-    if annotation.size is None or annotation.size == size:
-        return
-    height, width = annotation.size
-    msg = (
-        f"The annotation file `{annotation.file}` says that `{annotation.image}` has {width} x {height} pixels (width "
-        f"x height), but `{image}` has {size[1]} x {size[0]}. Annotate the image as it is, or put the annotated one in "
-        "its place."
-    )
-    if annotation.size == size[::-1]:
-        msg += " Images are turned as their EXIF orientation says: annotate them as viewers show them."
-    raise ValueError(msg)
+    if annotation.size not in {None, size}:
+        msg = (
+            f"The annotation file `{annotation.file}` says that `{annotation.image}` has {annotation.size} pixels "
+            f"(height, width), but `{image}` has {size}. Annotate it as viewers show it, with its EXIF orientation."
+        )
+        raise ValueError(msg)
 
 
 def _save(mask: NDArray[np.uint8], image: Path, root: Path) -> Path:
@@ -229,40 +232,8 @@ def _save(mask: NDArray[np.uint8], image: Path, root: Path) -> Path:
     start = root.resolve() if place.is_relative_to(root.resolve()) else place.anchor
     content = hashlib.sha256(mask.tobytes()).hexdigest()[:12]
     path = root / MASKS_FOLDER / f"{place.relative_to(start)}.{content}.png"
-    try:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with write_atomically(path) as partial_path:
-                Image.fromarray(mask).save(partial_path)
-    except OSError as error:
-        msg = (
-            f"The mask of `{image}` cannot be written to `{path}` ({error}). Give a `root` that can be written to; the "
-            "other arguments may then be absolute paths."
-        )
-        raise OSError(msg) from error
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as partial_path:
+            Image.fromarray(mask).save(partial_path)
     return path
-
-
-def _annotations_in(path: Path) -> list[Path]:
-    """Return the annotation files that an entry names: a file, a folder or a glob pattern."""
-    pattern = Path(escape(str(path)), "**") if path.is_dir() else escape(str(path)) if path.exists() else path
-    found = _visible_files(pattern)
-    images = {each.stem for each in found if each.suffix.lower() in IMAGE_EXTENSIONS}
-    return [
-        each
-        for each in found
-        if each.suffix.lower() in _ANNOTATION_ENDINGS
-        and each.name not in CLASS_NAMES
-        and (not images or each.suffix.lower() != ".txt" or each.stem in images)
-    ]
-
-
-def _images_in(pattern: Path) -> list[Path]:
-    """Return the images that a folder and ``*``, or ``**`` for all folders in it, name."""
-    found = _visible_files(Path(escape(str(pattern.parent)), pattern.name))
-    return [path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS]
-
-
-def _visible_files(pattern: str | Path) -> list[Path]:
-    # Unlike Path.glob, it leaves out what is hidden, and takes absolute patterns.
-    return [path for path in map(Path, sorted(glob(str(pattern), recursive=True))) if path.is_file()]  # noqa: PTH207

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from anomalib_exdd.images.masks import inspect_masks
 
 from .annotations import AnnotatedImage, kinds_of, read_image_table, words_of_folders
 from .base import DefectDataModule, count_labels
-from .drawn_masks import MarkedImages, draw_masks, separate_annotations
+from .drawn_masks import DrawnMask, MarkedImages, draw_masks, separate_annotations
 from .splits import held_out_counts
 
 _NORMAL, _DEFECTIVE = int(LabelName.NORMAL), int(LabelName.ABNORMAL)
@@ -109,7 +108,10 @@ class DefectFolder(DefectDataModule):
             "masks_test": masks_test,
         }
         self.mask_suffixes = ("", *COMMON_MASK_SUFFIXES) if mask_suffix is None else (mask_suffix.lower(),)
-        self._check_arguments(mask_suffix)
+        for argument, value in ({**self.paths, "mask_suffix": mask_suffix} if self.csv else {}).items():
+            if value is not None:
+                msg = f"Arguments `csv` and `{argument}` exclude each other. Give one of them."
+                raise ValueError(msg)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -118,113 +120,81 @@ class DefectFolder(DefectDataModule):
 
     def read_samples(self) -> DataFrame:
         """List the images, match their masks, check both, and hold out test images where none are named."""
-        images = self._read_csv(self.csv) if self.csv else self._read_folders()
+        if self.csv:
+            images = self._read_csv(self.csv)
+        else:
+            images = self._read_folders(Split.TRAIN, "normal", "defective", "masks")
+            images += self._read_folders(Split.TEST, "normal_test", "defective_test", "masks_test")
         _check_listed_once(images)
         found = inspect_masks([(each.image, each.mask) for each in images])
-        images = [
-            replace(each, label=_label_of(each, has_defect=info.has_defect))
-            for each, info in zip(images, found, strict=True)
-        ]
+        labels = [_label_of(each, has_defect=has_defect) for each, has_defect in zip(images, found, strict=True)]
+        words = [each.word if label == _DEFECTIVE else "" for each, label in zip(images, labels, strict=True)]
         samples = DataFrame(
             {
                 "image_path": [str(each.image) for each in images],
                 "mask_path": [str(each.mask or "") for each in images],
-                "label_index": [each.label for each in images],
+                "label_index": labels,
                 "split": [(each.split or Split.TRAIN).value for each in images],
-                "kind": kinds_of([each.word if each.label == _DEFECTIVE else "" for each in images]),
+                "kind": kinds_of(words),
                 "has_boxes": [each.has_boxes for each in images],
             }
         )
         tested = set(samples.loc[samples["split"] == Split.TEST.value, "label_index"])
         return self._hold_out(samples, set() if self.csv and tested else {_NORMAL, _DEFECTIVE} - tested)
 
-    def _check_arguments(self, mask_suffix: str | None) -> None:
-        given = [name for name, paths in self.paths.items() if paths is not None]
-        if self.csv:
-            if given or mask_suffix is not None:
-                msg = f"Arguments `csv` and `{(given or ['mask_suffix'])[0]}` exclude each other. Give one of them."
-                raise ValueError(msg)
-            return
-        # Only where they matter: annotations have to be looked for on the disk.
-        annotated = {
-            masks: masks in given and images not in given and bool(self._annotations(masks)[0])
-            for masks, images in (("masks", "defective"), ("masks_test", "defective_test"))
-        }
-        if "normal" not in given and not annotated["masks"]:
+    def _read_folders(
+        self, split: Split, normal_argument: str, defective_argument: str, masks_argument: str
+    ) -> list[AnnotatedImage]:
+        """List what three arguments name. Masks may lie among the images, and annotation files name images."""
+        files, others = separate_annotations(self.paths[masks_argument], self.root)
+        finds_defects = self.paths[defective_argument] is None and bool(files)
+        if split == Split.TRAIN and self.paths[normal_argument] is None and not finds_defects:
             msg = (
                 "Argument `normal` is missing: name the folder of the normal training images, or a CSV file in "
                 "argument `csv`, or, without `defective`, annotation files in argument `masks`."
             )
             raise ValueError(msg)
-        for masks, images in (("masks", "defective"), ("masks_test", "defective_test")):
-            if masks in given and images not in given and not annotated[masks]:
-                msg = f"Argument `{masks}` names masks, but argument `{images}` names no images for them."
-                raise ValueError(msg)
-
-    def _read_folders(self) -> list[AnnotatedImage]:
-        images: list[AnnotatedImage] = []
-        for split, ending in ((Split.TRAIN, ""), (Split.TEST, "_test")):
-            files, others = self._annotations(f"masks{ending}")
-            listed_masks = list_images(f"masks{ending}", others, self.root) if others else []
-            normal, defective = self._list(f"normal{ending}"), self._list(f"defective{ending}")
-            marked = draw_masks(files, self.root, [*normal, *defective]) if files else MarkedImages({}, [])
-            if self.paths[f"defective{ending}"] is None:
-                defective = sorted(set(marked.masks) - set(normal))
-                if self.paths[f"normal{ending}"] is None:
-                    normal = marked.unmarked
-            # Masks may lie among the images.
-            (normal, normal_masks), (defective, _) = (
-                separate_masks(argument, listed, listed_masks, self.mask_suffixes)
-                for argument, listed in ((f"normal{ending}", normal), (f"defective{ending}", defective))
-            )
-            masks = sorted(set(listed_masks) - set(normal_masks) - set(defective))
-            drawn = {image: mask.path for image, mask in marked.masks.items()}
-            matches = match_masks(defective, masks, self.mask_suffixes) | drawn
-            if split == Split.TRAIN:
-                self._check_all_matched(defective, masks, files, matches)
-            empty_masks = match_masks(normal, normal_masks, self.mask_suffixes) | drawn
-            images += [
-                AnnotatedImage(image, empty_masks.get(image), _NORMAL, split, f"`normal{ending}`") for image in normal
-            ]
-            words = words_of_folders(defective, self.paths[f"defective{ending}"], self.root)
-            for image, word in zip(defective, words, strict=True):
-                mark = marked.masks.get(image)
-                kind, has_boxes = (mark.kind or word, mark.has_boxes) if mark else (word, False)
-                source, mask = f"`defective{ending}`", matches.get(image)
-                images.append(AnnotatedImage(image, mask, _DEFECTIVE, split, source, kind, has_boxes))
+        if self.paths[defective_argument] is None and others and not finds_defects:
+            msg = f"Argument `{masks_argument}` names masks, but `{defective_argument}` names no images for them."
+            raise ValueError(msg)
+        normal, defective = self._list(normal_argument), self._list(defective_argument)
+        listed_masks = list_images(masks_argument, others, self.root) if others else []
+        marked = draw_masks(files, self.root, [*normal, *defective]) if files else MarkedImages({}, [])
+        if finds_defects:
+            defective = sorted(set(marked.masks) - set(normal))
+            if self.paths[normal_argument] is None:
+                normal = marked.unmarked
+        normal, normal_masks = separate_masks(normal_argument, normal, listed_masks, self.mask_suffixes)
+        defective, _ = separate_masks(defective_argument, defective, listed_masks, self.mask_suffixes)
+        masks = sorted(set(listed_masks) - set(normal_masks) - set(defective))
+        images = []
+        for argument, label, listed, fitting in (
+            (normal_argument, _NORMAL, normal, normal_masks),
+            (defective_argument, _DEFECTIVE, defective, masks),
+        ):
+            matched = match_masks(listed, fitting, self.mask_suffixes)
+            for image, word in zip(listed, words_of_folders(listed, self.paths[argument], self.root), strict=True):
+                mark = marked.masks.get(image) or DrawnMask(matched.get(image))
+                images.append(
+                    AnnotatedImage(image, mark.path, label, split, f"`{argument}`", mark.kind or word, mark.has_boxes)
+                )
+        if split == Split.TRAIN and (masks or files):
+            self._check_all_matched([each for each in images if each.label == _DEFECTIVE], [*masks, *files])
         return images
-
-    def _annotations(self, argument: str) -> tuple[list[Path], list[str | Path]]:
-        """Return the annotation files that an argument for masks names, and its other entries."""
-        return separate_annotations(self.paths[argument], self.root)
 
     def _list(self, argument: str) -> list[Path]:
         paths = self.paths[argument]
         return list_images(argument, paths, self.root) if paths is not None else []
 
-    def _check_all_matched(
-        self, images: list[Path], masks: list[Path], files: list[Path], matches: dict[Path, Path]
-    ) -> None:
-        without = [image for image in images if image not in matches]
-        if not without or not (masks or files):
-            return
-        problem = (
-            f"The defective training image `{without[0]}` has no {{}} ({len(without)} of {len(images)} have none)."
-        )
-        if not masks:
+    def _check_all_matched(self, images: Sequence[AnnotatedImage], files: Sequence[Path]) -> None:
+        if without := [each.image for each in images if each.mask is None]:
+            expected = ", ".join(f"`{without[0].stem}{suffix}.png`" for suffix in self.mask_suffixes[:4])
             msg = (
-                f"{problem.format('mark')} Looked in the annotation files of argument `masks`, such as "
-                f"`{files[0].name}`. Mark its defect there, or take out the image."
+                f"The defective training image `{without[0]}` has no mask ({len(without)} of {len(images)} have none): "
+                f"none of the {len(files)} files of argument `masks`, such as `{files[0].name}`, marks it or is named "
+                f"like {expected}. Add the mask or mark, take out the image, or set `mask_suffix`."
             )
             raise FileNotFoundError(msg)
-        expected = ", ".join(f"`{without[0].stem}{suffix}.png`" for suffix in self.mask_suffixes[:4])
-        more = ", ..." if len(self.mask_suffixes) > 4 else ""
-        msg = (
-            f"{problem.format('mask')} Expected is one of {expected}{more}, with any image extension, among the "
-            f"{len(masks)} files of argument `masks`, such as `{masks[0].name}`. Add the mask, take out the image, or "
-            "set `mask_suffix`."
-        )
-        raise FileNotFoundError(msg)
 
     def _read_csv(self, path: Path) -> list[AnnotatedImage]:
         images = read_image_table(path, [self.root, path.parent] if self._has_root else [path.parent])
@@ -253,9 +223,8 @@ def _check_listed_once(images: Sequence[AnnotatedImage]) -> None:
         other = seen.setdefault(each.image.resolve(), each)
         if other is not each:
             msg = (
-                f"The image `{each.image}` is named by {other.named_by} and by {each.named_by}. Every image has one "
-                "label, and is for training or for testing: name folders that do not contain each other, or glob "
-                "patterns, or remove a line."
+                f"The image `{each.image}` is named by {other.named_by} and by {each.named_by}, but has one label and "
+                "one purpose. Name folders that do not contain each other, or patterns, or remove a line."
             )
             raise ValueError(msg)
 
@@ -264,16 +233,11 @@ def _label_of(image: AnnotatedImage, *, has_defect: bool | None) -> int:
     """Return the label of an image, given what its mask shows; None if it has none."""
     if has_defect is None:
         return int(image.label or _NORMAL)
-    if image.label == _DEFECTIVE and not has_defect:
+    if image.label == (_NORMAL if has_defect else _DEFECTIVE):
+        named, found = ("normal", "shows a defect") if has_defect else ("defective", "is all black or transparent")
         msg = (
-            f"The image `{image.image}` is named as defective ({image.named_by}), but its mask `{image.mask}` is all "
-            "black or transparent. Draw the defect into the mask in white, or name the image as normal."
-        )
-        raise ValueError(msg)
-    if image.label == _NORMAL and has_defect:
-        msg = (
-            f"The image `{image.image}` is named as normal ({image.named_by}), but its mask `{image.mask}` shows a "
-            "defect. Name the image as defective, or remove the mask."
+            f"The image `{image.image}` is named as {named} ({image.named_by}), but its mask `{image.mask}` {found}. "
+            "Correct the mask, or name the image otherwise."
         )
         raise ValueError(msg)
     return _DEFECTIVE if has_defect else _NORMAL

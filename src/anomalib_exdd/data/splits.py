@@ -23,16 +23,10 @@ def draw(keys: Sequence[str], count: int, *, seed: int, purpose: str) -> list[in
 
     Which keys are drawn does not depend on their order. Draws of different purposes are independent of each other.
 
-    Raises:
-        ValueError: If there are fewer keys than are to be drawn.
-
     Example:
         >>> draw(["a", "b", "c", "d"], 2, seed=0, purpose="validation")
         [0, 3]
     """
-    if not 0 <= count <= len(keys):
-        msg = f"Argument `count` has to lie between 0 and the number of keys, {len(keys)}, but got {count}."
-        raise ValueError(msg)
     ranks = [hashlib.sha256(f"{seed}\0{purpose}\0{key}".encode()).digest() for key in keys]
     return sorted(sorted(range(len(keys)), key=lambda position: (ranks[position], keys[position]))[:count])
 
@@ -65,15 +59,10 @@ def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, i
         >>> validation_counts(600, 100, 0.2), validation_counts(600, 10, 0.2), validation_counts(600, 100, 0)
         ((120, 20), (120, 0), (0, 0))
     """
-    needed = _needed_normals(ratio)
-    if normal < needed:
-        purpose = (
-            f": {MIN_TRAINING_NORMALS} to train with and {MIN_VALIDATION_NORMALS} to validate with (`val_split_ratio`)"
-            if ratio
-            else " to train and to set the threshold with"
-        )
+    if normal < _needed_normals(ratio):
         msg = (
-            f"There are {normal} normal training images, but at least {needed} are needed{purpose}. Add normal images."
+            f"There are {normal} normal training images, but at least {_needed_normals(ratio)} are needed to train "
+            f"{'and validate (`val_split_ratio`)' if ratio else 'and to set the threshold'} with. Add normal images."
         )
         raise ValueError(msg)
     if not ratio:

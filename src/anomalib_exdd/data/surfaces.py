@@ -289,31 +289,29 @@ def generate_sample(
         test: Number of normal and of defective test images.
 
     Raises:
-        FileExistsError: If `root` holds something else, or only a part of the sample.
+        FileExistsError: If `root` holds something else.
     """
-    root = Path(root)
-    wanted = [
+    readme = README.format(seed=seed, train=train, test=test)
+    if root.exists() and any(root.iterdir()):
+        path = root / "README.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != readme:
+            msg = f"The folder `{root}` holds something else than this sample. Remove it, or choose another `root`."
+            raise FileExistsError(msg)
+        return
+    images = [
         (split, *image) for split, counts in (("train", train), ("test", test)) for image in numbers(split, counts)
     ]
-    readme = README.format(seed=seed, train=train, test=test)
-    names = {f"{split}/{number}" for split, number, _ in wanted}
-    if root.exists() and any(root.iterdir()):
-        _check_is_sample(root, readme, names)
-        return
-    try:
-        with write_folder_atomically(root) as folder:
-            for split in FIRST_NUMBERS:
-                (folder / split).mkdir()
-            table = ["split,id,kind"]
-            for split, number, defective in tqdm(wanted, desc=f"Drawing the sample in {root}", unit="image"):
-                drawn = surface_image(seed, number, defective=defective)
-                Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
-                Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
-                table.append(f"{split},{number},{drawn.kind or 'good'}")
-            (folder / KINDS_FILE).write_text("\n".join([*table, ""]), encoding="utf-8")
-            (folder / "README.md").write_text(readme, encoding="utf-8")
-    except FileExistsError:
-        _check_is_sample(root, readme, names)  # another process or thread was faster
+    with write_folder_atomically(root) as folder:
+        for split in FIRST_NUMBERS:
+            (folder / split).mkdir()
+        table = ["split,id,kind"]
+        for split, number, defective in tqdm(images, desc=f"Drawing the sample in {root}", unit="image"):
+            drawn = surface_image(seed, number, defective=defective)
+            Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
+            Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
+            table.append(f"{split},{number},{drawn.kind or 'good'}")
+        (folder / KINDS_FILE).write_text("\n".join([*table, ""]), encoding="utf-8")
+        (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
 class SurfaceSample(KSDD2):
@@ -335,15 +333,3 @@ class SurfaceSample(KSDD2):
     def prepare_data(self) -> None:
         """Generate the sample if the root does not exist or is empty."""
         generate_sample(self.root)
-
-
-def _check_is_sample(root: Path, readme: str, names: set[str]) -> None:
-    expected = {f"{name}{ending}.png" for name in names for ending in ("", "_GT")}
-    found = {path.relative_to(root).as_posix() for split in FIRST_NUMBERS for path in (root / split).glob("*.png")}
-    path = root / "README.md"
-    if found != expected or not path.is_file() or path.read_text(encoding="utf-8") != readme:
-        msg = (
-            f"The folder `{root}` holds something else than this sample, or a part of it: {len(expected & found)} of "
-            f"{len(expected)} files. Remove it, and the sample is generated anew, or choose another `root`."
-        )
-        raise FileExistsError(msg)

@@ -11,7 +11,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pandas as pd
 from anomalib import TaskType
@@ -19,7 +19,6 @@ from anomalib.data import get_datamodule
 from anomalib.data.utils import LabelName, Split
 from omegaconf import DictConfig
 from pandas import DataFrame
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.masks import inspect_masks
@@ -80,10 +79,7 @@ class SyntheticDefects(DefectDataModule):
         if isinstance(described, Mapping):  # from `anomalib benchmark`, which resolves the outermost class only
             base = cast("DefectDataModule", get_datamodule(DictConfig(described)))
         if not isinstance(base, DefectDataModule):
-            msg = (
-                "Argument `base` has to be a data module of anomalib-exdd, such as KSDD2 or DefectFolder, but got "
-                f"{type(base).__name__}."
-            )
+            msg = f"Argument `base` has to be a data module of anomalib-exdd like KSDD2, but got {type(base).__name__}."
             raise TypeError(msg)
         if count is not None and count < 0:
             msg = f"Argument `count` has to be at least 0, but got {count}."
@@ -140,12 +136,6 @@ class SyntheticDefects(DefectDataModule):
         logger.info("%s: %d synthetic defects of `%s` join the training.", self.name, len(chosen), self.synthetic_root)
         return {**tables, Split.TRAIN: _joined(tables[Split.TRAIN], chosen)}
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Load training images, real and synthetic ones."""
-        if self.external_collate_fn is not None:  # a tiled ensemble builds batches of its own
-            logger.warning("Batches are not built by this data module: models take synthetic defects for real ones.")
-        return super().train_dataloader()
-
     def _usable(self, base_images: _BaseImages) -> DataFrame:
         """Return samples of the accepted synthetic images that were made from training images."""
         accepted = DataFrame([_sample(image, base_images) for image in read_synthetic(self.synthetic_root)])
@@ -161,23 +151,20 @@ class SyntheticDefects(DefectDataModule):
             logger.warning(
                 "%d of %d synthetic images in `%s` were made from images that %s does not have, or it is not recorded "
                 "from which. That these are none of the validation or test images cannot be checked.",
-                untraced,
-                len(accepted),
-                self.synthetic_root,
-                self.name,
+                *(untraced, len(accepted), self.synthetic_root, self.name),
             )
         usable = accepted[~accepted["is_leak"]]
         if len(usable) < len(accepted):
             msg = (
                 f"{len(accepted) - len(usable)} of {len(accepted)} synthetic images in `{self.synthetic_root}` were "
                 f"made from validation or test images of {self.name} and are left out. Synthesize with the settings of "
-                f"`base` that you train with: `seed` ({self.base.seed}), `val_split_ratio` "
-                f"({self.base.val_split_ratio:g}) and `num_defects` ({self.base.num_defects})."
+                f"`base`: `seed` ({self.base.seed}), `val_split_ratio` ({self.base.val_split_ratio:g}) and "
+                f"`num_defects` ({self.base.num_defects})."
             )
             if usable.empty:
                 raise ValueError(msg)
             logger.warning("%s", msg)
-        return usable
+        return usable.drop(columns=["is_leak", "is_untraced"])
 
     def _choose(self, usable: DataFrame) -> DataFrame:
         """Draw as many as are wanted, and check their masks."""
@@ -187,49 +174,36 @@ class SyntheticDefects(DefectDataModule):
         keys = [key_of(path, self.synthetic_root) for path in usable["image_path"]]
         chosen = usable.iloc[draw(keys, count, seed=int(self.seed or 0), purpose="synthetic")]
         found = inspect_masks(list(zip(chosen["image_path"], chosen["mask_path"], strict=True)))
-        for mask, info in zip(chosen["mask_path"], found, strict=True):
-            if not info.has_defect:
-                msg = (
-                    f"The mask `{mask}` of a synthetic defect is all black or transparent. Correct it, "
-                    f"or reject the image in `{self.synthetic_root / REVIEW_NAME}`."
-                )
-                raise ValueError(msg)
+        if black := [mask for mask, has_defect in zip(chosen["mask_path"], found, strict=True) if not has_defect]:
+            msg = (
+                f"The mask `{black[0]}` of a synthetic defect is all black or transparent. Correct it, or reject the "
+                f"image in `{self.synthetic_root / REVIEW_NAME}`."
+            )
+            raise ValueError(msg)
         return chosen
 
     def _too_few(self, usable: int) -> str:
         images = read_synthetic(self.synthetic_root, with_rejected=True)
-        accepted = sum(image.accepted for image in images)
-        reviewed = sum(image.decision == "reject" for image in images)
         wanted = "at least one is needed" if self.count is None else f"argument `count` asks for {self.count}"
         return (
-            f"The folder `{self.synthetic_root}` has {usable} usable synthetic images, but {wanted}. Of {len(images)} "
-            f"images, {len(images) - accepted - reviewed} show no defect, {reviewed} are rejected by the review, and "
-            f"{accepted - usable} were made from validation or test images. Synthesize more, or lower `count`."
+            f"The folder `{self.synthetic_root}` has {usable} usable synthetic images, but {wanted}: the others of "
+            f"{len(images)} show no defect, are rejected by the review, or were made from validation or test images. "
+            "Synthesize more, or lower `count`."
         )
 
 
-class _BaseImage(NamedTuple):
-    """An image of the base, with its path as the base's tables write it."""
-
-    path: str
-    is_for_training: bool
-    kind: str
-
-
 class _BaseImages:
-    """The images of the base, found by the paths in the manifest of a synthetic folder."""
+    """The images of the base, as rows of its tables, found by the paths in the manifest of a synthetic folder."""
 
     def __init__(self, tables: dict[Split, DataFrame]) -> None:
-        self._by_path: dict[Path, _BaseImage] = {}
-        self._real_by_name: defaultdict[tuple[str, ...], list[_BaseImage]] = defaultdict(list)
-        for split, table in tables.items():
-            for row in with_optional_columns(table).itertuples():
-                image = _BaseImage(str(row.image_path), split == Split.TRAIN, str(row.kind))
-                self._by_path[Path(image.path).resolve()] = image
-                if not row.is_synthetic:
-                    self._real_by_name[_name(image.path)].append(image)
+        self._by_path: dict[Path, Any] = {}
+        self._real_by_name: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
+        for row in pd.concat([with_optional_columns(table) for table in tables.values()]).itertuples():
+            self._by_path[Path(row.image_path).resolve()] = row
+            if not row.is_synthetic:
+                self._real_by_name[_name(row.image_path)].append(row)
 
-    def find(self, path: str, *, moved: bool = True) -> _BaseImage | None:
+    def find(self, path: str, *, moved: bool = True) -> Any:
         """Return the image of a path, or the only one whose file and folder have the same names if it may be moved."""
         if (found := self._by_path.get(Path(path).resolve())) or not moved:
             return found
@@ -240,33 +214,31 @@ class _BaseImages:
 def _sample(image: SyntheticImage, base_images: _BaseImages) -> dict[str, Any]:
     """Return the sample of a synthetic image, and whether a source is no training image of the base or unknown."""
     record = image.record
-    sources = [] if record is None else [str(path) for path in (record.source, record.defect) if path]
+    sources = [str(path) for path in (record.source, record.defect) if path] if record else []
     found = [base_images.find(source) for source in sources]
-    recorded_kind = "" if record is None else str(record.details.get("kind", ""))
-    origins = [known.path if known else source for known, source in zip(found, sources, strict=True)]
+    kinds = [known.kind for known in found if known] + ([str(record.details.get("kind", ""))] if record else [])
     return {
         "image_path": str(image.image_path),
         "mask_path": str(image.mask_path),
         "label_index": int(LabelName.ABNORMAL),
         "split": Split.TRAIN.value,
-        "origins": tuple(origins or [str(image.image_path)]),  # none would make it a real image
-        "kind": next((known.kind for known in found if known and known.kind), recorded_kind),
-        "is_leak": any(known is not None and not known.is_for_training for known in found),
+        "origins": tuple(known.image_path if known else source for known, source in zip(found, sources, strict=True))
+        or (str(image.image_path),),  # none would make it a real image
+        "kind": next(filter(None, kinds), ""),
+        "is_leak": any(known is not None and known.split != Split.TRAIN for known in found),
         "is_untraced": not found or None in found,
     }
 
 
 def _joined(train: DataFrame, synthetic: DataFrame) -> DataFrame:
     """Append samples of synthetic images to a training table, whose own rows stay first and unchanged."""
-    without = int(((train["label_index"] == LabelName.ABNORMAL) & (train["mask_path"] == "")).sum())
-    if without:
+    if without := int(((train["label_index"] == LabelName.ABNORMAL) & (train["mask_path"] == "")).sum()):
         logger.warning(
             "%d real defective training images have no masks, but synthetic ones have: batches get an all-black mask "
             "for the real ones. ExDD does not look at those with `--model.positive_patches farthest`.",
             without,
         )
-    synthetic = with_optional_columns(synthetic.drop(columns=["is_leak", "is_untraced"]))
-    joined = pd.concat([with_optional_columns(train), synthetic], ignore_index=True)
+    joined = pd.concat([with_optional_columns(train), with_optional_columns(synthetic)], ignore_index=True)
     joined.attrs["task"] = TaskType.SEGMENTATION.value
     return joined
 

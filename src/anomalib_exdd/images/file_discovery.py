@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+import os
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from glob import escape, glob
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +33,20 @@ class FilesOfEnding(NamedTuple):
     example: str
 
 
+def visible_files(entry: str | Path, root: Path) -> list[Path]:
+    """List the files that an entry names, sorted: a file, a folder with all folders in it, or a glob pattern.
+
+    Relative entries start from the root. What is hidden is left out, unless it is named itself.
+    """
+    path = Path(entry).expanduser()
+    pattern = str(path)
+    if (root / path).exists():
+        pattern = os.path.join(escape(pattern), "**") if (root / path).is_dir() else escape(pattern)  # noqa: PTH118
+    # Unlike Path.glob, it leaves out what is hidden, and takes absolute patterns.
+    found = {root / name for name in glob(pattern, root_dir=root, recursive=True)}  # noqa: PTH207
+    return sorted(path for path in found if path.is_file())
+
+
 def list_images(argument: str, paths: PathSpec, root: Path) -> list[Path]:
     """List the image files that an argument names.
 
@@ -45,50 +61,33 @@ def list_images(argument: str, paths: PathSpec, root: Path) -> list[Path]:
     Raises:
         FileNotFoundError: If an entry names nothing, or no image.
     """
-    entries = paths if isinstance(paths, list) else [paths]
-    if not entries:
-        msg = f"Argument `{argument}` is an empty list. Name a folder, a file or a glob pattern, or leave it out."
-        raise FileNotFoundError(msg)
-    return sorted({path for entry in entries for path in _list_entry(argument, entry, root)})
-
-
-def _list_entry(argument: str, entry: str | Path, root: Path) -> list[Path]:
-    path = root / Path(entry).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in IMAGE_EXTENSIONS:
-            msg = f"Argument `{argument}` names `{path}`, which is no image. Known are {', '.join(IMAGE_EXTENSIONS)}."
+    images: set[Path] = set()
+    for entry in paths if isinstance(paths, list) else [paths]:
+        files = visible_files(entry, root)
+        found = {path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
+        images |= found
+        path = root / Path(entry).expanduser()
+        if not found and not path.exists() and not any(sign in str(entry) for sign in "*?["):
+            msg = (
+                f"Argument `{argument}` names `{entry}`, but there is no `{path}`. It has to be a folder, a file or a "
+                f"glob pattern; `{path.parent}` {contents_of(path.parent)}."
+            )
             raise FileNotFoundError(msg)
-        return [path]
-    if path.is_dir():
-        anchor, found = path, list(path.rglob("*"))
-    elif any(sign in str(entry) for sign in "*?["):
-        anchor = Path(path.anchor) if Path(entry).expanduser().is_absolute() else root
-        found = list(anchor.glob(str(path.relative_to(anchor))))
-    else:
-        msg = (
-            f"Argument `{argument}` names `{entry}`, but there is no `{path}`. It has to be a folder, a file or a glob "
-            f"pattern; `{path.parent}` {contents_of(path.parent)}."
-        )
-        raise FileNotFoundError(msg)
-    visible = [file for file in found if _is_visible_file(file, anchor)]
-    images = [file for file in visible if file.suffix.lower() in IMAGE_EXTENSIONS]
-    if not images:
-        msg = (
-            f"Argument `{argument}` names `{path}`, but there is no image among the {len(found)} files and folders "
-            f"found. Images end in {', '.join(IMAGE_EXTENSIONS)}."
-        )
-        raise FileNotFoundError(msg)
-    if others := _by_ending(set(visible) - set(images)):
-        logger.info("Left out of argument `%s`: %s.", argument, count_endings(others))
-    return images
+        if not found:
+            msg = (
+                f"Argument `{argument}` names `{path}`, but there is no image among the {len(files)} files found. "
+                f"Images end in {', '.join(IMAGE_EXTENSIONS)}."
+            )
+            raise FileNotFoundError(msg)
+        if others := _by_ending(set(files) - found):
+            logger.info("Left out of argument `%s`: %s.", argument, count_endings(others))
+    return sorted(images)
 
 
 def other_files(folder: Path, files: Collection[Path]) -> dict[str, FilesOfEnding]:
     """Count what is in a folder, and in all folders in it, besides the given files and hidden ones."""
-    folder, known = folder.resolve(), {path.resolve() for path in files}
-    return _by_ending(
-        path for path in folder.rglob("*") if _is_visible_file(path, folder) and path.resolve() not in known
-    )
+    known = {path.resolve() for path in files}
+    return _by_ending(path for path in visible_files(".", folder) if path.resolve() not in known)
 
 
 def _by_ending(files: Iterable[Path]) -> dict[str, FilesOfEnding]:
@@ -126,25 +125,21 @@ def separate_masks(
         ValueError: If a file looks like the mask of the image beside it, but is not named as a mask; or if all images
             are named as masks.
     """
-    if not images:
-        return [], []
     known_masks = set(masks)
     found: set[Path] = set()
     for files in _by_folder(images).values():
         paired = set(named_like_masks(files, suffixes))
         if unlisted := sorted(paired - known_masks):
             msg = (
-                f"`{unlisted[0]}` was found as an image of argument `{argument}`, but looks like the mask of the "
-                "image beside it. Name its folder in the argument for masks too (that may be the folder of the "
-                "images), or rename the file if it is an image of its own."
+                f"`{unlisted[0]}` was found as an image of argument `{argument}`, but looks like the mask of the image "
+                "beside it. Name its folder in the argument for masks too, or rename the file if it is an image."
             )
             raise ValueError(msg)
         found |= paired or known_masks.intersection(files)
-    if len(found) == len(images):
+    if images and len(found) == len(images):
         msg = (
-            f"All {len(images)} files of argument `{argument}`, such as `{images[0]}`, are named as masks too, and "
-            "none has the name of an image plus a suffix. Give images and masks folders of their own, or set "
-            "`mask_suffix`."
+            f"All {len(images)} files of argument `{argument}`, such as `{images[0]}`, are named as masks too. Give "
+            "images and masks folders of their own, or set `mask_suffix` to what follows the image's name."
         )
         raise ValueError(msg)
     return [path for path in images if path not in found], sorted(found)
@@ -177,11 +172,11 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequenc
     for mask in masks:
         for stem in _image_stems(mask, suffixes):
             by_stem[stem].append(mask)
-    matches: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}
     for image in images:
         fitting = by_stem[image.stem]
         if len(fitting) > 1:
-            common = [_common_folders(image, mask) for mask in fitting]
+            common = [common_start(image.parent.parts[::-1], mask.parent.parts[::-1]) for mask in fitting]
             fitting = [mask for mask, count in zip(fitting, common, strict=True) if count == max(common)]
         if len(fitting) > 1:
             msg = (
@@ -189,17 +184,19 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequenc
                 "follows the image's name, or put masks into folders named like those of their images."
             )
             raise ValueError(msg)
-        if fitting:
-            matches[image] = fitting[0]
-    users = Counter(matches.values())
-    if shared := sorted(mask for mask, count in users.items() if count > 1):
-        both = sorted(image for image, mask in matches.items() if mask == shared[0])
-        msg = (
-            f"The mask `{shared[0]}` fits two images: `{both[0]}` and `{both[1]}`. Give every image a mask of its own, "
-            "and put masks into folders named like those of their images."
-        )
-        raise ValueError(msg)
-    return matches
+        for mask in fitting:
+            if (other := image_of.setdefault(mask, image)) != image:
+                msg = (
+                    f"The mask `{mask}` fits two images: `{other}` and `{image}`. Give every image its own mask, and "
+                    "put masks into folders named like those of their images."
+                )
+                raise ValueError(msg)
+    return {image: mask for mask, image in image_of.items()}
+
+
+def common_start(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the names that two paths have in common before they differ."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def contents_of(folder: Path) -> str:
@@ -222,16 +219,4 @@ def _by_folder(files: Iterable[Path]) -> dict[Path, list[Path]]:
 
 def _image_stems(mask: Path, suffixes: Sequence[str]) -> set[str]:
     """Stems that an image with this mask may have."""
-    stem = mask.stem
-    return {stem[: len(stem) - len(suffix)] for suffix in suffixes if stem.lower().endswith(suffix)}
-
-
-def _common_folders(image: Path, mask: Path) -> int:
-    """Number of folder names that two paths share, counted from the file upwards."""
-    pairs = zip(reversed(image.parent.parts), reversed(mask.parent.parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _is_visible_file(path: Path, anchor: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(anchor).parts)
-    return not hidden and path.is_file()
+    return {mask.stem[: len(mask.stem) - len(suffix)] for suffix in suffixes if mask.stem.lower().endswith(suffix)}

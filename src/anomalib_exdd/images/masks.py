@@ -9,9 +9,10 @@ Anomalib appends for the model's input size) keeps every defect without knowing 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,13 +46,6 @@ class DefectMask(Mask):
     """
 
 
-class MaskInfo(NamedTuple):
-    """Whether a mask shows a defect at its own resolution (None without a mask), and height and width of its image."""
-
-    has_defect: bool | None
-    size: tuple[int, int]
-
-
 def read_mask(path: str | Path) -> DefectMask:
     """Read a mask ``[H, W]``, uint8, 0 or 1, as :func:`read_defect_pixels` does."""
     return DefectMask(torch.from_numpy(read_defect_pixels(path).astype(np.uint8)))
@@ -76,18 +70,21 @@ def read_defect_pixels(path: str | Path) -> NDArray[np.bool_]:
         return np.asarray((pixels[..., :3] > level).any(axis=-1) & (pixels[..., 3] > level))
 
 
-def inspect_masks(pairs: Sequence[tuple[str | Path, str | Path | None]]) -> list[MaskInfo]:
+def inspect_masks(pairs: Sequence[tuple[str | Path, str | Path | None]]) -> list[bool | None]:
     """Check masks against their images, and warn of those that look inverted.
 
     Args:
         pairs: Each image with its mask, if it has one.
+
+    Returns:
+        Whether each mask shows a defect; None without a mask.
 
     Raises:
         ValueError: If a file cannot be decoded, or a mask has another size than its image.
     """
     found = map_files(_inspect, pairs, "Reading the masks")
     warn_of_inverted_masks([str(pair[1]) for pair, (_, inverted) in zip(pairs, found, strict=True) if inverted])
-    return [info for info, _ in found]
+    return [has_defect for has_defect, _ in found]
 
 
 def looks_inverted(defect_pixels: NDArray[np.bool_]) -> bool:
@@ -104,8 +101,7 @@ def warn_of_inverted_masks(paths: Sequence[str | Path]) -> None:
     if paths:
         logger.warning(
             "Most of the image and of its border is defect by these masks (%d): %s. What is neither black nor "
-            "transparent in a mask is defect: if black and white are swapped, invert the files. Otherwise the model "
-            "learns good surface as defective.",
+            "transparent in a mask is defect: if black and white are swapped, invert the files.",
             len(paths),
             ", ".join(f"`{path}`" for path in paths),
         )
@@ -115,15 +111,13 @@ def check_same_size(
     image_path: str | Path, image_size: Sequence[int], mask_path: str | Path, mask_size: Sequence[int]
 ) -> None:
     """Raise a ValueError if height and width of a mask are not its image's."""
-    if tuple(image_size) == tuple(mask_size):
-        return
-    msg = (
-        f"The mask `{mask_path}` is {mask_size[1]} x {mask_size[0]} pixels (width x height), but its image "
-        f"`{image_path}` is {image_size[1]} x {image_size[0]}. Save the mask in the size of its image."
-    )
-    if tuple(image_size) == tuple(mask_size)[::-1]:
-        msg += " Images are turned as their EXIF orientation says: draw masks on them as viewers show them."
-    raise ValueError(msg)
+    if tuple(image_size) != tuple(mask_size):
+        msg = (
+            f"The mask `{mask_path}` is {mask_size[1]} x {mask_size[0]} pixels (width x height), but its image "
+            f"`{image_path}` is {image_size[1]} x {image_size[0]}. Draw it on the image as viewers show that, "
+            "with its EXIF orientation."
+        )
+        raise ValueError(msg)
 
 
 def resize_defects(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -135,8 +129,6 @@ def resize_defects(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     height, width = mask.shape[-2:]
     if (height, width) == size:
         return mask
-    if mask.numel() == 0:
-        return mask.new_zeros(*mask.shape[:-2], *size)
     # Pooling exists for floating point only; double holds every integer that a mask may carry.
     dtype = torch.float32 if mask.dtype in {torch.bool, torch.uint8, torch.float32} else torch.float64
     values = mask.reshape(-1, 1, height, width).to(dtype)
@@ -185,31 +177,20 @@ def _nearest(source: int, target: int) -> torch.Tensor:
     return torch.arange(target) * source // target
 
 
-def _inspect(pair: tuple[str | Path, str | Path | None]) -> tuple[MaskInfo, bool]:
-    """Return what is known of an image and its mask, and whether the mask looks inverted."""
+def _inspect(pair: tuple[str | Path, str | Path | None]) -> tuple[bool | None, bool]:
+    """Return whether the mask of an image shows a defect, and whether it looks inverted."""
     image_path, mask_path = pair
     size = inspect_image(image_path)
     if mask_path is None:
-        return MaskInfo(None, size), False
+        return None, False
     defect_pixels = read_defect_pixels(mask_path)
     check_same_size(image_path, size, mask_path, defect_pixels.shape)
-    return MaskInfo(bool(defect_pixels.any()), size), looks_inverted(defect_pixels)
+    return bool(defect_pixels.any()), looks_inverted(defect_pixels)
 
 
 def _is_lossy(path: str | Path) -> bool:
     with Image.open(path) as image:
-        if image.format == "WEBP":
-            return _is_lossy_webp(path)
+        if image.format == "WEBP":  # either of two compressions, which Pillow does not tell
+            compression = re.search(rb"VP8[ L]", Path(path).read_bytes())
+            return compression is None or compression[0] == b"VP8 "
         return image.format in _LOSSY_FORMATS or image.info.get("compression") in _LOSSY_COMPRESSIONS
-
-
-def _is_lossy_webp(path: str | Path) -> bool:
-    """Tell which of the two compressions a WebP file has; Pillow does not."""
-    with Path(path).open("rb") as file:
-        file.seek(12)  # behind the name of the container
-        while len(head := file.read(8)) == 8:
-            name, length = head[:4], int.from_bytes(head[4:], "little")
-            if name in {b"VP8 ", b"VP8L"}:
-                return name == b"VP8 "
-            file.seek(16 if name == b"ANMF" else length + length % 2, 1)  # a frame of an animation holds the image
-    return True

@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -80,13 +81,8 @@ class PredictLoader:
     def __iter__(self) -> Iterator[ImageBatch]:
         """Yield batches of the images that can be read."""
         self._unreadable = []
-        items: list[ImageItem] = []
-        for item in self._read_all():
-            items.append(item)
-            if len(items) == self.batch_size:
-                yield cast("ImageBatch", ImageBatch.collate(items))
-                items = []
-        if items:
+        images = self._read_all()
+        while items := list(islice(images, self.batch_size)):
             yield cast("ImageBatch", ImageBatch.collate(items))
 
     def take_unreadable(self) -> list[UnreadableFile]:
@@ -97,15 +93,12 @@ class PredictLoader:
     def _read_all(self) -> Iterator[ImageItem]:
         threads = min(READING_THREADS, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as executor:
-            ahead: deque[Any] = deque()
+            # Not `executor.map`, which would read the whole folder as fast as it can and keep it.
             files = iter(self.files)
-            while True:
-                # Not `executor.map`, which would read the whole folder as fast as it can and keep it.
-                while len(ahead) <= threads and (path := next(files, None)) is not None:
-                    ahead.append(executor.submit(self._read, path))
-                if not ahead:
-                    return
+            ahead = deque(executor.submit(self._read, path) for path in islice(files, threads))
+            while ahead:
                 read = ahead.popleft().result()
+                ahead.extend(executor.submit(self._read, path) for path in islice(files, 1))
                 if isinstance(read, UnreadableFile):
                     self._unreadable.append(read)
                 else:

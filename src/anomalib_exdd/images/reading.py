@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import error as StructError  # noqa: N812
@@ -23,6 +22,7 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import to_dtype, to_image
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +43,8 @@ _SAMPLED_IMAGES = 16  # to tell how many bits a camera has
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
-def _set_pixel_limit() -> None:
-    limit = os.environ.get(PIXEL_LIMIT)
-    if limit is None:
-        return
-    if not limit.isdecimal():
-        msg = f"The environment variable {PIXEL_LIMIT} has to be a whole number of pixels, but is `{limit}`."
-        raise ValueError(msg)
+if limit := os.environ.get(PIXEL_LIMIT):
     Image.MAX_IMAGE_PIXELS = int(limit)
-
-
-_set_pixel_limit()
 
 
 def read_image(path: str | Path, white_level: int = WHITE_LEVEL) -> tv_tensors.Image:
@@ -127,20 +117,17 @@ def warn_of_unused_range(paths: Sequence[str | Path], white_level: int) -> None:
         bits = next(bits for bits in (8, 10, 12, 14) if highest < 2**bits)
         logger.warning(
             "16-bit images are nearly black: the highest number in some of them is %d (`%s`), and %d is white. If the "
-            "camera has %d bits, train with `white_level` %d of the data module (`--data.white_level %d`), which the "
-            "checkpoint keeps for predictions. It applies to grey images; save colour with 8 bits per channel.",
-            *(highest, peaks[highest], white_level, bits, 2**bits - 1, 2**bits - 1),
+            "camera has %d bits, train with `white_level` %d of the data module, which the checkpoint keeps for "
+            "predictions. Save colour with 8 bits per channel.",
+            *(highest, peaks[highest], white_level, bits, 2**bits - 1),
         )
 
 
 def map_files(function: Callable[[Item], Result], items: Sequence[Item], description: str) -> list[Result]:
     """Apply a function that reads files to many items, in a few threads; a progress bar appears after two seconds."""
-    threads = min(_READING_THREADS, (os.cpu_count() or 1) + 2, max(1, len(items)))
-    executor = ThreadPoolExecutor(threads)
-    try:
-        return list(tqdm(executor.map(function, items), total=len(items), desc=description, delay=2, unit="file"))
-    finally:
-        executor.shutdown(cancel_futures=True)  # after an error, the files behind it need not be read
+    progress = {"tqdm_class": tqdm, "desc": description, "delay": 2, "unit": "file"}
+    found: list[Result] = thread_map(function, items, max_workers=_READING_THREADS, **progress)
+    return found
 
 
 @contextmanager
@@ -148,14 +135,10 @@ def decoding_errors_named(kind: str, path: str | Path) -> Iterator[None]:
     """Turn an error of decoding into a ValueError that names the file, its kind ("mask") and what to do."""
     try:
         yield
-    except FileNotFoundError as error:
-        msg = f"The {kind} `{path}` is gone since the folder was read. Put it back, or start anew."
-        raise ValueError(msg) from error
     except Image.DecompressionBombError as error:
         msg = (
-            f"The {kind} `{path}` has more pixels than Pillow decodes: a guard against files made to fill the memory. "
-            f"({error}) If you trust it, set the environment variable {PIXEL_LIMIT} to the number of its pixels, or "
-            "save it smaller: models resize it anyway."
+            f"The {kind} `{path}` has more pixels than Pillow decodes, a guard against files made to fill the memory "
+            f"({error}). Save it smaller, or, if you trust it, set {PIXEL_LIMIT} to the number of its pixels."
         )
         raise ValueError(msg) from error
     except DECODING_ERRORS as error:
@@ -176,20 +159,12 @@ def _peak_of_deep_image(path: str | Path) -> int:
 
 def _scale_deep_pixels(pixels: NDArray[np.generic], path: str | Path, white_level: int) -> NDArray[np.float32]:
     """Scale the numbers of a 16-bit, 32-bit or floating-point image to 0..1."""
+    white = 1 if np.issubdtype(pixels.dtype, np.floating) else white_level
     low, high = float(pixels.min()), float(pixels.max())
-    if np.issubdtype(pixels.dtype, np.floating):
-        if not (low >= 0 and high <= 1):
-            msg = (
-                f"The image `{path}` holds floating-point numbers from {low:g} to {high:g}, but they have to lie "
-                "between 0 and 1. Save it with 8 or 16 bits per channel."
-            )
-            raise ValueError(msg)
-        return pixels.astype(np.float32)
-    if low < 0 or high > white_level:
+    if not (low >= 0 and high <= white):
         msg = (
-            f"The image `{path}` holds integers from {low:.0f} to {high:.0f}, but they have to lie between 0 and "
-            f"{white_level}, which is white. Save it with 8 or 16 bits per channel, or train with another "
-            "`white_level` of the data module."
+            f"The image `{path}` holds numbers from {low:g} to {high:g}, but they have to lie between 0 and {white}, "
+            "which is white. Save it with 8 or 16 bits per channel, or train with another `white_level`."
         )
         raise ValueError(msg)
-    return (pixels.astype(np.float64) / white_level).astype(np.float32)
+    return (pixels.astype(np.float64) / white).astype(np.float32)
