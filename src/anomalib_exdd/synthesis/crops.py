@@ -5,7 +5,6 @@ image is reflected. Sizes are (height, width).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -40,23 +39,19 @@ def working_size(shape: Size, setting: int | Size | None) -> Size:
     """
     if isinstance(setting, tuple):
         return setting
-    if setting is None:
-        return _granules(shape[0], math.ceil), _granules(shape[1], math.ceil)
     ratio = math.sqrt(shape[0] / shape[1])
-    return _granules(setting * ratio, round), _granules(setting / ratio, round)
-
-
-def _granules(side: float, rounded: Callable[[float], int]) -> int:
-    return GRANULE * max(1, rounded(side / GRANULE))
+    sides = shape if setting is None else (setting * ratio, setting / ratio)
+    rounded = math.ceil if setting is None else round
+    height, width = (GRANULE * max(1, rounded(side / GRANULE)) for side in sides)
+    return height, width
 
 
 def check_working_size(setting: int | Size | None) -> None:
     """Refuse a working size whose sides are no positive multiples of 8."""
-    sides = setting if isinstance(setting, tuple) else () if setting is None else (setting,)
-    if any(side < LATENT_CELL or side % LATENT_CELL for side in sides) or len(sides) > 2:
-        nearest = [max(LATENT_CELL, round(side / LATENT_CELL) * LATENT_CELL) for side in sides[:2]]
-        msg = f"Argument `working_size` has to be a multiple of 8, or two of them, but got {setting}. Use {nearest}."
-        raise ValueError(msg)
+    for side in setting if isinstance(setting, tuple) else (setting or LATENT_CELL,):
+        if side < LATENT_CELL or side % LATENT_CELL:
+            msg = f"Argument `working_size` has to be a multiple of {LATENT_CELL}, or two of them, but got {setting}."
+            raise ValueError(msg)
 
 
 def window_around(mask: Mask, padding: int, size: Size) -> Window:
@@ -74,12 +69,9 @@ def window_around(mask: Mask, padding: int, size: Size) -> Window:
         height = round(width * size[0] / size[1])
     else:
         width = round(height * size[1] / size[0])
-    return Window(
-        _slide(top - (height - (bottom - top)) // 2, height, mask.shape[0]),
-        _slide(left - (width - (right - left)) // 2, width, mask.shape[1]),
-        height,
-        width,
-    )
+    top = _slide(top - (height - (bottom - top)) // 2, height, mask.shape[0])
+    left = _slide(left - (width - (right - left)) // 2, width, mask.shape[1])
+    return Window(top, left, height, width)
 
 
 def _slide(start: int, length: int, limit: int) -> int:
@@ -123,7 +115,7 @@ def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixe
 
 
 def stretch(image: Pixels, size: Size) -> Pixels:
-    """Resize an image to other proportions, as DIAG's code does (Pillow's bicubic filter)."""
+    """Resize an image to other proportions with Pillow's bicubic filter, as DIAG's code does."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
@@ -137,13 +129,11 @@ def stretch_mask(mask: Mask, size: Size) -> Mask:
 def _cut(array: Array, window: Window, mode: Literal["reflect", "constant"]) -> Array:
     """Return what is in the window; beyond the border a reflection (`reflect`) or zeros (`constant`)."""
     height, width = array.shape[:2]
-    before = max(-window.top, 0), max(-window.left, 0)
-    after = max(window.top + window.height - height, 0), max(window.left + window.width - width, 0)
-    if any((*before, *after)):
-        sides = [(before[0], after[0]), (before[1], after[1]), *([(0, 0)] * (array.ndim - 2))]
-        array = cast("Array", np.pad(array, sides, mode=mode))
-    top, left = window.top + before[0], window.left + before[1]
-    return cast("Array", array[top : top + window.height, left : left + window.width])
+    above, below = max(-window.top, 0), max(window.top + window.height - height, 0)
+    left, right = max(-window.left, 0), max(window.left + window.width - width, 0)
+    padded = np.pad(array, [(above, below), (left, right), (0, 0)][: array.ndim], mode=mode)
+    seen = padded[window.top + above :, window.left + left :][: window.height, : window.width]
+    return cast("Array", seen)
 
 
 def _resized(image: Pixels, size: Size) -> Pixels:

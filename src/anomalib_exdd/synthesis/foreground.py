@@ -15,15 +15,12 @@ WINDOW = 7  # pixels
 
 
 def foreground(image: Pixels) -> Mask:
-    """Find the part in an image.
+    """Find the part in an image, `[H, W, 3]`, RGB, uint8.
 
     Many surfaces fill their image. A region is a background only if it touches the border over a tenth of its length,
     is flat, has one colour, ends in a step in brightness or colour, and leaves a tenth of the image to the part.
     Otherwise the whole image is the part: a defect on a background does less harm than a region of the part without
     any. Flat regions inside the part belong to it.
-
-    Args:
-        image: `[H, W, 3]`, RGB, uint8.
 
     Returns:
         `[H, W]`, bool, True on the part; never all False.

@@ -1,6 +1,5 @@
 """Defects drawn by a diffusion model from words: DIAG (arXiv 2407.03961), the synthesizer of the ExDD paper."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from inspect import signature
@@ -17,20 +16,16 @@ from .base import (
     Synthesis,
     Synthesizer,
     as_plain,
-    check_choice,
     check_image_and_mask,
+    check_prompts,
     check_range,
 )
 from .diffusion_pipeline import ModelSource, find_model, load_inpainting
-
-logger = logging.getLogger(__name__)
 
 Resolution = Literal["native", "stretch"]
 
 PADDING = {"native": 32, "stretch": 2}
 STRETCH_SIZE = 1024
-FEW_STEP_SCHEDULERS = {"LCMScheduler", "TCDScheduler"}
-FEW_STEP_GUIDANCE, FEW_STEPS = 2.0, 8
 
 
 class _Task(NamedTuple):
@@ -91,12 +86,12 @@ class DiagSynthesizer(Synthesizer):
         offload: bool = False,
     ) -> None:
         check_range(0, guidance_scale=guidance_scale, crop_padding=crop_padding or 0)
-        _check_steps(num_inference_steps, strength)
-        crops.check_working_size(working_size)
-        if isinstance(prompts, str) or not all(prompt.strip() for prompt in prompts):
-            msg = f"Argument `prompts` has to be a list of descriptions, none of them empty, but got {prompts!r}."
+        check_range(0, 1, strength=strength)
+        if int(num_inference_steps * strength) < 1:
+            msg = f"{num_inference_steps} `num_inference_steps` and `strength` {strength} leave no step. Use more."
             raise ValueError(msg)
-        check_choice("resolution", resolution, Resolution)
+        crops.check_working_size(working_size)
+        check_prompts(prompts)
         if negative_prompt and guidance_scale <= 1:
             msg = f"Argument `negative_prompt` has no effect with a guidance_scale of {guidance_scale}. Set it to ''."
             raise ValueError(msg)
@@ -125,9 +120,7 @@ class DiagSynthesizer(Synthesizer):
         """
         for request in requests:
             check_image_and_mask(request.image, request.mask)
-        if not requests:
-            return []
-        if self.pipeline is None:
+        if requests and self.pipeline is None:
             self.pipeline = self._load()
         tasks = [self._task(request) for request in requests]
         groups: dict[Any, list[int]] = defaultdict(list)
@@ -157,12 +150,15 @@ class DiagSynthesizer(Synthesizer):
         return torch.float16 if has_unet and not source.class_name.startswith("StableDiffusion3") else torch.bfloat16
 
     def _task(self, request: Request) -> _Task:
-        size, frame, mask = self._size_for(request.mask.shape), request.image, request.mask
-        if self.resolution == "stretch":
-            frame, mask = crops.stretch(frame, size), crops.stretch_mask(mask, size)
+        frame, mask, setting = request.image, request.mask, self.working_size
         if not (request.prompt or self.prompts):
             msg = "A request has no prompt, and `prompts` is empty. Describe the defect in either of them."
             raise ValueError(msg)
+        if self.resolution == "native":
+            size = crops.working_size(frame.shape[:2], setting)
+        else:
+            size = setting if isinstance(setting, tuple) else (setting or STRETCH_SIZE,) * 2
+            frame, mask = crops.stretch(frame, size), crops.stretch_mask(mask, size)
         window = crops.window_around(mask, self.crop_padding, size)
         return _Task(
             frame,
@@ -173,12 +169,6 @@ class DiagSynthesizer(Synthesizer):
             request.prompt or self.prompts[request.index % len(self.prompts)],
             request.seed,
         )
-
-    def _size_for(self, shape: tuple[int, ...]) -> crops.Size:
-        if self.resolution == "native":
-            return crops.working_size((shape[0], shape[1]), self.working_size)
-        side = STRETCH_SIZE if self.working_size is None else self.working_size
-        return side if isinstance(side, tuple) else (side, side)
 
     def _draw(self, tasks: Sequence[_Task]) -> list[Pixels]:
         images = np.stack([task.image for task in tasks]).transpose(0, 3, 1, 2)
@@ -202,10 +192,8 @@ class DiagSynthesizer(Synthesizer):
             arguments["negative_prompt"] = [self.negative_prompt] * len(tasks)
         drawn = self.pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
         if not np.isfinite(drawn).all():
-            msg = (
-                f"An image of the pipeline `{self.model}` is not finite: it overflows in {self._loaded['dtype']}. Set "
-                "`half_precision` to false, or choose another model."
-            )
+            overflow = f"An image of the pipeline `{self.model}` overflows in {self._loaded['dtype']}"
+            msg = f"{overflow}. Set `half_precision` to false, or choose another model."
             raise RuntimeError(msg)
         return list((np.asarray(drawn) * 255).round().astype(np.uint8))
 
@@ -223,39 +211,11 @@ class DiagSynthesizer(Synthesizer):
         return Synthesis(result, request.mask, details)
 
     def check_pipeline(self, pipeline: Any) -> None:
-        """Refuse settings that a pipeline would silently ignore, or that spoil its images."""
-        parameters = signature(pipeline.__call__).parameters
-        which = f"The pipeline `{self.model}` ({type(pipeline).__name__})"
-        needed = {"prompt", "image", "mask_image", "generator"} | ({"strength"} if self.strength < 1 else set())
-        if missing := sorted(needed - set(parameters)):
-            fix = "Set `strength` to 1." if missing == ["strength"] else "Choose a Stable Diffusion inpainting model."
-            msg = f"{which} takes no {', '.join(missing)}. {fix}"
+        """Refuse a pipeline that would silently ignore settings."""
+        needed = {"prompt", "image", "mask_image", "generator"}
+        needed |= {"strength"} if self.strength < 1 else set()
+        needed |= {"negative_prompt"} if self.negative_prompt else set()
+        if missing := sorted(needed - set(signature(pipeline.__call__).parameters)):
+            which = f"The pipeline `{self.model}` ({type(pipeline).__name__}) takes no {', '.join(missing)}"
+            msg = f"{which}. Set `strength` to 1 or `negative_prompt` to '', or choose a Stable Diffusion model."
             raise ValueError(msg)
-        unet = getattr(pipeline, "unet", None)
-        embeds_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
-        if self.negative_prompt and (embeds_guidance or "negative_prompt" not in parameters):
-            msg = f"{which} would ignore the negative prompt. Set `negative_prompt` to ''."
-            raise ValueError(msg)
-        scheduler = type(pipeline.scheduler).__name__
-        if self.guidance_scale > FEW_STEP_GUIDANCE and scheduler in FEW_STEP_SCHEDULERS and not embeds_guidance:
-            msg = (
-                f"{which} was made for few steps (it has a {scheduler}), and a guidance_scale of "
-                f"{self.guidance_scale} would spoil its images. Set `guidance_scale` to 1, `negative_prompt` to '' and "
-                "`num_inference_steps` to about 6."
-            )
-            raise ValueError(msg)
-        if self.guidance_scale > FEW_STEP_GUIDANCE and self.num_inference_steps <= FEW_STEPS:
-            message = (
-                "%d steps with a guidance_scale of %s rarely make a clear image: use 20 steps, or a guidance of 1."
-            )
-            logger.warning(message, self.num_inference_steps, self.guidance_scale)
-
-
-def _check_steps(steps: int, strength: float) -> None:
-    if not 0 < strength <= 1:
-        msg = f"Argument `strength` has to lie above 0 and at most at 1, but got {strength}."
-        raise ValueError(msg)
-    if int(steps * strength) < 1:
-        least = int(1 / strength) + 1
-        msg = f"{steps} `num_inference_steps` and `strength` {strength} leave no step. Use at least {least} steps."
-        raise ValueError(msg)

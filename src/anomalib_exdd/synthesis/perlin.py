@@ -4,6 +4,7 @@ No real defect and no network is needed. In&Out (arXiv 2406.00501) makes one hal
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask, check_range
 from .foreground import foreground
 from .shapes import LEAST_AREA, draw_shape
 
@@ -51,13 +52,10 @@ class PerlinSynthesizer(Synthesizer):
         if not 0 < low <= high <= 1:
             msg = f"Argument `opacity` has to be two ascending numbers above 0 and up to 1, but got {tuple(opacity)}."
             raise ValueError(msg)
-        if not 0 < max_area <= 1:
-            msg = f"Argument `max_area` has to be above 0 and at most 1, but got {max_area}."
-            raise ValueError(msg)
+        check_range(0, 1, max_area=max_area)
         self.textures = None if textures is None else Path(textures)
         self.opacity = (float(low), float(high))
         self.max_area = max_area
-        self._files: list[Path] | None = None
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
         """Draw regions into each image; see `Synthesizer.synthesize`."""
@@ -68,17 +66,17 @@ class PerlinSynthesizer(Synthesizer):
         from anomalib.data.utils.generators import PerlinAnomalyGenerator  # noqa: PLC0415
 
         check_image_and_mask(request.image, request.mask)
-        image, rng = request.image, np.random.default_rng(request.seed)
-        files = self._texture_files()
+        image, rng, files = request.image, np.random.default_rng(request.seed), self._files
         with torch.random.fork_rng(devices=[]):  # Anomalib and torchvision draw from torch's global generator
             torch.default_generator.manual_seed(request.seed)  # the CPU's alone: torch.manual_seed seeds all devices
             generator = PerlinAnomalyGenerator()  # draws already here: a new one for each image
             region, origin = self._region(foreground(image), generator, rng)
             file = files[rng.integers(len(files))] if files and rng.random() < 0.5 else None
             texture = shuffled(image, rng) if file is None else _read_texture(file, image.shape[:2])
-            texture = _distorted(texture, generator)
+            tensor = torch.from_numpy(texture).permute(2, 0, 1).float() / 255
+            distorted = (generator.augmenters(tensor).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
         opacity = float(rng.uniform(*self.opacity))
-        blend = np.rint((1 - opacity) * image + opacity * texture.astype(np.float64)).astype(np.uint8)
+        blend = np.rint((1 - opacity) * image + opacity * distorted.astype(np.float64)).astype(np.uint8)
         name = None if file is None or self.textures is None else file.relative_to(self.textures).as_posix()
         details = {"region": origin, "texture": name or "the image itself, shuffled", "opacity": round(opacity, 3)}
         return Synthesis(np.where(region[..., None], blend, image), region, details)
@@ -93,18 +91,15 @@ class PerlinSynthesizer(Synthesizer):
         mask, kind = draw_shape(part, rng)
         return mask, f"drawn {kind}, as Perlin noise found no region"
 
-    def _texture_files(self) -> list[Path]:
+    @cached_property
+    def _files(self) -> list[Path]:
         if self.textures is None:
             return []
-        if self._files is None:
-            self._files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
-            if not self._files:
-                msg = (
-                    f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))}). Name a "
-                    "folder with images, or leave `textures` out."
-                )
-                raise ValueError(msg)
-        return self._files
+        files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
+        if not files:
+            msg = f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))})."
+            raise ValueError(msg)
+        return files
 
 
 def _perlin_region(part: Mask, generator: Any, rng: Generator) -> Mask:
@@ -144,17 +139,6 @@ def shuffled(image: Pixels, rng: Generator) -> Pixels:
 
 
 def _read_texture(path: Path, shape: tuple[int, ...]) -> Pixels:
-    try:
-        with Image.open(path) as file:
-            pixels = np.asarray(file.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
-        msg = f"The texture `{path}` cannot be decoded ({error}). Take it out of the folder, or replace it."
-        raise ValueError(msg) from error
+    with Image.open(path) as file:
+        pixels = np.asarray(file.convert("RGB"))
     return np.asarray(cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _distorted(texture: Pixels, generator: Any) -> Pixels:
-    """Apply three of Anomalib's distortions of color, sharpness or position."""
-    tensor = torch.from_numpy(np.ascontiguousarray(texture)).permute(2, 0, 1).float() / 255
-    pixels = generator.augmenters(tensor).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .base import Defect, Mask, Pixels, bounding_box, check_choice, check_image_and_mask
+from .base import Defect, Mask, Pixels, bounding_box, check_image_and_mask
 from .foreground import foreground
 from .shapes import Points, draw_shape
 
@@ -40,24 +40,19 @@ def place(
         words, for the manifest.
 
     Raises:
-        ValueError: If `source` is unknown, or needs real defects where there are none, or a real mask is empty.
+        ValueError: If the real mask is empty or does not fit its image.
     """
-    check_choice("source", source, MaskSource)
     if source == "drawn" or (source == "auto" and not len(defects)):
         mask, kind = draw_shape(foreground(image), rng)
         return mask, None, f"drawn {kind}"
-    if not len(defects):
-        msg = f"Masks of source `{source}` need real defects, but there are none. Take `drawn` or `auto`."
-        raise ValueError(msg)
     defect = defects[int(rng.integers(len(defects)))]
     check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
     if source == "real":
         return fit_mask(defect.mask, image.shape[:2]), defect, f"mask of {defect.path}"
     part = foreground(image)
     motion = draw_motion(defect.mask, extent(part), lambda: rng.uniform(*SCALES), rng)
-    # A bent shape may reach a little beyond the room that the straight one has.
     patch, _ = move(defect.mask, motion, _draw_bend(defect.mask, rng))
-    if patch.shape[0] > part.shape[0] or patch.shape[1] > part.shape[1]:
+    if (np.array(patch.shape) > part.shape).any():  # a bent shape may reach a little beyond the room
         patch, _ = move(defect.mask, motion)
     positions = best_positions(patch, part)
     mask = paste_mask(patch, positions[rng.integers(len(positions))], part)
@@ -93,8 +88,7 @@ def draw_motion(mask: Mask, room: tuple[int, int], draw_scale: Callable[[], floa
     """
     corners = cv2.convexHull(np.argwhere(mask).astype(np.float32))[:, 0]
     for _ in range(TRIES):
-        mirror, degrees, scale = int(rng.choice((-1, 1))), rng.uniform(-180, 180), draw_scale()
-        motion = _motion(mirror, degrees, scale)
+        motion = _motion(int(rng.choice((-1, 1))), rng.uniform(-180, 180), draw_scale())
         if (np.ptp(corners @ motion.matrix.T, axis=0) + 2 <= room).all():
             return motion
     fitting = float(np.min((np.array(room) - 2) / np.maximum(np.ptp(corners, axis=0), 1)))

@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_choice, check_range
+from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_prompts, check_range
 from .change_detection import Change, MaskMode, changed_mask, measure_change
 from .manifest import ACCEPTED, REJECTED, Record
 from .output_folder import MAX_COUNT, OutputFolder
 from .placement import MaskSource, place
 from .review_page import preview
 
-OURS = ("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch")
-DIFFUSION = ("accelerate", "diffusers", "peft", "transformers")
+LIBRARIES = (
+    *("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch"),
+    *("accelerate", "diffusers", "peft", "transformers"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,9 @@ class SourceImages:
     read_mask: Callable[[str], Mask]  # reads a mask, `[H, W]`, bool
     kinds: Mapping[str, str] = field(default_factory=dict)  # kinds of the defects that are known, by image file
 
-    def normal_images(self) -> Sequence[Pixels]:
-        """Return the normal images, each read when it is indexed."""
-        return LazySequence(self.normals, self.read_image)
-
-    def real_defects(self) -> Sequence[Defect]:
-        """Return the real defects, each read when it is indexed."""
-        return LazySequence(self.defects, self._read_defect)
+    def read_defect(self, paths: tuple[str, str]) -> Defect:
+        """Read a real defect from the files of its image and its mask."""
+        return Defect(self.read_image(paths[0]), self.read_mask(paths[1]), paths[0], self.kinds.get(paths[0], ""))
 
     def identity(self) -> dict[str, Any]:
         """Identify the files by their names, the names of their folders and their sizes: they may be moved together."""
@@ -68,16 +66,6 @@ class SourceImages:
             "defects": len(self.defects),
             "defects_digest": _digest([path for pair in self.defects for path in pair]),
         }
-
-    def _read_defect(self, paths: tuple[str, str]) -> Defect:
-        image, mask = self.read_image(paths[0]), self.read_mask(paths[1])
-        if image.shape[:2] != mask.shape:
-            msg = (
-                f"The mask `{paths[1]}` has {mask.shape[1]} x {mask.shape[0]} pixels, but its image `{paths[0]}` has "
-                f"{image.shape[1]} x {image.shape[0]}. Replace one of them."
-            )
-            raise ValueError(msg)
-        return Defect(image, mask, paths[0], self.kinds.get(paths[0], ""))
 
 
 def _digest(paths: Sequence[str]) -> str:
@@ -114,11 +102,7 @@ class RunSettings:
         check_range(1, MAX_COUNT, count=self.count)
         check_range(0, seed=self.seed, retries=self.retries)
         check_range(0, 255, min_change=self.min_change)
-        check_choice("masks", self.masks, MaskSource)
-        check_choice("mask_mode", self.mask_mode, MaskMode)
-        if isinstance(self.prompts, str) or not all(prompt.strip() for prompt in self.prompts):
-            msg = f"Argument `prompts` has to be a list of texts that are not empty, but got {self.prompts!r}."
-            raise ValueError(msg)
+        check_prompts(self.prompts)
 
 
 class _Attempt(NamedTuple):
@@ -144,10 +128,19 @@ class SynthesisRun:
 
     def __post_init__(self) -> None:
         """Check that there are normal images, and real defects where they are needed."""
-        check_range(1, batch_size=self.batch_size)
-        _check_sources(self.sources, self.synthesizer, self.settings)
+        name, masks = type(self.synthesizer).__name__, self.settings.masks
+        if not self.sources.normals:
+            msg = "There are no normal images to draw defects into. Give data with normal training images."
+            raise ValueError(msg)
+        if self.synthesizer.needs_defects and masks == "drawn":
+            msg = f"{name} works with real defects, which masks 'drawn' do not have. Use masks 'moved' or 'real'."
+            raise ValueError(msg)
+        if not self.sources.defects and (self.synthesizer.needs_defects or masks in {"real", "moved"}):
+            none = f"{name} with masks {masks!r} works with real defects, but the training images have none with a mask"
+            msg = f"{none}. Give some, or use PerlinSynthesizer or DiagSynthesizer with masks 'auto' or 'drawn'."
+            raise ValueError(msg)
         self.folder = OutputFolder(self.output)
-        self._defects = self.sources.real_defects()
+        self._defects = LazySequence(self.sources.defects, self.sources.read_defect)
 
     def open(self, *, overwrite: bool = False) -> None:
         """Create the folder, or go on with it; see `OutputFolder.open`."""
@@ -159,7 +152,9 @@ class SynthesisRun:
             **settings,
             "material": self.sources.identity(),
         }
-        self.folder.open(as_plain(identity), count, versions=_versions(), command=self.command, overwrite=overwrite)
+        installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+        versions = {name: installed[name] for name in LIBRARIES if name in installed}
+        self.folder.open(as_plain(identity), count, versions=versions, command=self.command, overwrite=overwrite)
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """List the images that one of several processes still has to make."""
@@ -168,7 +163,7 @@ class SynthesisRun:
     def prepare(self) -> None:
         """Prepare the synthesizer, unless no image is missing."""
         if self.missing():
-            self.synthesizer.prepare(self._defects, self.sources.normal_images())
+            self.synthesizer.prepare(self._defects, LazySequence(self.sources.normals, self.sources.read_image))
 
     def work(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
         """Make the missing images of one of several processes; yields the record of each when its files are written.
@@ -177,10 +172,8 @@ class SynthesisRun:
             ValueError: If an image cannot be made at all; finished images stay.
         """
         indexes = self.missing(rank, world_size)
-        for index in indexes:
-            self.folder.clean(index)
         total = len(range(rank, self.settings.count, world_size))
-        label = "Synthesizing" if world_size == 1 else f"Synthesizing (process 1 of {world_size})"
+        label = f"Synthesizing (process {rank + 1} of {world_size})"
         bar = tqdm(desc=label, total=total, initial=total - len(indexes), unit="image", disable=rank > 0)
         waiting = deque((index, 1) for index in indexes)
         best: dict[int, _Attempt] = {}  # the attempt with the greatest change, the first of equals
@@ -214,8 +207,8 @@ class SynthesisRun:
         try:
             results = self.synthesizer.synthesize(requests)
         except ValueError as error:
-            sources = ", ".join(f"number {request.index} from `{request.source}`" for request in requests)
-            msg = f"{error} (While making {sources}.)"
+            images = ", ".join(f"number {request.index} from `{request.source}`" for request in requests)
+            msg = f"{error} (While making {images}.)"
             raise ValueError(msg) from error
         return [
             _Attempt(
@@ -265,25 +258,3 @@ class SynthesisRun:
         )
         self.folder.store(record, made.image, mask, preview(request.image, mask, made.image))
         return record
-
-
-def _check_sources(sources: SourceImages, synthesizer: Synthesizer, settings: RunSettings) -> None:
-    name = type(synthesizer).__name__
-    if not sources.normals:
-        msg = "There are no normal images to draw defects into. Give data with normal training images."
-        raise ValueError(msg)
-    if synthesizer.needs_defects and settings.masks == "drawn":
-        msg = f"{name} works with real defects, which masks of the source 'drawn' do not have. Use 'moved' or 'real'."
-        raise ValueError(msg)
-    none = "but the training images have no defective one with a mask. Give some, or use"
-    if synthesizer.needs_defects and not sources.defects:
-        msg = f"{name} works with real defects, {none} PerlinSynthesizer or DiagSynthesizer, which do without."
-        raise ValueError(msg)
-    if settings.masks in {"real", "moved"} and not sources.defects:
-        msg = f"Argument `masks` is {settings.masks!r}, {none} 'drawn'."
-        raise ValueError(msg)
-
-
-def _versions() -> dict[str, str]:
-    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
-    return {name: installed[name] for name in (*OURS, *DIFFUSION) if name in installed}
