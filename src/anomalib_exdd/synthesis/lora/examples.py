@@ -5,8 +5,8 @@ of the training depends on the seed and the position alone, so that an interrupt
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
+from statistics import mode
 from typing import NamedTuple
 
 import cv2
@@ -39,53 +39,44 @@ class Examples:
     the normal images, 50 (zero-shot) or 200 (prior) are used, evenly spread.
 
     Raises:
-        ValueError: If there are no images, or an image or a mask is not usable.
+        ValueError: If an image or a mask of a defect is not usable.
     """
 
     def __init__(self, defects: Sequence[Defect], normals: Sequence[Pixels], settings: LoraSettings) -> None:
-        if not defects and not normals:
-            msg = "There is nothing to learn from: give defects, or normal images for zero-shot training."
-            raise ValueError(msg)
-        if defects and settings.prior_weight and not normals:
-            msg = "Argument `prior_weight` needs normal images, but there are none. Give some, or set it to 0."
-            raise ValueError(msg)
         wanted = (PRIOR_NORMALS if settings.prior_weight else 0) if defects else ZERO_SHOT_NORMALS
         chosen = np.linspace(0, len(normals) - 1, min(wanted, len(normals))).round().astype(int).tolist()
         self.defects, self.normals = list(defects), [normals[position] for position in chosen]
         self.settings = settings
         for defect in self.defects:
             check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
-        for position, normal in zip(chosen, self.normals, strict=True):
-            check_image_and_mask(normal, np.ones(normal.shape[:2], dtype=np.bool_), f" of normal image {position}")
-        shapes = [defect.mask.shape for defect in self.defects] or [normal.shape for normal in self.normals]
-        sizes = Counter(working_size((shape[0], shape[1]), settings.working_size) for shape in shapes)
-        self.size: Size = sizes.most_common(1)[0][0]
+        shapes = [image.shape[:2] for image in [defect.image for defect in self.defects] or self.normals]
+        self.size: Size = mode(working_size(shape, settings.working_size) for shape in shapes)
 
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the defects with their masks, and of the normal images that are used."""
         defects = [array for defect in self.defects for array in (defect.image, defect.mask)]
         digests = {"defects": hashlib.sha256(), "normals": hashlib.sha256()}
-        for name, arrays in (("defects", defects), ("normals", self.normals)):
+        for digest, arrays in zip(digests.values(), (defects, self.normals), strict=True):
             for array in arrays:
-                digests[name].update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+                digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         return {name: digest.hexdigest() for name, digest in digests.items()}
 
     def __getitem__(self, position: int) -> Example:
         """Return the example at a position of the training."""
         settings = self.settings
         rng = default_rng([settings.seed, DRAWING, position])
-        if not self.defects:
-            image = self.normals[self.order(position, len(self.normals), kind=0)]
-            return self._window(rng, image, random_mask(rng, image.shape[:2]), settings.instance_prompt, 1.0)
-        if self.normals and position % 2:
-            image = self.normals[self.order(position // 2, len(self.normals), kind=1)]
-            mask = random_mask(rng, image.shape[:2])
-            return self._window(rng, image, mask, settings.class_prompt, settings.prior_weight)
-        number = position // 2 if self.normals else position
-        defect = self.defects[self.order(number, len(self.defects), kind=0)]
-        prompt = settings.defect_prompts[rng.integers(len(settings.defect_prompts))]
-        return self._window(rng, defect.image, defect.mask, prompt, 1.0)
+        if self.defects and not (self.normals and position % 2):
+            number = position // 2 if self.normals else position
+            defect = self.defects[self.order(number, len(self.defects), kind=0)]
+            prompt = settings.defect_prompts[rng.integers(len(settings.defect_prompts))]
+            return self._window(rng, defect.image, defect.mask, prompt, 1.0)
+        number, kind = (position // 2, 1) if self.defects else (position, 0)
+        image = self.normals[self.order(number, len(self.normals), kind)]
+        prompt, weight = settings.instance_prompt, 1.0
+        if self.defects:
+            prompt, weight = settings.class_prompt, settings.prior_weight
+        return self._window(rng, image, random_mask(rng, image.shape[:2]), prompt, weight)
 
     def order(self, number: int, count: int, kind: int) -> int:
         """Return which of `count` images is used at a turn: each once in random order, then each once again."""

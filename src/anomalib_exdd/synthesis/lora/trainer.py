@@ -6,7 +6,6 @@ checkpoint ends with the same numbers as an unbroken one.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,28 +32,31 @@ class LoraTrainer:
     The pipeline is changed and should not be used for anything else afterwards.
 
     Raises:
-        ValueError: If the pipeline has no U-Net for inpainting, or too few text layers.
+        ValueError: If the pipeline has no U-Net for inpainting.
     """
 
     def __init__(self, pipeline: Any, settings: LoraSettings) -> None:
-        check_unet(pipeline)
+        unet = getattr(pipeline, "unet", None)
+        if unet is None or unet.config.in_channels != INPAINTING_CHANNELS:
+            needed = f"a U-Net with {INPAINTING_CHANNELS} input channels, made for inpainting"
+            msg = f"A LoRA needs {needed}. Choose such a model, as stable-diffusion-v1-5/stable-diffusion-inpainting."
+            raise ValueError(msg)
         drop_text_layers(pipeline, settings.clip_skip)
         self.pipeline, self.settings, self.step = pipeline, settings, 0
-        self.is_xl = is_xl(pipeline)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-            if part is not None:
+        self.is_xl, self.is_half = is_xl(pipeline), unet.dtype != torch.float32
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
                 part.requires_grad_(requires_grad=False)
-        if pipeline.vae.dtype != torch.float32:
-            pipeline.vae.to(torch.float32)  # that of SDXL overflows in half precision
+        pipeline.vae.to(torch.float32)  # that of SDXL overflows in half precision
         self.scheduler = import_library("diffusers").DDPMScheduler.from_config(pipeline.scheduler.config)
         prompts = {settings.instance_prompt, settings.class_prompt, *settings.defect_prompts}
         self._embeddings = {prompt: self._encode_prompt(prompt) for prompt in prompts}
         with torch.random.fork_rng(devices=[]):  # PEFT draws the first matrices; the second ones are zero at first
             torch.default_generator.manual_seed(settings.seed)
-            pipeline.unet.add_adapter(lora_config(settings))
+            unet.add_adapter(lora_config(settings))
         # Small steps would be lost in half precision.
-        import_library("diffusers.training_utils").cast_training_params(pipeline.unet, torch.float32)
-        self._parameters = {name: value for name, value in pipeline.unet.named_parameters() if value.requires_grad}
+        import_library("diffusers.training_utils").cast_training_params(unet, torch.float32)
+        self._parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=settings.learning_rate)
         self.schedule = import_library("diffusers.optimization").get_cosine_with_hard_restarts_schedule_with_warmup(
             self.optimizer, num_warmup_steps=0, num_training_steps=settings.max_steps, num_cycles=settings.restarts
@@ -70,29 +72,27 @@ class LoraTrainer:
         if unet.device.type != "cpu":
             unet.enable_gradient_checkpointing()
         unet.train()
-        bar = tqdm(desc="Training the LoRA", initial=self.step, total=settings.max_steps, unit="step", delay=2)
-        while self.step < settings.max_steps:
-            first = self.step * settings.batch_size
+        steps = range(self.step, settings.max_steps)
+        bar = tqdm(steps, "Training the LoRA", settings.max_steps, initial=self.step, unit="step", delay=2)
+        for step in bar:
+            first = step * settings.batch_size
             batch = [examples[position] for position in range(first, first + settings.batch_size)]
-            with _autocast(unet):
-                loss = self.loss(batch, _generator(settings.seed, self.step))
+            # In bfloat16 where the frozen weights are: its range needs no scaling of the loss.
+            with torch.autocast(unet.device.type, dtype=torch.bfloat16, enabled=self.is_half):
+                loss = self.loss(batch, _generator(settings.seed, step))
             if not math.isfinite(loss.item()):
-                msg = (
-                    f"The training diverged at step {self.step}: its loss is {loss.item()}. Lower `learning_rate` "
-                    f"({settings.learning_rate}), or set `half_precision` to false."
-                )
+                diverged = f"The training diverged at step {step}: its loss is {loss.item()}"
+                msg = f"{diverged}. Lower `learning_rate` ({settings.learning_rate}), or set `half_precision` to false."
                 raise RuntimeError(msg)
             loss.backward()
             nn.utils.clip_grad_norm_(self._parameters.values(), GREATEST_GRADIENT)
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
-            self.step += 1
+            self.step = step + 1
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            bar.update()
             if self.step % checkpoint_every == 0 and self.step < settings.max_steps:
                 save(self.state_dict())
-        bar.close()
         unet.eval()
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,31 +192,7 @@ def drop_text_layers(pipeline: Any, clip_skip: int) -> None:
     if is_xl(pipeline):
         return
     encoder = getattr(pipeline.text_encoder, "text_model", pipeline.text_encoder).encoder  # flat since transformers 5
-    if clip_skip > len(encoder.layers):
-        most = len(encoder.layers)
-        msg = f"Argument `clip_skip` is {clip_skip}, but the text encoder has only {most} layers. Use at most {most}."
-        raise ValueError(msg)
     encoder.layers = encoder.layers[: len(encoder.layers) - (clip_skip - 1)]
-
-
-def check_unet(pipeline: Any) -> None:
-    """Refuse a pipeline without a U-Net for inpainting."""
-    unet = getattr(pipeline, "unet", None)
-    channels = None if unet is None else unet.config.in_channels
-    if channels != INPAINTING_CHANNELS:
-        has = "has no U-Net" if unet is None else f"has a U-Net with {channels} input channels, not made for inpainting"
-        msg = (
-            f"The {type(pipeline).__name__} {has}: no LoRA can be trained for it here. Choose an inpainting model of "
-            "Stable Diffusion, such as stable-diffusion-v1-5/stable-diffusion-inpainting."
-        )
-        raise ValueError(msg)
-
-
-def _autocast(unet: Any) -> AbstractContextManager[Any]:
-    """Compute in bfloat16 where the frozen weights are: its range needs no scaling of the loss."""
-    if all(value.dtype == torch.float32 for value in unet.parameters()):
-        return nullcontext()
-    return torch.autocast(unet.device.type, dtype=torch.bfloat16)
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
