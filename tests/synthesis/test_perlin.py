@@ -152,6 +152,3 @@ def test_unusable_arguments_are_named(tmp_path: Path) -> None:
         PerlinSynthesizer(max_area=2)
     with pytest.raises(ValueError, match=r"folder `.*missing` of `textures` holds no image"):
         PerlinSynthesizer(tmp_path / "missing").synthesize([request_of(1)])
-    empty = request_of(1)
-    with pytest.raises(ValueError, match="mask is empty"):
-        PerlinSynthesizer().synthesize([Request(0, 0, empty.image, np.zeros_like(empty.mask))])

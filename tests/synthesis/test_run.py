@@ -330,7 +330,6 @@ def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
 def test_material_has_to_suffice(sources: SourceImages, tmp_path: Path) -> None:
     without = replace(sources, defects=[])
     for given, synthesizer, settings, message in (
-        (replace(sources, normals=[]), Painter(), SETTINGS, "no normal images"),
         (without, NeedsDefects(), SETTINGS, "NeedsDefects with masks 'auto' works with real defects"),
         (sources, NeedsDefects(), replace(SETTINGS, masks="drawn"), "'drawn' do not have. Use masks 'moved'"),
         (without, Painter(), replace(SETTINGS, masks="real"), "masks 'real' works with real defects"),

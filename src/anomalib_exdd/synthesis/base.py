@@ -60,11 +60,8 @@ class Synthesizer(ABC):
     Constructors keep each argument in an attribute of the same name; models are loaded with the first request.
     """
 
-    needs_defects: ClassVar[bool] = False
-    """Whether real defects are required."""
-
-    device: str = "cpu"
-    """Where models run: to be set before the first request."""
+    needs_defects: ClassVar[bool] = False  # whether real defects are required
+    device: str = "cpu"  # where models run: to be set before the first request
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,11 +82,7 @@ class Synthesizer(ABC):
 
 
 def check_image_and_mask(image: Pixels, mask: Mask, which: str = "") -> None:
-    """Check that an image is `[H, W, 3]`, uint8, and its mask `[H, W]`, bool, and not empty.
-
-    Raises:
-        ValueError: If not. `which` names the pair in the message, such as " of defect `a.png`".
-    """
+    """Raise a ValueError unless an image is `[H, W, 3]`, uint8, and its mask `[H, W]`, bool, and not empty."""
     if image.dtype != np.uint8 or mask.dtype != np.bool_ or image.shape != (*mask.shape, 3):
         found = f"{list(image.shape)} of {image.dtype} and {list(mask.shape)} of {mask.dtype}"
         msg = f"Image and mask{which} have to be [H, W, 3] of uint8 and [H, W] of bool, but are {found}."
@@ -123,10 +116,8 @@ def bounding_box(mask: Mask) -> tuple[slice, slice]:
 
 def as_plain(value: Any) -> Any:
     """Return a nested value as JSON gives it back: tuples become lists, numbers that are not finite become None."""
-    return json.loads(json.dumps(value, default=_as_builtin), parse_constant=lambda _: None)
 
+    def builtin(entry: Any) -> Any:  # Path or NumPy
+        return entry.as_posix() if isinstance(entry, Path) else entry.tolist()
 
-def _as_builtin(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value.as_posix()
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+    return json.loads(json.dumps(value, default=builtin), parse_constant=lambda _: None)

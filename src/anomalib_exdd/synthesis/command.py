@@ -5,7 +5,6 @@ import json
 import shlex
 import sys
 from dataclasses import fields
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from anomalib.data.utils import LabelName
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
 
 from anomalib_exdd.commands.subcommand import Subcommand
 from anomalib_exdd.data.base import DefectDataModule
@@ -27,7 +25,6 @@ from .output_folder import PAGE_NAME, SHEET_NAME
 from .review_page import write_reports
 from .run import RunSettings, SourceImages, SynthesisRun
 
-NO_TIMEOUT = timedelta(days=100)  # processes wait for the slowest one, which may take long
 SHOWN_REASONS = 5
 
 
@@ -63,7 +60,8 @@ class Synthesize(Subcommand):
         """Make the images, and write manifest, contact sheet and page."""
         made = self.get_parser().instantiate_classes(config)
         settings = RunSettings(**{field.name: config[field.name] for field in fields(RunSettings)})
-        fabric = launch(config.accelerator, config.devices, config.num_nodes)
+        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes)
+        fabric.launch()
         made.synthesizer.device = str(fabric.device)
         with fabric.rank_zero_first():  # it may fetch data, and train a model, which the others then find
             made.data.prepare_data()
@@ -74,19 +72,10 @@ class Synthesize(Subcommand):
             run.prepare()
         for _ in run.work(fabric.global_rank, fabric.world_size):
             pass
-        fabric.barrier()
+        with fabric.rank_zero_first():
+            pass  # the slowest process may take long: this barrier has no time limit, that of Fabric's backend has one
         if fabric.is_global_zero:
             print(_finish(run, _train_command(made.data, config)))
-
-
-def launch(accelerator: str, devices: int | list[int] | str, num_nodes: int) -> Fabric:
-    """Start a process for each device. They only wait for each other: over the CPU, without a time limit."""
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-    if isinstance(fabric.strategy, DDPStrategy):
-        strategy = DDPStrategy(process_group_backend="gloo", timeout=NO_TIMEOUT)
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
-    fabric.launch()
-    return fabric
 
 
 def source_images(datamodule: DefectDataModule) -> SourceImages:
@@ -145,6 +134,5 @@ def _train_command(datamodule: DefectDataModule, config: Namespace) -> str:
 
 
 def _this_command() -> str:
-    if "synthesize" not in sys.argv[1:2]:  # called from Python
-        return ""
-    return shlex.join(["anomalib", *(word for word in sys.argv[1:] if word != "--overwrite")])
+    words = [word for word in sys.argv[1:] if word != "--overwrite"]
+    return shlex.join(["anomalib", *words]) if "synthesize" in words[:1] else ""  # empty if called from Python

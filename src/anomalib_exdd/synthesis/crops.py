@@ -80,7 +80,7 @@ def _slide(start: int, length: int, limit: int) -> int:
 
 def cut(image: Pixels, window: Window, size: Size) -> Pixels:
     """Cut a window out of an image, reflected over its borders, and resize it: `[*size, 3]`, uint8."""
-    return _resized(_cut(image, window, mode="reflect"), size)
+    return resized(_cut(image, window, mode="reflect"), size)
 
 
 def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Mask:
@@ -103,7 +103,7 @@ def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Ma
 
 def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixels:
     """Copy a drawn window, `[h, w, 3]`, into the image it was cut from, inside the mask alone."""
-    drawn = _resized(drawn, (window.height, window.width))
+    drawn = resized(drawn, (window.height, window.width))
     rows, columns = (
         slice(max(start, 0), min(start + length, limit))
         for start, length, limit in zip(window[:2], window[2:], image.shape[:2], strict=True)
@@ -114,13 +114,8 @@ def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixe
     return result
 
 
-def stretch(image: Pixels, size: Size) -> Pixels:
-    """Resize an image to other proportions with Pillow's bicubic filter, as DIAG's code does."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-
-
 def stretch_mask(mask: Mask, size: Size) -> Mask:
-    """Resize a mask likewise: at least half covered counts, and anything at all where that leaves nothing."""
+    """Resize a mask as DIAG's code does: at least half covered counts, or anything at all where that leaves nothing."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     covered: Mask = np.asarray(grey.resize(size[::-1], Image.Resampling.BICUBIC)) >= 128
     return covered if covered.any() else np.asarray(grey.resize(size[::-1], Image.Resampling.BOX)) > 0
@@ -136,7 +131,6 @@ def _cut(array: Array, window: Window, mode: Literal["reflect", "constant"]) -> 
     return cast("Array", seen)
 
 
-def _resized(image: Pixels, size: Size) -> Pixels:
-    if image.shape[:2] == size:
-        return image
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.LANCZOS))
+def resized(image: Pixels, size: Size, how: Image.Resampling = Image.Resampling.LANCZOS) -> Pixels:
+    """Resize an image, `[H, W, 3]`, uint8."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], how))

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from . import crops
 from .base import (
@@ -25,19 +26,19 @@ from .diffusion_pipeline import ModelSource, find_model, load_inpainting
 Resolution = Literal["native", "stretch"]
 
 PADDING = {"native": 32, "stretch": 2}
-STRETCH_SIZE = 1024
+STRETCH_SIZE, BICUBIC = 1024, Image.Resampling.BICUBIC  # as in DIAG's code
 
 
 class _Task(NamedTuple):
     """A request as the model gets it."""
 
+    request: Request
+    prompt: str
     frame: Pixels  # what is pasted into: the image, or the image stretched
     frame_mask: Mask
     window: crops.Window
     image: Pixels  # the window at the working size
     mask: Mask
-    prompt: str
-    seed: int
 
 
 class DiagSynthesizer(Synthesizer):
@@ -122,16 +123,15 @@ class DiagSynthesizer(Synthesizer):
             check_image_and_mask(request.image, request.mask)
         if requests and self.pipeline is None:
             self.pipeline = self._load()
-        tasks = [self._task(request) for request in requests]
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for position, task in enumerate(tasks):
-            groups[task.mask.shape if self.batched else position].append(position)
+        batches: dict[Any, list[tuple[int, _Task]]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            task = self._task(request)
+            batches[task.mask.shape if self.batched else number].append((number, task))
         results: dict[int, Synthesis] = {}
-        for positions in groups.values():
-            drawn = self._draw([tasks[position] for position in positions])
-            for position, window in zip(positions, drawn, strict=True):
-                results[position] = self._finish(requests[position], tasks[position], window)
-        return [results[position] for position in range(len(requests))]
+        for batch in batches.values():
+            numbers, tasks = zip(*batch, strict=True)
+            results |= zip(numbers, self._draw(tasks), strict=True)
+        return [results[number] for number in range(len(requests))]
 
     def _load(self) -> Any:
         source = find_model(self.model, self.revision)
@@ -146,8 +146,8 @@ class DiagSynthesizer(Synthesizer):
         on_gpu = torch.device(self.device).type == "cuda"
         if not (on_gpu if self.half_precision == "auto" else self.half_precision):
             return torch.float32
-        has_unet = source.class_name.startswith("StableDiffusion")
-        return torch.float16 if has_unet and not source.class_name.startswith("StableDiffusion3") else torch.bfloat16
+        has_unet = source.class_name.startswith("StableDiffusion") and "Diffusion3" not in source.class_name
+        return torch.float16 if has_unet else torch.bfloat16
 
     def _task(self, request: Request) -> _Task:
         frame, mask, setting = request.image, request.mask, self.working_size
@@ -158,19 +158,14 @@ class DiagSynthesizer(Synthesizer):
             size = crops.working_size(frame.shape[:2], setting)
         else:
             size = setting if isinstance(setting, tuple) else (setting or STRETCH_SIZE,) * 2
-            frame, mask = crops.stretch(frame, size), crops.stretch_mask(mask, size)
+            frame, mask = crops.resized(frame, size, BICUBIC), crops.stretch_mask(mask, size)
         window = crops.window_around(mask, self.crop_padding, size)
-        return _Task(
-            frame,
-            mask,
-            window,
-            crops.cut(frame, window, size),
-            crops.cut_mask(mask, window, size, whole_cells=self.resolution == "native"),
-            request.prompt or self.prompts[request.index % len(self.prompts)],
-            request.seed,
-        )
+        image = crops.cut(frame, window, size)
+        hidden = crops.cut_mask(mask, window, size, whole_cells=self.resolution == "native")
+        prompt = request.prompt or self.prompts[request.index % len(self.prompts)]
+        return _Task(request, prompt, frame, mask, window, image, hidden)
 
-    def _draw(self, tasks: Sequence[_Task]) -> list[Pixels]:
+    def _draw(self, tasks: Sequence[_Task]) -> list[Synthesis]:
         images = np.stack([task.image for task in tasks]).transpose(0, 3, 1, 2)
         masks = np.stack([task.mask for task in tasks])[:, None]
         parameters = signature(self.pipeline.__call__).parameters
@@ -183,7 +178,7 @@ class DiagSynthesizer(Synthesizer):
             "num_inference_steps": self.num_inference_steps,
             "strength": self.strength,
             # On the CPU, so that GPUs and CPUs, single images and batches start from the same noise.
-            "generator": [torch.Generator("cpu").manual_seed(task.seed) for task in tasks],
+            "generator": [torch.Generator("cpu").manual_seed(task.request.seed) for task in tasks],
             "output_type": "np",
         }
         # Flux and Qwen call classifier-free guidance differently, and ignore the negative prompt without it.
@@ -195,12 +190,13 @@ class DiagSynthesizer(Synthesizer):
             overflow = f"An image of the pipeline `{self.model}` overflows in {self._loaded['dtype']}"
             msg = f"{overflow}. Set `half_precision` to false, or choose another model."
             raise RuntimeError(msg)
-        return list((np.asarray(drawn) * 255).round().astype(np.uint8))
+        windows = (np.asarray(drawn) * 255).round().astype(np.uint8)
+        return [self._finish(task, window) for task, window in zip(tasks, windows, strict=True)]
 
-    def _finish(self, request: Request, task: _Task, drawn: Pixels) -> Synthesis:
+    def _finish(self, task: _Task, drawn: Pixels) -> Synthesis:
         result = crops.paste_back(task.frame, drawn, task.window, task.frame_mask)
         if self.resolution == "stretch":
-            result = crops.stretch(result, request.mask.shape)
+            result = crops.resized(result, task.request.mask.shape, BICUBIC)
         details = {
             "prompt": task.prompt,
             **self._loaded,
@@ -208,7 +204,7 @@ class DiagSynthesizer(Synthesizer):
             "window": list(task.window),
             "denoising_steps": int(self.num_inference_steps * self.strength),
         }
-        return Synthesis(result, request.mask, details)
+        return Synthesis(result, task.request.mask, details)
 
     def check_pipeline(self, pipeline: Any) -> None:
         """Refuse a pipeline that would silently ignore settings."""

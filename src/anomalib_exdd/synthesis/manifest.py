@@ -49,6 +49,11 @@ class Record:
     accepted: bool  # whether the change is visible
     reason: str  # why not
 
+    @property
+    def preview(self) -> str:
+        """File of the preview, relative to the folder."""
+        return f"{PREVIEWS}/{self.index:05d}.jpg"
+
 
 @dataclass(frozen=True)
 class SyntheticImage:

@@ -22,7 +22,6 @@ from .manifest import (
     FOLDERS,
     FORMAT,
     MANIFEST_NAME,
-    PREVIEWS,
     RECORDS,
     REVIEW_NAME,
     START_NAME,
@@ -51,21 +50,15 @@ class OutputFolder:
         self,
         settings: dict[str, Any],
         count: int,
-        *,
         versions: dict[str, str],
         command: str = "",
+        *,
         overwrite: bool = False,
     ) -> None:
         """Create the folder, or go on with it; one process does this before any other writes.
 
-        A finished folder may be extended by a larger count.
-
-        Args:
-            settings: Everything that the images depend on, as plain values.
-            count: How many images are wanted.
-            versions: Versions of the libraries that take part.
-            command: Command that makes the images, for messages.
-            overwrite: Remove the images, the review and the reports that are there.
+        Images depend on `settings` alone, plain values: a finished folder may be extended by a larger `count`.
+        `versions` of libraries and the `command` are for messages. With `overwrite`, what is there is removed first.
 
         Raises:
             ValueError: If the folder holds something else, images of other settings, or more images than wanted.
@@ -110,7 +103,7 @@ class OutputFolder:
         """Write an image with its mask, its preview (a JPEG) and, last of all, its record."""
         write_file(self.root / record.image, encode_png(image))
         write_file(self.root / record.mask, encode_png(np.where(mask, 255, 0).astype(np.uint8)))
-        write_file(self.root / PREVIEWS / f"{record.index:05d}.jpg", preview)
+        write_file(self.root / record.preview, preview)
         write_file(self._record_path(record.index), to_json(asdict(record)))
 
     def finish(self) -> list[Record]:

@@ -14,7 +14,7 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask, check_range
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check_range
 from .foreground import foreground
 from .shapes import LEAST_AREA, draw_shape
 
@@ -65,7 +65,6 @@ class PerlinSynthesizer(Synthesizer):
         # Importing Anomalib takes seconds, which other synthesizers do without.
         from anomalib.data.utils.generators import PerlinAnomalyGenerator  # noqa: PLC0415
 
-        check_image_and_mask(request.image, request.mask)
         image, rng, files = request.image, np.random.default_rng(request.seed), self._files
         with torch.random.fork_rng(devices=[]):  # Anomalib and torchvision draw from torch's global generator
             torch.default_generator.manual_seed(request.seed)  # the CPU's alone: torch.manual_seed seeds all devices

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +26,7 @@ LIBRARIES = (
     *("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch"),
     *("accelerate", "diffusers", "peft", "transformers"),
 )
+_Attempt = tuple[Change, Request, Synthesis]
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,6 @@ class SourceImages:
     def read_defect(self, paths: tuple[str, str]) -> Defect:
         """Read a real defect from the files of its image and its mask."""
         return Defect(self.read_image(paths[0]), self.read_mask(paths[1]), paths[0], self.kinds.get(paths[0], ""))
-
-    def identity(self) -> dict[str, Any]:
-        """Identify the files by their names, the names of their folders and their sizes: they may be moved together."""
-        return {
-            "normals": len(self.normals),
-            "normals_digest": _digest(self.normals),
-            "defects": len(self.defects),
-            "defects_digest": _digest([path for pair in self.defects for path in pair]),
-        }
-
-
-def _digest(paths: Sequence[str]) -> str:
-    lines = [f"{'/'.join(Path(path).parts[-2:])} {Path(path).stat().st_size}" for path in paths]
-    return sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -105,13 +92,6 @@ class RunSettings:
         check_prompts(self.prompts)
 
 
-class _Attempt(NamedTuple):
-    request: Request
-    made: Synthesis
-    change: Change
-    mask: Mask
-
-
 @dataclass
 class SynthesisRun:
     """Makes the images of one folder.
@@ -127,11 +107,8 @@ class SynthesisRun:
     command: str = ""  # that makes the images, named in messages about an unfinished folder
 
     def __post_init__(self) -> None:
-        """Check that there are normal images, and real defects where they are needed."""
+        """Check that there are real defects where they are needed."""
         name, masks = type(self.synthesizer).__name__, self.settings.masks
-        if not self.sources.normals:
-            msg = "There are no normal images to draw defects into. Give data with normal training images."
-            raise ValueError(msg)
         if self.synthesizer.needs_defects and masks == "drawn":
             msg = f"{name} works with real defects, which masks 'drawn' do not have. Use masks 'moved' or 'real'."
             raise ValueError(msg)
@@ -144,17 +121,22 @@ class SynthesisRun:
 
     def open(self, *, overwrite: bool = False) -> None:
         """Create the folder, or go on with it; see `OutputFolder.open`."""
-        settings = asdict(self.settings)
+        settings, sources = asdict(self.settings), self.sources
         count = settings.pop("count")
         identity = {
             "synthesizer": type(self.synthesizer).__name__,
             "synthesizer_settings": self.synthesizer.settings,
             **settings,
-            "material": self.sources.identity(),
+            "material": {
+                "normals": len(sources.normals),
+                "normals_digest": _digest(sources.normals),
+                "defects": len(sources.defects),
+                "defects_digest": _digest([path for pair in sources.defects for path in pair]),
+            },
         }
         installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
         versions = {name: installed[name] for name in LIBRARIES if name in installed}
-        self.folder.open(as_plain(identity), count, versions=versions, command=self.command, overwrite=overwrite)
+        self.folder.open(as_plain(identity), count, versions, self.command, overwrite=overwrite)
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """List the images that one of several processes still has to make."""
@@ -182,11 +164,11 @@ class SynthesisRun:
             jobs = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
             attempts = self._attempt([self._request(index, number - 1) for index, number in jobs])
             for (index, number), attempt in zip(jobs, attempts, strict=True):
-                best[index] = max(best.get(index, attempt), attempt, key=lambda each: each.change.visible)
-                if not self._is_visible(attempt) and number <= self.settings.retries:
+                best[index] = max(best.get(index, attempt), attempt, key=lambda each: each[0].visible)
+                if attempt[0].visible < self.settings.min_change and number <= self.settings.retries:
                     waiting.appendleft((index, number + 1))
                     continue
-                record = self._store(best.pop(index), number)
+                record = self._store(*best.pop(index), number)
                 rejected += not record.accepted
                 bar.set_postfix(rejected=rejected, refresh=False)
                 bar.update()
@@ -210,22 +192,11 @@ class SynthesisRun:
             images = ", ".join(f"number {request.index} from `{request.source}`" for request in requests)
             msg = f"{error} (While making {images}.)"
             raise ValueError(msg) from error
-        return [
-            _Attempt(
-                request,
-                made,
-                measure_change(request.image, made.image, made.mask),
-                changed_mask(request.image, made.image, made.mask, self.settings.mask_mode),
-            )
-            for request, made in zip(requests, results, strict=True)
-        ]
+        pairs = zip(requests, results, strict=True)
+        return [(measure_change(request.image, made.image, made.mask), request, made) for request, made in pairs]
 
-    def _is_visible(self, attempt: _Attempt) -> bool:
-        return attempt.change.visible >= self.settings.min_change
-
-    def _store(self, attempt: _Attempt, attempts: int) -> Record:
-        request, made, change, mask = attempt
-        accepted = self._is_visible(attempt)
+    def _store(self, change: Change, request: Request, made: Synthesis, attempts: int) -> Record:
+        accepted = change.visible >= self.settings.min_change
         name = f"{ACCEPTED if accepted else REJECTED}/{request.index:05d}"
         reason = (
             f"No visible change in {attempts} attempt{'s' if attempts > 1 else ''}: at most {change.visible:.1f} grey "
@@ -256,5 +227,12 @@ class SynthesisRun:
             accepted=accepted,
             reason="" if accepted else reason,
         )
+        mask = changed_mask(request.image, made.image, made.mask, self.settings.mask_mode)
         self.folder.store(record, made.image, mask, preview(request.image, mask, made.image))
         return record
+
+
+def _digest(paths: Sequence[str]) -> str:
+    """Identify files by their names, the names of their folders and their sizes: they may be moved together."""
+    lines = [f"{'/'.join(Path(path).parts[-2:])} {Path(path).stat().st_size}" for path in paths]
+    return sha256("\n".join(lines).encode()).hexdigest()[:16]
