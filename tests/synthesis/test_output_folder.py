@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +12,11 @@ from anomalib_exdd.synthesis.manifest import (
     DECISIONS,
     FORMAT,
     Record,
-    empty_review,
-    manifest_csv,
-    manifest_json,
     read_manifest,
     read_review,
     read_synthetic,
     to_json,
+    write_manifest,
 )
 
 START = {"count": 3, "settings": {"seed": 0}, "versions": {"numpy": "2"}, "command": "anomalib synthesize --seed 0"}
@@ -60,8 +57,7 @@ def folder(tmp_path: Path) -> Path:
         touch(tmp_path / record.image)
         touch(tmp_path / record.mask)
     (tmp_path / "synthesis.json").write_text(to_json({"format": FORMAT, **START}))
-    (tmp_path / "manifest.json").write_text(manifest_json(START, RECORDS))
-    (tmp_path / "review.csv").write_text(empty_review([record.image for record in RECORDS]))
+    write_manifest(tmp_path, START, RECORDS)
     return tmp_path
 
 
@@ -92,8 +88,10 @@ def test_manifest_holds_everything_and_is_read_back(folder: Path) -> None:
     assert read_manifest(folder) == RECORDS
 
 
-def test_table_has_a_column_for_every_entry_and_measurement() -> None:
-    rows = list(csv.DictReader(io.StringIO(manifest_csv([replace(GOOD, prompt='a "bent", edge\nof it'), WEAK]))))
+def test_table_has_a_column_for_every_entry_and_measurement(tmp_path: Path) -> None:
+    write_manifest(tmp_path, START, [replace(GOOD, prompt='a "bent", edge\nof it'), WEAK])
+    with (tmp_path / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert rows[0]["prompt"] == 'a "bent", edge\nof it'
     assert float(rows[0]["visible"]) == 21.5
     assert rows[0]["background_psnr"] == ""

@@ -168,7 +168,7 @@ def test_a_finished_folder_can_be_extended(make: Make) -> None:
     grown, whole = through(make("grown")), through(make("whole"))
     assert grown.pop("review.csv") != whole.pop("review.csv")  # the review is a person's: never written over
     assert grown == whole
-    with pytest.raises(ValueError, match=r"begun for 6 images, but `count` is 2 now.*--overwrite"):
+    with pytest.raises(ValueError, match=r"`count` was 6 and is 2 now.*--overwrite"):
         make("grown", settings=replace(SETTINGS, count=2)).open()
 
 

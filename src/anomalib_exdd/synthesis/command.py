@@ -20,8 +20,7 @@ from anomalib_exdd.images.masks import read_defect_pixels
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 
 from .base import Pixels, Synthesizer
-from .manifest import read_synthetic
-from .output_folder import PAGE_NAME, SHEET_NAME
+from .manifest import PAGE_NAME, SHEET_NAME, read_synthetic
 from .review_page import write_reports
 from .run import RunSettings, SourceImages, SynthesisRun
 

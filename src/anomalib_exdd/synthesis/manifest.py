@@ -22,8 +22,12 @@ from typing import Any
 
 from pandas import DataFrame
 
+from anomalib_exdd.utils.files import write_file
+
 FORMAT = 1  # of the files here; to be counted up when an old reader would misunderstand them
-MANIFEST_NAME, TABLE_NAME, START_NAME, REVIEW_NAME = "manifest.json", "manifest.csv", "synthesis.json", "review.csv"
+START_NAME, MANIFEST_NAME, TABLE_NAME, REVIEW_NAME = "synthesis.json", "manifest.json", "manifest.csv", "review.csv"
+PAGE_NAME, SHEET_NAME = "index.html", "contact_sheet.png"
+REPORTS = (MANIFEST_NAME, TABLE_NAME, REVIEW_NAME, PAGE_NAME, SHEET_NAME)
 FOLDERS = ACCEPTED, REJECTED, PREVIEWS, RECORDS = "train", "rejected", "previews", "records"
 DECISIONS = ("accept", "reject")
 
@@ -131,20 +135,21 @@ def manifest_json(start: dict[str, Any], records: Sequence[Record]) -> str:
     return to_json(content)
 
 
-def manifest_csv(records: Sequence[Record]) -> str:
-    """Return the records as a table: a column for every entry, `details` as JSON and a column for every measurement."""
+def write_manifest(root: Path, start: dict[str, Any], records: Sequence[Record]) -> None:
+    """Write the manifest, as a table and as JSON, and a review to be filled in unless there is one.
+
+    The table has a column for every entry of the records and every measurement; `details` are JSON.
+    """
     columns = [field.name for field in fields(Record) if field.name not in {"change", "details"}]
     columns += [*sorted({name for record in records for name in record.change}), "details"]
-    rows = [
-        {**asdict(record), **record.change, "details": json.dumps(record.details, ensure_ascii=False)}
-        for record in records
-    ]
-    return str(DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
-
-
-def empty_review(images: Sequence[str]) -> str:
-    """Return a review to fill in, given the files of the images, relative to their folder."""
-    return str(DataFrame({"image": images, "decision": "", "comment": ""}).to_csv(index=False, lineterminator="\n"))
+    details = [json.dumps(record.details, ensure_ascii=False) for record in records]
+    rows = [{**asdict(each), **each.change, "details": words} for each, words in zip(records, details, strict=True)]
+    table = DataFrame(rows, columns=columns)
+    write_file(root / TABLE_NAME, table.to_csv(index=False, lineterminator="\n"))
+    if not (root / REVIEW_NAME).exists():
+        review = table[["image"]].assign(decision="", comment="")
+        write_file(root / REVIEW_NAME, review.to_csv(index=False, lineterminator="\n"))
+    write_file(root / MANIFEST_NAME, manifest_json(start, records))
 
 
 def read_review(root: Path, names: Collection[str]) -> dict[str, dict[str, Any]]:

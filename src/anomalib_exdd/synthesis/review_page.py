@@ -15,8 +15,7 @@ from anomalib_exdd.utils.files import write_file
 from anomalib_exdd.utils.templates import template_environment
 
 from .base import Mask, Pixels
-from .manifest import Record, SyntheticImage
-from .output_folder import PAGE_NAME, SHEET_NAME
+from .manifest import PAGE_NAME, SHEET_NAME, Record, SyntheticImage
 
 PANELS = ("original", "mask", "result", "difference x 4")
 GAIN = 4  # differences of a few grey levels have to be seen

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_prompts, check_range
 from .change_detection import Change, MaskMode, changed_mask, measure_change
-from .manifest import ACCEPTED, REJECTED, Record
+from .manifest import ACCEPTED, FORMAT, REJECTED, Record
 from .output_folder import MAX_COUNT, OutputFolder
 from .placement import MaskSource, place
 from .review_page import preview
@@ -122,21 +122,25 @@ class SynthesisRun:
     def open(self, *, overwrite: bool = False) -> None:
         """Create the folder, or go on with it; see `OutputFolder.open`."""
         settings, sources = asdict(self.settings), self.sources
-        count = settings.pop("count")
-        identity = {
-            "synthesizer": type(self.synthesizer).__name__,
-            "synthesizer_settings": self.synthesizer.settings,
-            **settings,
-            "material": {
-                "normals": len(sources.normals),
-                "normals_digest": _digest(sources.normals),
-                "defects": len(sources.defects),
-                "defects_digest": _digest([path for pair in sources.defects for path in pair]),
+        installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+        start = {
+            "format": FORMAT,
+            "count": settings.pop("count"),
+            "command": self.command,
+            "versions": {name: installed[name] for name in LIBRARIES if name in installed},
+            "settings": {  # everything that the images depend on
+                "synthesizer": type(self.synthesizer).__name__,
+                "synthesizer_settings": self.synthesizer.settings,
+                **settings,
+                "material": {
+                    "normals": len(sources.normals),
+                    "normals_digest": _digest(sources.normals),
+                    "defects": len(sources.defects),
+                    "defects_digest": _digest([path for pair in sources.defects for path in pair]),
+                },
             },
         }
-        installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
-        versions = {name: installed[name] for name in LIBRARIES if name in installed}
-        self.folder.open(as_plain(identity), count, versions, self.command, overwrite=overwrite)
+        self.folder.open(as_plain(start), overwrite=overwrite)
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """List the images that one of several processes still has to make."""
