@@ -81,7 +81,7 @@ class Synthesizer(ABC):
         """
 
 
-def check_image_and_mask(image: Pixels, mask: Mask, which: str = "") -> None:
+def check_mask(image: Pixels, mask: Mask, which: str = "") -> None:
     """Raise a ValueError unless an image is `[H, W, 3]`, uint8, and its mask `[H, W]`, bool, and not empty."""
     if image.dtype != np.uint8 or mask.dtype != np.bool_ or image.shape != (*mask.shape, 3):
         found = f"{list(image.shape)} of {image.dtype} and {list(mask.shape)} of {mask.dtype}"

@@ -10,17 +10,7 @@ import torch
 from PIL import Image
 
 from . import crops
-from .base import (
-    Mask,
-    Pixels,
-    Request,
-    Synthesis,
-    Synthesizer,
-    as_plain,
-    check_image_and_mask,
-    check_prompts,
-    check_range,
-)
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_mask, check_prompts, check_range
 from .diffusion_pipeline import ModelSource, find_model, load_inpainting
 
 Resolution = Literal["native", "stretch"]
@@ -120,7 +110,7 @@ class DiagSynthesizer(Synthesizer):
             ConnectionError: If the model is neither here nor reachable.
         """
         for request in requests:
-            check_image_and_mask(request.image, request.mask)
+            check_mask(request.image, request.mask)
         if requests and self.pipeline is None:
             self.pipeline = self._load()
         batches: dict[Any, list[tuple[int, _Task]]] = defaultdict(list)

@@ -90,9 +90,6 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
         ValueError: If the folder is not finished, or if the manifest or the review cannot be understood.
     """
     root = Path(root)
-    if not root.is_dir():
-        msg = f"The folder of synthetic images `{root}` does not exist. Write it with `anomalib synthesize`."
-        raise FileNotFoundError(msg)
     start = read_json(root / START_NAME) if (root / START_NAME).is_file() else {}
     again = f"run `{start['command']}` again" if start.get("command") else "run `anomalib synthesize` again"
     if (root / MANIFEST_NAME).is_file():
@@ -105,7 +102,7 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
         paths = [path for path in sorted((root / ACCEPTED).glob("*.png")) if not path.stem.endswith("_GT")]
         images = [SyntheticImage(path, path.with_name(f"{path.stem}_GT.png"), None) for path in paths]
         if not images:
-            msg = f"The folder `{root}` holds no synthetic images with masks. Write it with `anomalib synthesize`."
+            msg = f"The folder `{root}` does not exist or holds no synthetic images. `anomalib synthesize` writes it."
             raise FileNotFoundError(msg)
     review = read_review(root, {image.image_path.name for image in images})
     images = [replace(image, **review.get(image.image_path.name, {})) for image in images]

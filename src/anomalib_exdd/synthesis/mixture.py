@@ -18,9 +18,6 @@ class InAndOutSynthesizer(Synthesizer):
         first: Makes this share of the images.
         second: Makes the rest.
         share: Between 0 and 1. The paper takes one half.
-
-    Raises:
-        ValueError: If `share` is out of its range.
     """
 
     def __init__(self, first: Synthesizer, second: Synthesizer, share: float = 0.5) -> None:

@@ -34,9 +34,6 @@ class PasteSynthesizer(Synthesizer):
         blend: ``poisson`` or ``contrast``.
         scales: Least and greatest scale.
         margin: Width of the blended border around the defect, in pixels, at least 4.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     needs_defects: ClassVar[bool] = True

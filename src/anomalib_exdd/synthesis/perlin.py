@@ -37,9 +37,6 @@ class PerlinSynthesizer(Synthesizer):
         opacity: Least and greatest share of the texture in the result, the rest is the image underneath.
         max_area: Regions cover at most this share of the part: pieces are left out until they do. 1.0 for no limit
             (noise may cover half of the part). If ten draws leave no region, a small shape is drawn instead.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -69,7 +66,7 @@ class PerlinSynthesizer(Synthesizer):
         with torch.random.fork_rng(devices=[]):  # Anomalib and torchvision draw from torch's global generator
             torch.default_generator.manual_seed(request.seed)  # the CPU's alone: torch.manual_seed seeds all devices
             generator = PerlinAnomalyGenerator()  # draws already here: a new one for each image
-            region, origin = self._region(foreground(image), generator, rng)
+            region, origin = draw_region(foreground(image), self.max_area, generator, rng)
             file = files[rng.integers(len(files))] if files and rng.random() < 0.5 else None
             texture = shuffled(image, rng) if file is None else _read_texture(file, image.shape[:2])
             tensor = torch.from_numpy(texture).permute(2, 0, 1).float() / 255
@@ -79,16 +76,6 @@ class PerlinSynthesizer(Synthesizer):
         name = None if file is None or self.textures is None else file.relative_to(self.textures).as_posix()
         details = {"region": origin, "texture": name or "the image itself, shuffled", "opacity": round(opacity, 3)}
         return Synthesis(np.where(region[..., None], blend, image), region, details)
-
-    def _region(self, part: Mask, generator: Any, rng: Generator) -> tuple[Mask, str]:
-        """Regions on the part, never empty, and where they come from."""
-        largest = self.max_area * np.count_nonzero(part)
-        for _ in range(TRIES):
-            region = _select_pieces(_perlin_region(part, generator, rng), largest, rng)
-            if region.any():
-                return region, "Perlin noise"
-        mask, kind = draw_shape(part, rng)
-        return mask, f"drawn {kind}, as Perlin noise found no region"
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -101,28 +88,31 @@ class PerlinSynthesizer(Synthesizer):
         return files
 
 
-def _perlin_region(part: Mask, generator: Any, rng: Generator) -> Mask:
-    """Where noise of a random scale, turned at random, is above a threshold, on the part."""
+def draw_region(part: Mask, max_area: float, generator: Any, rng: Generator) -> tuple[Mask, str]:
+    """Draw regions where noise of a random scale, turned at random, is above a threshold, on at most a share of a part.
+
+    Returns:
+        `[H, W]`, bool, never empty, and where it comes from.
+    """
     from anomalib.data.utils.generators import generate_perlin_noise  # noqa: PLC0415  as above
 
     height, width = part.shape
-    # Anomalib fills up to a power of two, which cannot have more waves than pixels.
-    longest = [int(np.log2(max(size, 1))) for size in (height, width)]
-    scale = [2 ** int(rng.integers(min(LARGEST_SCALE, most) + 1)) for most in longest]
-    noise = generate_perlin_noise(height, width, scale=(scale[0], scale[1]), device=torch.device("cpu"))
-    turned = generator.perlin_rotation_transform(noise.unsqueeze(0)).squeeze(0).numpy()
-    return np.asarray((turned > THRESHOLD) & part)
-
-
-def _select_pieces(region: Mask, largest: float, rng: Generator) -> Mask:
-    """Drop the smallest pieces, and others at random until the rest covers no more than the largest area, in pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
-    areas = stats[:, cv2.CC_STAT_AREA]
-    keep = np.zeros(count, dtype=np.bool_)
-    for label in rng.permutation(np.arange(1, count)):
-        if areas[label] >= LEAST_AREA and areas[keep].sum() + areas[label] <= largest:
-            keep[label] = True
-    return np.asarray(keep[labels])
+    for _ in range(TRIES):
+        # Anomalib fills up to a power of two, which cannot have more waves than pixels.
+        most = [min(LARGEST_SCALE, int(np.log2(size))) for size in part.shape]
+        scale = 2 ** int(rng.integers(most[0] + 1)), 2 ** int(rng.integers(most[1] + 1))
+        noise = generate_perlin_noise(height, width, scale=scale, device=torch.device("cpu"))
+        turned = generator.perlin_rotation_transform(noise.unsqueeze(0)).squeeze(0).numpy()
+        region = ((turned > THRESHOLD) & part).astype(np.uint8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
+        areas, keep = stats[:, cv2.CC_STAT_AREA], np.zeros(count, dtype=np.bool_)
+        for label in rng.permutation(np.arange(1, count)):  # the smallest pieces and those too many are left out
+            area = areas[keep].sum() + areas[label]
+            keep[label] = areas[label] >= LEAST_AREA and area <= max_area * np.count_nonzero(part)
+        if keep.any():
+            return np.asarray(keep[labels]), "Perlin noise"
+    mask, kind = draw_shape(part, rng)
+    return mask, f"drawn {kind}, as Perlin noise found no region"
 
 
 def shuffled(image: Pixels, rng: Generator) -> Pixels:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .base import Defect, Mask, Pixels, bounding_box, check_image_and_mask
+from .base import Defect, Mask, Pixels, bounding_box, check_mask
 from .foreground import foreground
 from .shapes import Points, draw_shape
 
@@ -46,7 +46,7 @@ def place(
         mask, kind = draw_shape(foreground(image), rng)
         return mask, None, f"drawn {kind}"
     defect = defects[int(rng.integers(len(defects)))]
-    check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
+    check_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
     if source == "real":
         return fit_mask(defect.mask, image.shape[:2]), defect, f"mask of {defect.path}"
     part = foreground(image)
@@ -103,11 +103,10 @@ def _motion(mirror: int, degrees: float, scale: float) -> Motion:
 
 
 def move(mask: Mask, motion: Motion, bend: Callable[[Points], Points] | None = None) -> tuple[Mask, Points]:
-    """Turn, mirror and scale a mask, `[H, W]`, bool, not empty.
+    """Turn, mirror and scale a mask, `[H, W]`, bool, not empty, after `bend` has moved its points, `[N, 2]`.
 
     Every pixel is moved as nine points, so that none is lost, neighbors stay neighbors, and no holes appear unless
-    something is stretched to more than about 1.6 times its size. `bend` displaces points `[N, 2]`, relative to the
-    centre, before they are moved.
+    something is stretched to more than about 1.6 times its size. Points are relative to the mask's centre.
 
     Returns:
         The moved mask, cut to its smallest box `[h, w]`, bool; and `[2, 3]`, float64: a pixel p of the old image is at
@@ -115,7 +114,7 @@ def move(mask: Mask, motion: Motion, bend: Callable[[Points], Points] | None = N
     """
     pixels = np.argwhere(mask).astype(np.float64)
     centre = (pixels.min(axis=0) + pixels.max(axis=0)) / 2
-    thirds = np.array([(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]) / 3
+    thirds = (np.argwhere(np.ones((3, 3))) - 1) / 3
     points = (pixels[:, None] - centre + thirds).reshape(-1, 2)
     cells = np.rint((points if bend is None else bend(points)) @ motion.matrix.T).astype(np.int64)
     corner = cells.min(axis=0)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_image_and_mask
+from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_mask
 from anomalib_exdd.synthesis.crops import Size, cut, cut_mask, window_around, working_size
 
 from .hyperparameters import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
@@ -48,7 +48,7 @@ class Examples:
         self.defects, self.normals = list(defects), [normals[position] for position in chosen]
         self.settings = settings
         for defect in self.defects:
-            check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
+            check_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
         shapes = [image.shape[:2] for image in [defect.image for defect in self.defects] or self.normals]
         self.size: Size = mode(working_size(shape, settings.working_size) for shape in shapes)
 

@@ -51,9 +51,18 @@ class LoraTrainer:
         self.scheduler = import_library("diffusers").DDPMScheduler.from_config(pipeline.scheduler.config)
         prompts = {settings.instance_prompt, settings.class_prompt, *settings.defect_prompts}
         self._embeddings = {prompt: self._encode_prompt(prompt) for prompt in prompts}
+        convolutions = CONVOLUTIONS if settings.conv_rank else []
+        lora = import_library("peft").LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            init_lora_weights="gaussian",
+            target_modules=[*LINEAR, *convolutions],
+            rank_pattern=dict.fromkeys(convolutions, settings.conv_rank),
+            alpha_pattern=dict.fromkeys(convolutions, settings.conv_alpha),
+        )
         with torch.random.fork_rng(devices=[]):  # PEFT draws the first matrices; the second ones are zero at first
             torch.default_generator.manual_seed(settings.seed)
-            unet.add_adapter(lora_config(settings))
+            unet.add_adapter(lora)
         # Small steps would be lost in half precision.
         import_library("diffusers.training_utils").cast_training_params(unet, torch.float32)
         self._parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
@@ -115,9 +124,9 @@ class LoraTrainer:
     def loss(self, batch: Sequence[Example], generator: torch.Generator) -> Tensor:
         """Return the U-Net's error at a random noise level, weighted by noise level and kind of image."""
         device, scheduler = self.pipeline.unet.device, self.scheduler
-        images = torch.from_numpy(np.stack([example.image for example in batch])).to(device).permute(0, 3, 1, 2)
-        images = images.float() / 127.5 - 1
-        masks = torch.from_numpy(np.stack([example.mask for example in batch])).to(device)[:, None].float()
+        pixels, hidden = (np.stack([getattr(example, name) for example in batch]) for name in ("image", "mask"))
+        images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        masks = torch.from_numpy(hidden).to(device)[:, None].float()
         with torch.no_grad():
             latents = self._encode_images(images, generator)
             visible = self._encode_images(images * (1 - masks), generator)
@@ -148,34 +157,18 @@ class LoraTrainer:
 
     def _conditions(self, prompts: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
         """The U-Net's arguments for some prompts and images of a size."""
-        states = torch.cat([self._embeddings[prompt][0] for prompt in prompts])
+        embeddings = [self._embeddings[prompt] for prompt in prompts]
+        states, *pooled = (torch.cat(parts) for parts in zip(*embeddings, strict=True))
         if not self.is_xl:
             return {"encoder_hidden_states": states}
-        pooled = torch.cat([self._embeddings[prompt][1] for prompt in prompts])
         # Original size, corner of the crop, wanted size: as the pipeline sets them when it draws.
         times = torch.tensor([[*size, 0, 0, *size]], dtype=states.dtype, device=states.device)
-        conditions = {"text_embeds": pooled, "time_ids": times.repeat(len(prompts), 1)}
+        conditions = {"text_embeds": pooled[0], "time_ids": times.repeat(len(prompts), 1)}
         return {"encoder_hidden_states": states, "added_cond_kwargs": conditions}
 
 
-def lora_config(settings: LoraSettings) -> Any:
-    """Return PEFT's description of the LoRA."""
-    convolutions = CONVOLUTIONS if settings.conv_rank else []
-    return import_library("peft").LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        init_lora_weights="gaussian",
-        target_modules=[*LINEAR, *convolutions],
-        rank_pattern=dict.fromkeys(convolutions, settings.conv_rank),
-        alpha_pattern=dict.fromkeys(convolutions, settings.conv_alpha),
-    )
-
-
 def noise_level_weight(ratio: Tensor, min_snr: float, *, predicts_velocity: bool) -> Tensor:
-    """Return weights, `[B]`, for signal-to-noise ratios, `[B]`: min-SNR (arXiv 2303.09556).
-
-    They keep the nearly clean noise levels from dominating.
-    """
+    """Return weights, `[B]`, of signal-to-noise ratios, `[B]`: min-SNR (arXiv 2303.09556)."""
     return ratio.clamp(max=min_snr) / (ratio + 1 if predicts_velocity else ratio)
 
 
