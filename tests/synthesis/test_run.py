@@ -331,7 +331,6 @@ def test_material_has_to_suffice(sources: SourceImages, tmp_path: Path) -> None:
     without = replace(sources, defects=[])
     for given, synthesizer, settings, message in (
         (without, NeedsDefects(), SETTINGS, "NeedsDefects with masks 'auto' works with real defects"),
-        (sources, NeedsDefects(), replace(SETTINGS, masks="drawn"), "'drawn' do not have. Use masks 'moved'"),
         (without, Painter(), replace(SETTINGS, masks="real"), "masks 'real' works with real defects"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -367,21 +366,6 @@ def test_the_kind_of_the_real_defect_is_recorded(sources: SourceImages, tmp_path
     assert set(kinds) == {"dent", None}
     drawn = replace(SETTINGS, masks="drawn")
     assert all("kind" not in each.details for each in made(tmp_path / "drawn", known, Painter(0), drawn))
-
-
-def test_refusals_of_the_synthesizer_name_the_image(make: Make) -> None:
-    class Refusing(Painter):
-        def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
-            if any(request.index == 3 for request in requests):
-                msg = "The image is too small."
-                raise ValueError(msg)
-            return super().synthesize(requests)
-
-    run = make(synthesizer=Refusing(weak=0))
-    run.open()
-    with pytest.raises(ValueError, match=r"The image is too small. \(While making number 2 from `.*n\d.png`, number 3"):
-        list(run.work())
-    assert run.missing() == [2, 3, 4, 5]
 
 
 def test_material_is_read_when_it_is_looked_at(sources: SourceImages) -> None:

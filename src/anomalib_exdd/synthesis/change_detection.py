@@ -58,16 +58,10 @@ def measure_change(original: Pixels, generated: Pixels, mask: Mask) -> Change:
 
 
 def changed_mask(original: Pixels, generated: Pixels, mask: Mask, mode: MaskMode) -> Mask:
-    """Find the mask of a synthetic defect, `[H, W]`, bool.
+    """Find the mask, `[H, W]`, bool, of a synthetic defect that was to be drawn into another mask, which is not empty.
 
     Otsu's method finds two classes even where nothing changed: check with `measure_change` first. Where hardly
-    anything is found, the given mask is returned; the result is never empty.
-
-    Args:
-        original: The normal image, `[H, W, 3]`, uint8.
-        generated: The same with a defect.
-        mask: Where the synthesizer was to draw, `[H, W]`, bool, not empty.
-        mode: Which mask is wanted.
+    anything is found, the given mask is returned; the result is never empty. Images are `[H, W, 3]`, uint8.
     """
     if mode == "input":
         return mask.copy()

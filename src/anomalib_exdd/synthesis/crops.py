@@ -32,10 +32,8 @@ class Window(NamedTuple):
 def working_size(shape: Size, setting: int | Size | None) -> Size:
     """Return the size at which an image is worked on.
 
-    Args:
-        shape: Size of the image.
-        setting: None for the size of the image, rounded up to multiples of 64; a number for about the area of a square
-            of that side in the proportions of the image, in multiples of 64 (In&Out's buckets); or the size itself.
+    `setting` is None for the size of the image, rounded up to multiples of 64; a number for about the area of a square
+    of that side in the proportions of the image, in multiples of 64 (In&Out's buckets); or the size itself.
     """
     if isinstance(setting, tuple):
         return setting

@@ -24,14 +24,10 @@ class ModelSource(NamedTuple):
     """A pipeline whose weights are not read yet."""
 
     model: str  # local folder, or name on the Hugging Face hub
+    name: str  # to write into files, without the path of a local folder
     revision: str  # commit on the hub; of a local folder, a fingerprint of its files that begins with `local-`
     is_local: bool  # whether it is a folder
     class_name: str  # of the saved pipeline
-
-    @property
-    def name(self) -> str:
-        """Name to write into files, without the path of a local folder."""
-        return Path(self.model).name if self.is_local else self.model
 
 
 def import_library(name: str) -> ModuleType:
@@ -50,26 +46,21 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
 
     Raises:
         RuntimeError: If diffusers is not installed.
-        ValueError: If there is no such pipeline.
+        ValueError: If this is neither a folder nor the name of a model.
+        FileNotFoundError: If the folder holds no pipeline.
         ConnectionError: If the hub is not reachable and the model is not in its cache.
     """
     path = Path(model).expanduser()
     is_local = path.is_dir()
     index = path / INDEX if is_local else _index_from_hub(model, revision)
-    if not index.is_file():
-        msg = f"The folder `{model}` is no diffusers pipeline: it holds no {INDEX}. Write it with `save_pretrained`."
-        raise ValueError(msg)
-    class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
-    commit = _fingerprint(path) if is_local else index.parent.name
-    return ModelSource(str(path) if is_local else model, commit, is_local, class_name)
+    class_name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    if is_local:
+        return ModelSource(str(path), path.name, _fingerprint(path), is_local, class_name)
+    return ModelSource(model, model, index.parent.name, is_local, class_name)
 
 
 def load_inpainting(source: ModelSource, dtype: torch.dtype, device: str = "cpu", *, offload: bool = False) -> Any:
-    """Load a pipeline onto a device; with `offload`, only the part of it that computes.
-
-    Raises:
-        ValueError: If `dtype` does not go with the device; see also `read_pipeline`.
-    """
+    """Load a pipeline onto a device, see `read_pipeline`; with `offload`, only the part of it that computes."""
     if dtype != torch.float32 and torch.device(device).type != "cuda":
         msg = f"Half precision (`{dtype}`) works on CUDA devices only, but the device is '{device}'. Use float32."
         raise ValueError(msg)

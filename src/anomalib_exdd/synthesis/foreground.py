@@ -29,7 +29,12 @@ def foreground(image: Pixels) -> Mask:
     if min(image.shape[:2]) <= 2 * WINDOW:
         return everything
     levels = np.asarray(cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.0), dtype=np.float32)
-    flat = _local_deviation(levels) < FLAT
+    shifted = levels - levels.mean(axis=(0, 1), keepdims=True)  # squares of small numbers lose no digits
+    mean, square = (
+        cv2.boxFilter(values, -1, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT_101)
+        for values in (shifted, shifted * shifted)
+    )
+    flat = np.sqrt(np.maximum(square - mean * mean, 0)).max(axis=2) < FLAT
     count, labels = cv2.connectedComponents(flat.astype(np.uint8), connectivity=4)
     border = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     touching = np.bincount(border, minlength=count) / len(border)
@@ -40,16 +45,6 @@ def foreground(image: Pixels) -> Mask:
     part = _without_dirt(~background)
     low, high = BACKGROUND_SHARE
     return part if low <= 1 - float(part.mean()) <= high else everything
-
-
-def _local_deviation(levels: Levels) -> Levels:
-    """Standard deviation around each pixel, the greatest of the channels."""
-    shifted = levels - levels.mean(axis=(0, 1), keepdims=True)  # squares of small numbers lose no digits
-    mean, square = (
-        cv2.boxFilter(values, -1, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT_101)
-        for values in (shifted, shifted * shifted)
-    )
-    return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0)).max(axis=2))
 
 
 def _background(levels: Levels, region: Mask) -> Mask:

@@ -83,9 +83,6 @@ class DiagSynthesizer(Synthesizer):
             raise ValueError(msg)
         crops.check_working_size(working_size)
         check_prompts(prompts)
-        if negative_prompt and guidance_scale <= 1:
-            msg = f"Argument `negative_prompt` has no effect with a guidance_scale of {guidance_scale}. Set it to ''."
-            raise ValueError(msg)
         self.model, self.revision = model, revision
         self.prompts, self.negative_prompt = tuple(prompts), negative_prompt
         self.num_inference_steps, self.guidance_scale, self.strength = num_inference_steps, guidance_scale, strength

@@ -36,9 +36,7 @@ class OutputFolder:
 
         `start` is the content of `synthesis.json`, see `SynthesisRun.open`. Images depend on its `settings` alone: a
         finished folder may be extended by a larger `count`. With `overwrite`, what an earlier run has made is removed.
-
-        Raises:
-            ValueError: If the folder holds something else, images of other settings, or more images than wanted.
+        A ValueError refuses a folder of something else, of other settings, or with more images than wanted.
         """
         path = self.root / START_NAME
         if not path.is_file():

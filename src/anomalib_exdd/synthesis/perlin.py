@@ -89,10 +89,9 @@ class PerlinSynthesizer(Synthesizer):
 
 
 def draw_region(part: Mask, max_area: float, generator: Any, rng: Generator) -> tuple[Mask, str]:
-    """Draw regions where noise of a random scale, turned at random, is above a threshold, on at most a share of a part.
+    """Draw regions where noise of a random scale, turned at random, is high: at most a share of the part, never empty.
 
-    Returns:
-        `[H, W]`, bool, never empty, and where it comes from.
+    Returns the regions, `[H, W]`, bool, and in words where they come from.
     """
     from anomalib.data.utils.generators import generate_perlin_noise  # noqa: PLC0415  as above
 

@@ -23,6 +23,9 @@ SCALES = (0.7, 1.3)
 TRIES = 12
 
 
+Placement = tuple[Mask, Defect | None, str]
+
+
 class Motion(NamedTuple):
     """How a defect is turned, mirrored and scaled about its centre: `[2, 2]`, float64, and in words."""
 
@@ -30,17 +33,12 @@ class Motion(NamedTuple):
     description: str
 
 
-def place(
-    image: Pixels, defects: Sequence[Defect], source: MaskSource, rng: Generator
-) -> tuple[Mask, Defect | None, str]:
+def place(image: Pixels, defects: Sequence[Defect], source: MaskSource, rng: Generator) -> Placement:
     """Choose where a defect goes in a normal image, `[H, W, 3]`, uint8. Only one of the real defects is read.
 
     Returns:
         Mask, `[H, W]`, bool, not empty; the real defect that it was made from, None for a generated shape; the same in
-        words, for the manifest.
-
-    Raises:
-        ValueError: If the real mask is empty or does not fit its image.
+        words, for the manifest. A ValueError says that a real mask is empty or does not fit its image.
     """
     if source == "drawn" or (source == "auto" and not len(defects)):
         mask, kind = draw_shape(foreground(image), rng)
@@ -64,13 +62,10 @@ def fit_mask(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
     Where it shrinks, a pixel is True if any that it covers is; where it grows, pixels repeat.
     """
-    for axis in (0, 1):
-        old, new = mask.shape[axis], shape[axis]
-        if new >= old:
-            mask = mask.take(np.arange(new) * old // new, axis=axis)
-            continue
+    for axis, (old, new) in enumerate(zip(mask.shape, shape, strict=True)):
+        first = np.arange(new) * old // new
+        last = -(-np.arange(1, new + 1) * old // new) if new < old else first + 1
         before = np.insert(np.cumsum(mask, axis=axis, dtype=np.int64), 0, 0, axis=axis)
-        first, last = np.arange(new) * old // new, -(-np.arange(1, new + 1) * old // new)
         mask = before.take(last, axis=axis) > before.take(first, axis=axis)
     return np.asarray(mask, dtype=np.bool_)
 

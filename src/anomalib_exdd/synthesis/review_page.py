@@ -81,11 +81,9 @@ def review_page(title: str, images: Sequence[SyntheticImage]) -> str:
 
 def _caption(record: Record) -> list[str]:
     status = "accepted" if record.accepted else "rejected"
+    what = record.prompt or (f"Defect of {Path(record.defect).name}" if record.defect else record.synthesizer)
     visible = record.change.get("visible")
-    return [
-        f"{record.index:05d} {status}" + ("" if visible is None else f", change {visible:.0f}"),
-        record.prompt or (f"Defect of {Path(record.defect).name}" if record.defect else record.synthesizer),
-    ]
+    return [f"{record.index:05d} {status}" + ("" if visible is None else f", change {visible:.0f}"), what]
 
 
 def _facts(record: Record) -> dict[str, str]:

@@ -26,7 +26,6 @@ LIBRARIES = (
     *("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch"),
     *("accelerate", "diffusers", "peft", "transformers"),
 )
-_Attempt = tuple[Change, Request, Synthesis]
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,6 @@ class SynthesisRun:
     def __post_init__(self) -> None:
         """Check that there are real defects where they are needed."""
         name, masks = type(self.synthesizer).__name__, self.settings.masks
-        if self.synthesizer.needs_defects and masks == "drawn":
-            msg = f"{name} works with real defects, which masks 'drawn' do not have. Use masks 'moved' or 'real'."
-            raise ValueError(msg)
         if not self.sources.defects and (self.synthesizer.needs_defects or masks in {"real", "moved"}):
             none = f"{name} with masks {masks!r} works with real defects, but the training images have none with a mask"
             msg = f"{none}. Give some, or use PerlinSynthesizer or DiagSynthesizer with masks 'auto' or 'drawn'."
@@ -152,22 +148,20 @@ class SynthesisRun:
             self.synthesizer.prepare(self._defects, LazySequence(self.sources.normals, self.sources.read_image))
 
     def work(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
-        """Make the missing images of one of several processes; yields the record of each when its files are written.
-
-        Raises:
-            ValueError: If an image cannot be made at all; finished images stay.
-        """
+        """Make the missing images of one of several processes; yields the record of each when its files are written."""
         indexes = self.missing(rank, world_size)
         total = len(range(rank, self.settings.count, world_size))
         label = f"Synthesizing (process {rank + 1} of {world_size})"
         bar = tqdm(desc=label, total=total, initial=total - len(indexes), unit="image", disable=rank > 0)
         waiting = deque((index, 1) for index in indexes)
-        best: dict[int, _Attempt] = {}  # the attempt with the greatest change, the first of equals
+        best: dict[int, tuple[Change, Request, Synthesis]] = {}  # of equal changes, the first
         rejected = 0
         while waiting:
             jobs = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-            attempts = self._attempt([self._request(index, number - 1) for index, number in jobs])
-            for (index, number), attempt in zip(jobs, attempts, strict=True):
+            requests = [self._request(index, number - 1) for index, number in jobs]
+            results = self.synthesizer.synthesize(requests)
+            for (index, number), request, made in zip(jobs, requests, results, strict=True):
+                attempt = (measure_change(request.image, made.image, made.mask), request, made)
                 best[index] = max(best.get(index, attempt), attempt, key=lambda each: each[0].visible)
                 if attempt[0].visible < self.settings.min_change and number <= self.settings.retries:
                     waiting.appendleft((index, number + 1))
@@ -189,23 +183,11 @@ class SynthesisRun:
         mask, defect, placement = place(image, self._defects, self.settings.masks, rng)
         return Request(index, seed, image, mask, prompt, defect, source, placement)
 
-    def _attempt(self, requests: Sequence[Request]) -> list[_Attempt]:
-        try:
-            results = self.synthesizer.synthesize(requests)
-        except ValueError as error:
-            images = ", ".join(f"number {request.index} from `{request.source}`" for request in requests)
-            msg = f"{error} (While making {images}.)"
-            raise ValueError(msg) from error
-        pairs = zip(requests, results, strict=True)
-        return [(measure_change(request.image, made.image, made.mask), request, made) for request, made in pairs]
-
     def _store(self, change: Change, request: Request, made: Synthesis, attempts: int) -> Record:
         accepted = change.visible >= self.settings.min_change
         name = f"{ACCEPTED if accepted else REJECTED}/{request.index:05d}"
-        reason = (
-            f"No visible change in {attempts} attempt{'s' if attempts > 1 else ''}: at most {change.visible:.1f} grey "
-            f"levels, {self.settings.min_change:g} are wanted."
-        )
+        tried = f"{attempts} attempt{'s' if attempts > 1 else ''}"
+        found = f"at most {change.visible:.1f} grey levels, {self.settings.min_change:g} are wanted"
         # A synthesizer that places its defects itself ignores mask and prompt, and the real defect unless it names it.
         placed = np.array_equal(made.mask, request.mask)
         details, defect = as_plain(made.details), request.defect
@@ -229,7 +211,7 @@ class SynthesisRun:
             details=details,
             change=as_plain(asdict(change)),
             accepted=accepted,
-            reason="" if accepted else reason,
+            reason="" if accepted else f"No visible change in {tried}: {found}.",
         )
         mask = changed_mask(request.image, made.image, made.mask, self.settings.mask_mode)
         self.folder.store(record, made.image, mask, preview(request.image, mask, made.image))

@@ -17,13 +17,10 @@ Points = NDArray[np.float64]
 
 
 def draw_shape(part: Mask, rng: Generator) -> tuple[Mask, str]:
-    """Draw the outline of a defect somewhere on the part, `[H, W]`, bool, not empty.
+    """Draw the mask of a defect on a part, both `[H, W]`, bool, not empty; and its kind, one of `KINDS`.
 
     Shapes cover .1 to 3 % of the part, uniformly on a logarithmic scale (half of KSDD2's defects cover .5 to 5 % of
     their image).
-
-    Returns:
-        Mask, `[H, W]`, bool, not empty, and its kind: "scratch", "spots", "blob" or "mark".
     """
     places = np.argwhere(part)[:, ::-1]
     least = min(LEAST_AREA, len(places))

@@ -116,10 +116,8 @@ class DreamBoothSynthesizer(DiagSynthesizer):
         Without any images, the LoRA has to be there.
 
         Raises:
-            ValueError: If the folder holds a LoRA of other images or settings, if the images are not usable, or if the
-                model is not one of Stable Diffusion's for inpainting.
-            RuntimeError: If the extra is not installed, or the training diverges.
-            ConnectionError: If the model is neither here nor reachable.
+            ValueError: If the folder holds a LoRA of other images or settings, or if the model is of another kind.
+            RuntimeError: If the training diverges.
         """
         if storage.is_from_elsewhere(self.lora) or not (defects or normals):
             return

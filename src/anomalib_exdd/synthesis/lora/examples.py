@@ -7,11 +7,12 @@ of the training depends on the seed and the position alone, so that an interrupt
 import hashlib
 from collections.abc import Sequence
 from statistics import mode
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
 
 from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_mask
 from anomalib_exdd.synthesis.crops import Size, cut, cut_mask, window_around, working_size
@@ -36,10 +37,7 @@ class Examples:
 
     With defects, every other one is a normal image under the class prompt (DreamBooth's prior preservation, with real
     images in place of generated ones). Without, normal images under the instance prompt are used alone (zero-shot). Of
-    the normal images, 50 (zero-shot) or 200 (prior) are used, evenly spread.
-
-    Raises:
-        ValueError: If an image or a mask of a defect is not usable.
+    the normal images, 50 (zero-shot) or 200 (prior) are used, evenly spread. A ValueError refuses an empty mask.
     """
 
     def __init__(self, defects: Sequence[Defect], normals: Sequence[Pixels], settings: LoraSettings) -> None:
@@ -56,38 +54,34 @@ class Examples:
     def digests(self) -> dict[str, str]:
         """SHA-256 of the defects with their masks, and of the normal images that are used."""
         defects = [array for defect in self.defects for array in (defect.image, defect.mask)]
-        digests = {"defects": hashlib.sha256(), "normals": hashlib.sha256()}
-        for digest, arrays in zip(digests.values(), (defects, self.normals), strict=True):
-            for array in arrays:
-                digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-        return {name: digest.hexdigest() for name, digest in digests.items()}
+        return {"defects": _digest(defects), "normals": _digest(self.normals)}
 
     def __getitem__(self, position: int) -> Example:
         """Return the example at a position of the training."""
-        settings = self.settings
+        settings, padding = self.settings, self.settings.crop_padding
         rng = default_rng([settings.seed, DRAWING, position])
+        turn = position // 2 if self.defects and self.normals else position
         if self.defects and not (self.normals and position % 2):
-            number = position // 2 if self.normals else position
-            defect = self.defects[self.order(number, len(self.defects), kind=0)]
+            defect = self.defects[self.order(turn, len(self.defects), kind=0)]
+            image, mask, weight = defect.image, defect.mask, 1.0
             prompt = settings.defect_prompts[rng.integers(len(settings.defect_prompts))]
-            return self._window(rng, defect.image, defect.mask, prompt, 1.0)
-        number, kind = (position // 2, 1) if self.defects else (position, 0)
-        image = self.normals[self.order(number, len(self.normals), kind)]
-        prompt, weight = settings.instance_prompt, 1.0
-        if self.defects:
-            prompt, weight = settings.class_prompt, settings.prior_weight
-        return self._window(rng, image, random_mask(rng, image.shape[:2]), prompt, weight)
+        else:
+            image = self.normals[self.order(turn, len(self.normals), kind=int(bool(self.defects)))]
+            mask = random_mask(rng, image.shape[:2])
+            zero_shot, prior = (settings.instance_prompt, 1.0), (settings.class_prompt, settings.prior_weight)
+            prompt, weight = prior if self.defects else zero_shot
+        window = window_around(mask, int(rng.integers(padding, 2 * padding + 1)), self.size)
+        hidden = cut_mask(mask, window, self.size, whole_cells=True)
+        return Example(cut(image, window, self.size), hidden, prompt, weight)
 
     def order(self, number: int, count: int, kind: int) -> int:
         """Return which of `count` images is used at a turn: each once in random order, then each once again."""
         epoch, place = divmod(number, count)
         return int(default_rng([self.settings.seed, ORDER, kind, epoch]).permutation(count)[place])
 
-    def _window(self, rng: Generator, image: Pixels, mask: Mask, prompt: str, weight: float) -> Example:
-        padding = self.settings.crop_padding
-        window = window_around(mask, int(rng.integers(padding, 2 * padding + 1)), self.size)
-        hidden = cut_mask(mask, window, self.size, whole_cells=True)
-        return Example(cut(image, window, self.size), hidden, prompt, weight)
+
+def _digest(arrays: Sequence[NDArray[Any]]) -> str:
+    return hashlib.sha256(b"".join(f"{array.shape}".encode() + array.tobytes() for array in arrays)).hexdigest()
 
 
 def random_mask(rng: Generator, shape: tuple[int, ...]) -> Mask:

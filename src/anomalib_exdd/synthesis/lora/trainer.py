@@ -29,10 +29,7 @@ GREATEST_GRADIENT = 1.0
 class LoraTrainer:
     """Adds a LoRA to an inpainting pipeline of Stable Diffusion (XL), in float32 or bfloat16, and trains it.
 
-    The pipeline is changed and should not be used for anything else afterwards.
-
-    Raises:
-        ValueError: If the pipeline has no U-Net for inpainting.
+    The pipeline is changed and should not be used for anything else afterwards. A ValueError refuses other pipelines.
     """
 
     def __init__(self, pipeline: Any, settings: LoraSettings) -> None:
@@ -72,11 +69,7 @@ class LoraTrainer:
         )
 
     def train(self, examples: Examples, save: Callable[[dict[str, Any]], None], checkpoint_every: int) -> None:
-        """Take the steps that are left; after every `checkpoint_every` of them, except the last, save the state.
-
-        Raises:
-            RuntimeError: If the training diverges.
-        """
+        """Take the steps that are left, and save the state every so often; a RuntimeError says that they diverge."""
         settings, unet = self.settings, self.pipeline.unet
         if unet.device.type != "cpu":
             unet.enable_gradient_checkpointing()
@@ -156,7 +149,6 @@ class LoraTrainer:
         return (encoded[0], encoded[2]) if self.is_xl else (encoded[0],)
 
     def _conditions(self, prompts: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
-        """The U-Net's arguments for some prompts and images of a size."""
         embeddings = [self._embeddings[prompt] for prompt in prompts]
         states, *pooled = (torch.cat(parts) for parts in zip(*embeddings, strict=True))
         if not self.is_xl:
