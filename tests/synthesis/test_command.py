@@ -164,9 +164,9 @@ def test_two_processes_write_what_one_writes(command: Command, root: Path, tmp_p
 
 def test_mistakes_are_named_in_one_line(command: Command, root: Path, tmp_path: Path) -> None:
     out = ["--output", "out", "--count", "1"]
-    with refused("PasteSynthesizer works with real defects, but"):
+    with refused("PasteSynthesizer with masks 'auto' works with real defects, but"):
         command("--synthesizer", "PasteSynthesizer", "--data.num_defects", "0", *out)
-    with refused("`masks` is 'real', but"):
+    with refused("PerlinSynthesizer with masks 'real' works with real defects, but"):
         command(*PERLIN, "--masks", "real", "--data.num_defects", "0", *out)
     with refused("`count` has to be between 1 and"):
         command(*PERLIN, "--count", "0", "--output", "out")

@@ -1,9 +1,6 @@
 """A LoRA is trained, kept, resumed and used again; what draws is what was trained."""
 
 import json
-import logging
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -195,8 +191,7 @@ def test_stable_diffusion_reads_its_prompts_from_the_last_layer_but_one(tmp_path
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
-        (("sdxl", {"in_channels": 4}), {}, "U-Net with 4 input channels, not made for inpainting"),
-        (("sd", {}), {"clip_skip": 9}, "`clip_skip` is 9, but the text encoder has only 3 layers. Use at most 3"),
+        (("sdxl", {"in_channels": 4}), {}, "a U-Net with 9 input channels, made for inpainting"),
     ],
 )
 def test_models_that_cannot_be_trained(
@@ -219,11 +214,7 @@ def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
         ({"max_steps": 0}, "`max_steps` has to be at least 1"),
         ({"batch_size": 0}, "`batch_size` has to be at least 1"),
         ({"prior_weight": -1.0}, "`prior_weight` has to be at least 0"),
-        ({"learning_rate": 0.0}, "`learning_rate` has to be greater than 0"),
-        ({"min_snr": 0.0}, "`min_snr` has to be greater than 0"),
         ({"seed": -1}, "`seed` has to be at least 0"),
-        ({"class_prompt": ""}, "`class_prompt` is empty"),
-        ({"prompts": []}, "`prompts` is empty"),
         ({"checkpoint_every": 0}, "`checkpoint_every` has to be at least 1"),
     ],
 )
@@ -293,18 +284,9 @@ def test_all_examples_have_the_commonest_size() -> None:
     assert {examples[position].image.shape for position in range(6)} == {(192, 64, 3)}
 
 
-@pytest.mark.parametrize(
-    ("defects", "normals", "message"),
-    [
-        ([], [], "nothing to learn from"),
-        (DEFECTS, [], "`prior_weight` needs normal images"),
-        ([replace(DEFECTS[0], mask=np.zeros((64, 64), bool))], NORMALS, r"mask of defect `defects/00000.png` is empty"),
-        (DEFECTS, [np.zeros((64, 64, 3))], "image of normal image 0 .*float64"),
-    ],
-)
-def test_images_that_teach_nothing_are_refused(defects: list[Defect], normals: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Examples(defects, normals, SETTINGS)
+def test_a_defect_without_a_mask_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mask of defect `defects/00000.png` is empty"):
+        Examples([replace(DEFECTS[0], mask=np.zeros((64, 64), bool))], NORMALS, SETTINGS)
 
 
 @hypothesis_settings(max_examples=50, deadline=None)
@@ -384,8 +366,6 @@ def test_a_lora_of_another_model_is_refused(trained: Path) -> None:
     other = tiny(trained, model=str(tiny_pipeline(seed=1)))
     with pytest.raises(ValueError, match=r"`base_revision` was 'local-.*' and is 'local-"):
         other.prepare(DEFECTS, NORMALS)
-    with pytest.raises(ValueError, match="belongs to the model pipeline"):
-        other.synthesize([wanted()])
 
 
 def test_drawing_without_a_lora_is_refused(tmp_path: Path) -> None:
@@ -404,33 +384,8 @@ def test_a_lora_from_elsewhere_is_used_as_it_is(trained: Path, tmp_path: Path) -
     assert np.array_equal(drawn[0].image, own[0].image)
 
 
-def test_a_broken_record_is_named(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / WEIGHTS).write_bytes((trained / WEIGHTS).read_bytes())
-    (tmp_path / "lora.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"record `.*lora.json` cannot be read"):
-        tiny(tmp_path).prepare(DEFECTS, NORMALS)
-
-
 @pytest.mark.usefixtures("no_training")
 def test_a_folder_without_weights_is_not_finished(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "lora.json").write_text((trained / "lora.json").read_text())
     with pytest.raises(AssertionError, match="A training has started"):
         tiny(tmp_path).prepare(DEFECTS, NORMALS)
-
-
-@pytest.mark.usefixtures("no_training")
-def test_processes_take_turns(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, logger="anomalib_exdd")
-    held, lock = threading.Event(), FileLock(trained.with_name("lora.lock"))
-
-    def train_elsewhere() -> None:
-        with lock:
-            held.set()
-            time.sleep(0.3)
-
-    thread = threading.Thread(target=train_elsewhere)
-    thread.start()
-    held.wait()
-    tiny(trained).prepare(DEFECTS, NORMALS)
-    thread.join()
-    assert "Another process trains the LoRA" in caplog.text

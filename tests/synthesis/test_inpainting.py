@@ -61,25 +61,20 @@ def test_a_folder_has_a_fingerprint_that_changes_with_its_weights(copied: Path) 
 
 
 def test_a_folder_without_a_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no diffusers pipeline: it holds no model_index.json"):
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
         find_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("model", ["/nowhere/at/all", "name-without-owner"])
+@pytest.mark.parametrize("model", ["/nowhere/at/all", "owner/not a name"])
 def test_neither_a_folder_nor_a_name(model: str) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a name on the Hugging Face hub"):
         find_model(model)
 
 
-def test_a_name_that_no_model_can_have() -> None:
-    with pytest.raises(ValueError, match="The model `owner/not a name` is no diffusers pipeline"):
-        find_model("owner/not a name")
-
-
 def test_the_hub_is_not_reachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConnectionError, match=r"owner/model` \(revision v1\).*not reachable.*hf download owner/model"):
+    with pytest.raises(ConnectionError, match=r"owner/model` is not in .*not reachable.*hf download owner/model"):
         find_model("owner/model", "v1")
 
 
@@ -97,16 +92,11 @@ def test_a_model_in_the_hubs_cache_is_pinned_to_its_commit(monkeypatch: pytest.M
     assert grey_levels(result, tiny().synthesize([wanted()])[0]) == 0
 
 
-def test_a_folder_has_no_revisions() -> None:
-    with pytest.raises(ValueError, match=r"Argument `revision` is 'main', but .* is a folder"):
-        tiny(revision="main").synthesize([wanted()])
-
-
 @pytest.mark.parametrize(
     ("class_name", "message"),
     [
-        ("NoSuchPipeline", "does not know. Update diffusers"),
-        ("DDPMPipeline", "has no inpainting. Choose an inpainting"),
+        ("NoSuchPipeline", "a NoSuchPipeline.* cannot be loaded for inpainting"),
+        ("DDPMPipeline", "a DDPMPipeline.* cannot be loaded for inpainting"),
     ],
 )
 def test_other_pipelines_are_refused(copied: Path, class_name: str, message: str) -> None:
@@ -126,14 +116,14 @@ def test_pickles_are_refused(copied: Path, part: str, name: str) -> None:
     torch.save(load_file(weights), weights.with_name(f"{pickled}.bin"))
     weights.unlink()
     with pytest.raises(
-        ValueError, match=r"cannot be loaded: .*Only weights in safetensors are read.*`save_pretrained`"
+        ValueError, match=r"cannot be loaded for inpainting: .*Only complete weights in safetensors.*`save_pretrained`"
     ):
         read_pipeline(find_model(str(copied)))
 
 
 def test_missing_weights_are_named(copied: Path) -> None:
     (copied / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"cannot be loaded: .*diffusion_pytorch_model.safetensors.* complete"):
+    with pytest.raises(ValueError, match=r"cannot be loaded for inpainting: .*diffusion_pytorch_model.safetensors"):
         read_pipeline(find_model(str(copied)))
 
 
@@ -152,13 +142,9 @@ def test_nothing_marks_or_censors_the_images() -> None:
     assert read_pipeline(find_model(str(tiny_pipeline("sd")))).safety_checker is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"half_precision": True}, "works on CUDA devices only"), ({"offload": True}, "the device is the CPU")],
-)
-def test_what_needs_a_gpu_says_so(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny(**arguments).synthesize([wanted()])
+def test_half_precision_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="works on CUDA devices only"):
+        tiny(half_precision=True).synthesize([wanted()])
 
 
 # Settings and requests
@@ -167,17 +153,15 @@ def test_what_needs_a_gpu_says_so(arguments: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_inference_steps": 1, "strength": 0.99}, "leave no step.*Use at least 2 steps"),
-        ({"strength": 0.0}, "`strength` has to lie above 0"),
-        ({"strength": 1.5}, "`strength` has to lie above 0 and at most at 1"),
+        ({"num_inference_steps": 1, "strength": 0.99}, "leave no step. Use more"),
+        ({"strength": 0.0}, "leave no step"),
+        ({"strength": 1.5}, "`strength` has to be between 0 and 1"),
         ({"guidance_scale": -1.0}, "`guidance_scale` has to be at least 0"),
         ({"crop_padding": -1}, "`crop_padding` has to be at least 0"),
-        ({"working_size": 100}, r"multiple of 8.*Use \[96\]"),
-        ({"working_size": (64, 90)}, r"multiple of 8.*Use \[64, 88\]"),
+        ({"working_size": 100}, "multiple of 8, .* but got 100"),
+        ({"working_size": (64, 90)}, r"multiple of 8, .* but got \(64, 90\)"),
         ({"prompts": "a scratch"}, "`prompts` has to be a list"),
         ({"prompts": ["a scratch", " "]}, "none of them empty"),
-        ({"resolution": "half"}, "one of native, stretch, but got 'half'"),
-        ({"negative_prompt": "smooth", "guidance_scale": 1.0}, "`negative_prompt` has no effect"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -185,43 +169,20 @@ def test_settings_without_a_meaning_are_refused(arguments: dict[str, Any], messa
         tiny(**arguments)
 
 
-def test_models_for_few_steps_refuse_strong_guidance(copied: Path) -> None:
-    path = copied / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({"_class_name": "LCMScheduler"}))
-    index = copied / "model_index.json"
-    content = json.loads(index.read_text())
-    index.write_text(json.dumps({**content, "scheduler": ["diffusers", "LCMScheduler"]}))
-    with pytest.raises(ValueError, match=r"LCMScheduler\), and a guidance_scale of 20.0 would spoil"):
-        tiny(model=str(copied), guidance_scale=20.0).synthesize([wanted()])
-    assert tiny(model=str(copied), guidance_scale=1.0).synthesize([wanted()])
-
-
-def test_models_with_embedded_guidance_refuse_a_negative_prompt() -> None:
-    model = str(tiny_pipeline("sdxl", time_cond_proj_dim=8))
-    with pytest.raises(ValueError, match="would ignore the negative prompt"):
-        tiny(model=model, negative_prompt="smooth").synthesize([wanted()])
-
-
 def test_pipelines_that_would_ignore_settings_are_refused() -> None:
     class Strengthless:
         def __call__(self, prompt: str, image: Any, mask_image: Any, generator: Any) -> None: ...
 
-    with pytest.raises(ValueError, match=r"Strengthless\) takes no strength. Set `strength` to 1"):
-        tiny().check_pipeline(Strengthless())
-
-
-def test_few_steps_with_strong_guidance_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("WARNING", logger="anomalib_exdd")
-    tiny().synthesize([wanted()])
-    assert "rarely make a clear image" in caplog.text
+    with pytest.raises(ValueError, match=r"Strengthless\) takes no negative_prompt, strength. Set `strength` to 1"):
+        tiny(negative_prompt="smooth").check_pipeline(Strengthless())
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
         (np.zeros((64, 64), dtype=bool), "The mask is empty"),
-        (np.ones((64, 64), dtype=np.uint8), "of bool, but got .* of uint8"),
-        (np.ones((64, 32), dtype=bool), r"has to be \[64, 64\]"),
+        (np.ones((64, 64), dtype=np.uint8), r"of bool, but are .* and \[64, 64\] of uint8"),
+        (np.ones((64, 32), dtype=bool), r"but are \[64, 64, 3\] of uint8 and \[64, 32\] of bool"),
     ],
 )
 def test_masks_that_would_silently_do_nothing_are_refused(mask: Any, message: str) -> None:
@@ -238,7 +199,7 @@ def test_numbers_that_overflow_are_noticed() -> None:
     synthesizer = tiny()
     synthesizer.synthesize([wanted()])
     torch.nn.init.constant_(synthesizer.pipeline.unet.conv_out.bias, float("nan"))
-    with pytest.raises(RuntimeError, match=r"not finite: it overflows in float32. Set `half_precision` to false"):
+    with pytest.raises(RuntimeError, match=r"overflows in float32. Set `half_precision` to false"):
         synthesizer.synthesize([wanted()])
 
 

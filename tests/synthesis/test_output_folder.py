@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,15 +11,12 @@ from hypothesis import strategies as st
 from anomalib_exdd.synthesis.manifest import (
     DECISIONS,
     FORMAT,
-    REVIEW_COLUMNS,
     Record,
-    empty_review,
-    manifest_csv,
-    manifest_json,
     read_manifest,
     read_review,
     read_synthetic,
     to_json,
+    write_manifest,
 )
 
 START = {"count": 3, "settings": {"seed": 0}, "versions": {"numpy": "2"}, "command": "anomalib synthesize --seed 0"}
@@ -61,8 +57,7 @@ def folder(tmp_path: Path) -> Path:
         touch(tmp_path / record.image)
         touch(tmp_path / record.mask)
     (tmp_path / "synthesis.json").write_text(to_json({"format": FORMAT, **START}))
-    (tmp_path / "manifest.json").write_text(manifest_json(START, RECORDS))
-    (tmp_path / "review.csv").write_text(empty_review(record.image for record in RECORDS))
+    write_manifest(tmp_path, START, RECORDS)
     return tmp_path
 
 
@@ -93,8 +88,10 @@ def test_manifest_holds_everything_and_is_read_back(folder: Path) -> None:
     assert read_manifest(folder) == RECORDS
 
 
-def test_table_has_a_column_for_every_entry_and_measurement() -> None:
-    rows = list(csv.DictReader(io.StringIO(manifest_csv([replace(GOOD, prompt='a "bent", edge\nof it'), WEAK]))))
+def test_table_has_a_column_for_every_entry_and_measurement(tmp_path: Path) -> None:
+    write_manifest(tmp_path, START, [replace(GOOD, prompt='a "bent", edge\nof it'), WEAK])
+    with (tmp_path / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert rows[0]["prompt"] == 'a "bent", edge\nof it'
     assert float(rows[0]["visible"]) == 21.5
     assert rows[0]["background_psnr"] == ""
@@ -142,10 +139,9 @@ def test_review_survives_spreadsheets(
     [
         (["train/00000.png,,", "train/00002.png,maybe,"], "image,decision,comment", r"Line 3 .*`maybe`.*accept or rej"),
         (["train/00009.png,reject,"], "image,decision,comment", r"Line 2 .*`train/00009.png`, which is not in"),
-        (["00000.png,reject,", "00000.png,accept,"], "image,decision,comment", r"Line 3 .*decides otherwise"),
-        (["train/00000.png,reject"], "picture,verdict", r"first line is `picture,verdict`"),
+        (["train/00000.png,reject"], "picture,verdict", r"first line .* is `picture,verdict`"),
     ],
-    ids=["word", "image", "contradiction", "header"],
+    ids=["word", "image", "header"],
 )
 def test_mistakes_in_the_review_are_named(
     folder: Path, decide: Decide, rows: list[str], header: str, message: str
@@ -163,8 +159,8 @@ def test_mistakes_in_the_review_are_named(
 def test_any_comment_comes_back(tmp_path_factory: pytest.TempPathFactory, comment: str, word: str) -> None:
     root = tmp_path_factory.mktemp("review")
     with (root / "review.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([REVIEW_COLUMNS, ("train/00000.png", word, comment)])
-    assert read_review(root, [GOOD.image]) == {GOOD.image: (word, comment.strip())}
+        csv.writer(file).writerows([("image", "decision", "comment"), ("train/00000.png", word, comment)])
+    assert read_review(root, ["00000.png"]) == {"00000.png": {"decision": word, "comment": comment.strip()}}
 
 
 def test_folder_without_review_or_with_rows_missing(folder: Path, decide: Decide) -> None:
@@ -189,18 +185,9 @@ def test_missing_files_are_named(folder: Path) -> None:
         read_synthetic(folder / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "is damaged"),
-        ('{"format": 99, "images": []}', "has format 99, but this version reads"),
-        (json.dumps({"format": FORMAT, "images": [{"index": 0}]}), "missing .*'accepted'"),
-    ],
-    ids=["no JSON", "other format", "other record"],
-)
-def test_manifests_that_cannot_be_understood(folder: Path, content: str, message: str) -> None:
-    (folder / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
+def test_manifest_of_another_version_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format": 99, "images": []}')
+    with pytest.raises(ValueError, match="has format 99, but this version reads"):
         read_synthetic(folder)
 
 
@@ -209,7 +196,7 @@ def test_folder_made_elsewhere(tmp_path: Path) -> None:
         read_synthetic(tmp_path)
     for name in ("b.png", "b_GT.png", "00001.png"):
         touch(tmp_path / "train" / name)
-    with pytest.raises(FileNotFoundError, match=r"`00001_GT\.png` \(1 of 2"):
+    with pytest.raises(FileNotFoundError, match=r"00001_GT\.png` is missing"):
         read_synthetic(tmp_path)
     touch(tmp_path / "train" / "00001_GT.png")
     images = read_synthetic(tmp_path)

@@ -254,16 +254,10 @@ def test_the_generator_decides_everything(source: MaskSource) -> None:
 
 def test_unusable_arguments_are_named() -> None:
     image, rng = textured(1), np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"`source` has to be one of auto, real, moved, drawn, but got 'none'"):
-        place(image, [], "none", rng)
-    with pytest.raises(ValueError, match=r"`real` need real defects.*Take `drawn` or `auto`"):
-        place(image, [], "real", rng)
     empty = with_defect(1)
     with pytest.raises(ValueError, match=r"mask of defect `defects/00001.png` is empty"):
         place(image, [Defect(empty.image, np.zeros_like(empty.mask), empty.path)], "moved", rng)
-    with pytest.raises(
-        ValueError, match=r"mask of defect `a.png` has to be \[96, 64\] of bool, but got \[96, 64\] of uint8"
-    ):
+    with pytest.raises(ValueError, match=r"of defect `a.png` have to be .* but are .* and \[96, 64\] of uint8"):
         place(image, [Defect(empty.image, empty.mask.astype(np.uint8), "a.png")], "real", rng)
-    with pytest.raises(ValueError, match=r"image of defect `a.png` has to be \[H, W, 3\] of uint8"):
+    with pytest.raises(ValueError, match=r"of defect `a.png` have to be .* but are \[96, 64\] of uint8 and"):
         place(image, [Defect(empty.image[..., 0], empty.mask, "a.png")], "real", rng)

@@ -133,10 +133,10 @@ def test_downloaded_table_is_what_training_reads(tmp_path: Path) -> None:
         """,
     )
     (tmp_path / "review.csv").write_text(text, encoding="utf-8")
-    assert read_review(tmp_path, FILES) == {
-        "train/00000.png": ("reject", 'too dark, "very"'),
-        "rejected/00001.png": ("accept", NASTY),
-        "train/00002.png": ("", ""),
+    assert read_review(tmp_path, [Path(file).name for file in FILES]) == {
+        "00000.png": {"decision": "reject", "comment": 'too dark, "very"'},
+        "00001.png": {"decision": "accept", "comment": NASTY},
+        "00002.png": {"decision": "", "comment": ""},
     }
 
 

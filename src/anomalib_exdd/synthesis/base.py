@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +60,8 @@ class Synthesizer(ABC):
     Constructors keep each argument in an attribute of the same name; models are loaded with the first request.
     """
 
-    needs_defects: ClassVar[bool] = False
-    """Whether real defects are required."""
-
-    device: str = "cpu"
-    """Where models run: to be set before the first request."""
+    needs_defects: ClassVar[bool] = False  # whether real defects are required
+    device: str = "cpu"  # where models run: to be set before the first request
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -84,33 +81,14 @@ class Synthesizer(ABC):
         """
 
 
-def check_image_and_mask(image: Pixels, mask: Mask, which: str = "") -> None:
-    """Check that an image is `[H, W, 3]`, uint8, and its mask `[H, W]`, bool, and not empty.
-
-    Raises:
-        ValueError: If not. `which` names the pair in the message, such as " of defect `a.png`".
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        msg = f"The image{which} has to be [H, W, 3] of uint8, but got {list(image.shape)} of {image.dtype}."
-        raise ValueError(msg)
-    if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
-        msg = f"The mask{which} has to be {list(image.shape[:2])} of bool, but got {list(mask.shape)} of {mask.dtype}."
+def check_mask(image: Pixels, mask: Mask, which: str = "") -> None:
+    """Raise a ValueError unless an image is `[H, W, 3]`, uint8, and its mask `[H, W]`, bool, and not empty."""
+    if image.dtype != np.uint8 or mask.dtype != np.bool_ or image.shape != (*mask.shape, 3):
+        found = f"{list(image.shape)} of {image.dtype} and {list(mask.shape)} of {mask.dtype}"
+        msg = f"Image and mask{which} have to be [H, W, 3] of uint8 and [H, W] of bool, but are {found}."
         raise ValueError(msg)
     if not mask.any():
         msg = f"The mask{which} is empty: there is no place for a defect. Leave it out."
-        raise ValueError(msg)
-
-
-def bounding_box(mask: Mask) -> tuple[slice, slice]:
-    """Return the rows and columns of the smallest box around a mask that is not empty."""
-    rows, columns = find_objects(mask.view(np.uint8))[0]
-    return rows, columns
-
-
-def check_choice(name: str, value: object, literal: Any) -> None:
-    """Raise a ValueError unless the value of an argument is one of a `Literal`."""
-    if value not in get_args(literal):
-        msg = f"Argument `{name}` has to be one of {', '.join(get_args(literal))}, but got {value!r}."
         raise ValueError(msg)
 
 
@@ -123,12 +101,23 @@ def check_range(low: float, high: float = math.inf, **arguments: float) -> None:
             raise ValueError(msg)
 
 
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise a ValueError if prompts are one text, whose letters would be taken for prompts, or one of them is empty."""
+    if isinstance(prompts, str) or not all(prompt.strip() for prompt in prompts):
+        msg = f"Argument `prompts` has to be a list of descriptions, none of them empty, but got {prompts!r}."
+        raise ValueError(msg)
+
+
+def bounding_box(mask: Mask) -> tuple[slice, slice]:
+    """Return the rows and columns of the smallest box around a mask that is not empty."""
+    rows, columns = find_objects(mask.view(np.uint8))[0]
+    return rows, columns
+
+
 def as_plain(value: Any) -> Any:
     """Return a nested value as JSON gives it back: tuples become lists, numbers that are not finite become None."""
-    return json.loads(json.dumps(value, default=_as_builtin), parse_constant=lambda _: None)
 
+    def builtin(entry: Any) -> Any:  # Path or NumPy
+        return entry.as_posix() if isinstance(entry, Path) else entry.tolist()
 
-def _as_builtin(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value.as_posix()
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+    return json.loads(json.dumps(value, default=builtin), parse_constant=lambda _: None)

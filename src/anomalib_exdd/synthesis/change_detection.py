@@ -16,7 +16,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from .base import Levels, Mask, Pixels, check_choice
+from .base import Levels, Mask, Pixels
 
 MaskMode = Literal["input", "difference", "intersection"]
 """`input`: the mask that the synthesizer was given. `difference`: what changed, a little beyond that mask too.
@@ -44,12 +44,7 @@ class Change:
 
 
 def measure_change(original: Pixels, generated: Pixels, mask: Mask) -> Change:
-    """Measure what changed between two images, `[H, W, 3]`, uint8, inside and outside a mask, `[H, W]`, bool.
-
-    Raises:
-        ValueError: If the sizes differ, or if the mask is empty.
-    """
-    _check(original, generated, mask)
+    """Measure what changed between two images, `[H, W, 3]`, uint8, in and outside a mask, `[H, W]`, bool, not empty."""
     difference = _smoothed_difference(original, generated)
     outside = np.abs(generated[~mask].astype(np.float64) - original[~mask])
     error = float(np.mean(outside**2)) if outside.size else 0.0
@@ -63,41 +58,25 @@ def measure_change(original: Pixels, generated: Pixels, mask: Mask) -> Change:
 
 
 def changed_mask(original: Pixels, generated: Pixels, mask: Mask, mode: MaskMode) -> Mask:
-    """Find the mask of a synthetic defect, `[H, W]`, bool.
+    """Find the mask, `[H, W]`, bool, of a synthetic defect that was to be drawn into another mask, which is not empty.
 
     Otsu's method finds two classes even where nothing changed: check with `measure_change` first. Where hardly
-    anything is found, the given mask is returned; the result is never empty.
-
-    Args:
-        original: The normal image, `[H, W, 3]`, uint8.
-        generated: The same with a defect, `[H, W, 3]`, uint8.
-        mask: Where the synthesizer was to draw, `[H, W]`, bool, not empty.
-        mode: Which mask is wanted.
-
-    Raises:
-        ValueError: If the sizes differ, if the mask is empty, or if `mode` is unknown.
+    anything is found, the given mask is returned; the result is never empty. Images are `[H, W, 3]`, uint8.
     """
-    check_choice("mode", mode, MaskMode)
-    _check(original, generated, mask)
     if mode == "input":
         return mask.copy()
     prominence = _prominence(original, generated)
     # A pixel that did not change cannot be part of a new defect, however much the surface itself stands out there.
     changed = (prominence > _otsu(prominence[mask])) & (_smoothed_difference(original, generated) >= LEAST_DIFFERENCE)
     allowed = mask if mode == "intersection" else cv2.dilate(mask.astype(np.uint8), _disc(BEYOND)) > 0
-    found = _cleaned(np.asarray(changed & allowed)) & allowed
-    if np.count_nonzero(found) < LEAST_SHARE * np.count_nonzero(mask):
-        return mask.copy()
-    return np.asarray(found)
-
-
-def _check(original: Pixels, generated: Pixels, mask: Mask) -> None:
-    if original.shape != generated.shape or mask.shape != original.shape[:2]:
-        msg = f"Images and mask have to be of one size, but are {original.shape}, {generated.shape} and {mask.shape}."
-        raise ValueError(msg)
-    if not mask.any():
-        msg = "The mask is empty: nothing was to be changed. Give one with a defect."
-        raise ValueError(msg)
+    # Close gaps of some pixels and drop the smallest pieces.
+    closed = cv2.morphologyEx((changed & allowed).astype(np.uint8), cv2.MORPH_CLOSE, _disc(CLOSING_RADIUS))
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= LEAST_PIECE
+    keep[0] = False  # what did not change
+    found = keep[labels] & allowed
+    enough = np.count_nonzero(found) >= LEAST_SHARE * np.count_nonzero(mask)
+    return np.asarray(found) if enough else mask.copy()
 
 
 def _smoothed_difference(original: Pixels, generated: Pixels) -> Levels:
@@ -125,15 +104,6 @@ def _otsu(values: Levels) -> float:
     steps = np.minimum(values * (255 / highest), 255).astype(np.uint8)
     threshold, _ = cv2.threshold(steps.reshape(1, -1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     return float(threshold + 1) * highest / 255
-
-
-def _cleaned(mask: Mask) -> Mask:
-    """Close gaps of some pixels and drop the smallest pieces."""
-    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(CLOSING_RADIUS))
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= LEAST_PIECE
-    keep[0] = False
-    return np.asarray(keep[labels])
 
 
 def _disc(radius: int) -> Pixels:

@@ -4,33 +4,26 @@ import inspect
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import fields
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from anomalib.data.utils import LabelName
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
 
 from anomalib_exdd.commands.subcommand import Subcommand
 from anomalib_exdd.data.base import DefectDataModule
 from anomalib_exdd.images.masks import read_defect_pixels
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 
-from . import DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer
 from .base import Pixels, Synthesizer
-from .manifest import read_synthetic
-from .output_folder import PAGE_NAME, SHEET_NAME
+from .manifest import PAGE_NAME, SHEET_NAME, read_synthetic
 from .review_page import write_reports
 from .run import RunSettings, SourceImages, SynthesisRun
 
-# Imported so that the command line finds them by their plain names.
-SYNTHESIZERS = (DiagSynthesizer, DreamBoothSynthesizer, InAndOutSynthesizer, PasteSynthesizer, PerlinSynthesizer)
-NO_TIMEOUT = timedelta(days=100)  # processes wait for the slowest one, which may take long
 SHOWN_REASONS = 5
 
 
@@ -51,7 +44,7 @@ class Synthesize(Subcommand):
         add("--output", type=Path, required=True, help="Folder to write; goes on with what an interrupted run left.")
         add(
             "--batch_size",
-            type=int,
+            type=PositiveInt,
             default=4,
             help="Images handed to the synthesizer at once; does not change them, except by rounding if a diffusion "
             "model draws them together (`batched`).",
@@ -65,66 +58,37 @@ class Synthesize(Subcommand):
     def call(self, config: Namespace) -> None:
         """Make the images, and write manifest, contact sheet and page."""
         made = self.get_parser().instantiate_classes(config)
-        datamodule, synthesizer = made.data, made.synthesizer
         settings = RunSettings(**{field.name: config[field.name] for field in fields(RunSettings)})
-        fabric = launch(config.accelerator, config.devices, config.num_nodes)
-        on_first_process(fabric, datamodule.prepare_data)
-        datamodule.setup()
-        run = SynthesisRun(
-            config.output,
-            source_images(datamodule),
-            synthesizer,
-            settings,
-            batch_size=config.batch_size,
-            command=_this_command(),
-        )
-        on_first_process(fabric, lambda: run.open(overwrite=config.overwrite))
-        synthesizer.device = str(fabric.device)
-        on_first_process(fabric, run.prepare)  # may train and save a model, which the others then find
-        if fabric.global_rank > 0:
+        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes)
+        fabric.launch()
+        made.synthesizer.device = str(fabric.device)
+        with fabric.rank_zero_first():  # it may fetch data, and train a model, which the others then find
+            made.data.prepare_data()
+            made.data.setup()
+            sources, command = source_images(made.data), _this_command()
+            run = SynthesisRun(config.output, sources, made.synthesizer, settings, config.batch_size, command)
+            run.open(overwrite=config.overwrite and fabric.is_global_zero)
             run.prepare()
         for _ in run.work(fabric.global_rank, fabric.world_size):
             pass
-        fabric.barrier()
-        on_first_process(fabric, lambda: print(_finish(run, _train_command(datamodule, config))))
-
-
-def launch(accelerator: str, devices: int | list[int] | str, num_nodes: int) -> Fabric:
-    """Start a process for each device. They only wait for each other: over the CPU, without a time limit."""
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-    if isinstance(fabric.strategy, DDPStrategy):
-        strategy = DDPStrategy(process_group_backend="gloo", timeout=NO_TIMEOUT)
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
-    fabric.launch()
-    return fabric
-
-
-def on_first_process(fabric: Fabric, action: Callable[[], None]) -> None:
-    """Call a function in the first process while the others wait; its error is raised in all of them."""
-    problem: str | None = None
-    if fabric.global_rank == 0:
-        try:
-            action()
-        except (ValueError, RuntimeError, OSError) as error:
-            problem = str(error)
-    problem = fabric.broadcast(problem)
-    if problem is not None:
-        raise ValueError(problem)
+        with fabric.rank_zero_first():
+            pass  # the slowest process may take long: this barrier has no time limit, that of Fabric's backend has one
+        if fabric.is_global_zero:
+            print(_finish(run, _train_command(made.data, config)))
 
 
 def source_images(datamodule: DefectDataModule) -> SourceImages:
     """Return the real training images of a data module that was set up; validation and test images stay unseen."""
     samples = datamodule.train_data.samples
     samples = samples[~samples["is_synthetic"]].sort_values("image_path")
-    defective = samples[(samples["label_index"] == LabelName.ABNORMAL) & (samples["mask_path"] != "")]
+    normal = samples[samples["label_index"] == LabelName.NORMAL]
+    defective = samples[(samples["label_index"] == LabelName.ABNORMAL) & (samples["mask_path"] != "")].astype(str)
     return SourceImages(
-        normals=[str(path) for path in samples["image_path"][samples["label_index"] == LabelName.NORMAL]],
-        defects=[
-            (str(image), str(mask)) for image, mask in zip(defective.image_path, defective.mask_path, strict=True)
-        ],
+        normals=normal["image_path"].astype(str).tolist(),
+        defects=list(zip(defective["image_path"], defective["mask_path"], strict=True)),
         read_image=partial(read_pixels, white_level=datamodule.white_level),
         read_mask=read_defect_pixels,
-        kinds={str(image): str(kind) for image, kind in zip(defective.image_path, defective.kind, strict=True)},
+        kinds=dict(zip(defective["image_path"], defective["kind"], strict=True)),
     )
 
 
@@ -135,11 +99,9 @@ def read_pixels(path: str, white_level: int = WHITE_LEVEL) -> Pixels:
 
 def _finish(run: SynthesisRun, train_command: str) -> str:
     """Write manifest, contact sheet and page; return what was made, and the command that trains with it."""
-    run.folder.finish()
-    output = run.folder.root
+    records, output = run.folder.finish(), run.folder.root
     images = read_synthetic(output, with_rejected=True)
     write_reports(output, images)
-    records = [image.record for image in images if image.record is not None]
     rejected = [record for record in records if not record.accepted]
     usable = sum(image.accepted for image in images)
     lines = [f"{len(records)} images: {len(records) - len(rejected)} accepted, {len(rejected)} rejected."]
@@ -171,6 +133,5 @@ def _train_command(datamodule: DefectDataModule, config: Namespace) -> str:
 
 
 def _this_command() -> str:
-    if "synthesize" not in sys.argv[1:2]:  # called from Python
-        return ""
-    return shlex.join(["anomalib", *(word for word in sys.argv[1:] if word != "--overwrite")])
+    words = [word for word in sys.argv[1:] if word != "--overwrite"]
+    return shlex.join(["anomalib", *words]) if "synthesize" in words[:1] else ""  # empty if called from Python

@@ -5,7 +5,6 @@ image is reflected. Sizes are (height, width).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -33,30 +32,24 @@ class Window(NamedTuple):
 def working_size(shape: Size, setting: int | Size | None) -> Size:
     """Return the size at which an image is worked on.
 
-    Args:
-        shape: Size of the image.
-        setting: None for the size of the image, rounded up to multiples of 64; a number for about the area of a square
-            of that side in the proportions of the image, in multiples of 64 (In&Out's buckets); or the size itself.
+    `setting` is None for the size of the image, rounded up to multiples of 64; a number for about the area of a square
+    of that side in the proportions of the image, in multiples of 64 (In&Out's buckets); or the size itself.
     """
     if isinstance(setting, tuple):
         return setting
-    if setting is None:
-        return _granules(shape[0], math.ceil), _granules(shape[1], math.ceil)
     ratio = math.sqrt(shape[0] / shape[1])
-    return _granules(setting * ratio, round), _granules(setting / ratio, round)
-
-
-def _granules(side: float, rounded: Callable[[float], int]) -> int:
-    return GRANULE * max(1, rounded(side / GRANULE))
+    sides = shape if setting is None else (setting * ratio, setting / ratio)
+    rounded = math.ceil if setting is None else round
+    height, width = (GRANULE * max(1, rounded(side / GRANULE)) for side in sides)
+    return height, width
 
 
 def check_working_size(setting: int | Size | None) -> None:
     """Refuse a working size whose sides are no positive multiples of 8."""
-    sides = setting if isinstance(setting, tuple) else () if setting is None else (setting,)
-    if any(side < LATENT_CELL or side % LATENT_CELL for side in sides) or len(sides) > 2:
-        nearest = [max(LATENT_CELL, round(side / LATENT_CELL) * LATENT_CELL) for side in sides[:2]]
-        msg = f"Argument `working_size` has to be a multiple of 8, or two of them, but got {setting}. Use {nearest}."
-        raise ValueError(msg)
+    for side in setting if isinstance(setting, tuple) else (setting or LATENT_CELL,):
+        if side < LATENT_CELL or side % LATENT_CELL:
+            msg = f"Argument `working_size` has to be a multiple of {LATENT_CELL}, or two of them, but got {setting}."
+            raise ValueError(msg)
 
 
 def window_around(mask: Mask, padding: int, size: Size) -> Window:
@@ -74,12 +67,9 @@ def window_around(mask: Mask, padding: int, size: Size) -> Window:
         height = round(width * size[0] / size[1])
     else:
         width = round(height * size[1] / size[0])
-    return Window(
-        _slide(top - (height - (bottom - top)) // 2, height, mask.shape[0]),
-        _slide(left - (width - (right - left)) // 2, width, mask.shape[1]),
-        height,
-        width,
-    )
+    top = _slide(top - (height - (bottom - top)) // 2, height, mask.shape[0])
+    left = _slide(left - (width - (right - left)) // 2, width, mask.shape[1])
+    return Window(top, left, height, width)
 
 
 def _slide(start: int, length: int, limit: int) -> int:
@@ -88,7 +78,7 @@ def _slide(start: int, length: int, limit: int) -> int:
 
 def cut(image: Pixels, window: Window, size: Size) -> Pixels:
     """Cut a window out of an image, reflected over its borders, and resize it: `[*size, 3]`, uint8."""
-    return _resized(_cut(image, window, mode="reflect"), size)
+    return resized(_cut(image, window, mode="reflect"), size)
 
 
 def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Mask:
@@ -111,7 +101,7 @@ def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Ma
 
 def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixels:
     """Copy a drawn window, `[h, w, 3]`, into the image it was cut from, inside the mask alone."""
-    drawn = _resized(drawn, (window.height, window.width))
+    drawn = resized(drawn, (window.height, window.width))
     rows, columns = (
         slice(max(start, 0), min(start + length, limit))
         for start, length, limit in zip(window[:2], window[2:], image.shape[:2], strict=True)
@@ -122,13 +112,8 @@ def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixe
     return result
 
 
-def stretch(image: Pixels, size: Size) -> Pixels:
-    """Resize an image to other proportions, as DIAG's code does (Pillow's bicubic filter)."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-
-
 def stretch_mask(mask: Mask, size: Size) -> Mask:
-    """Resize a mask likewise: at least half covered counts, and anything at all where that leaves nothing."""
+    """Resize a mask as DIAG's code does: at least half covered counts, or anything at all where that leaves nothing."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     covered: Mask = np.asarray(grey.resize(size[::-1], Image.Resampling.BICUBIC)) >= 128
     return covered if covered.any() else np.asarray(grey.resize(size[::-1], Image.Resampling.BOX)) > 0
@@ -137,16 +122,13 @@ def stretch_mask(mask: Mask, size: Size) -> Mask:
 def _cut(array: Array, window: Window, mode: Literal["reflect", "constant"]) -> Array:
     """Return what is in the window; beyond the border a reflection (`reflect`) or zeros (`constant`)."""
     height, width = array.shape[:2]
-    before = max(-window.top, 0), max(-window.left, 0)
-    after = max(window.top + window.height - height, 0), max(window.left + window.width - width, 0)
-    if any((*before, *after)):
-        sides = [(before[0], after[0]), (before[1], after[1]), *([(0, 0)] * (array.ndim - 2))]
-        array = cast("Array", np.pad(array, sides, mode=mode))
-    top, left = window.top + before[0], window.left + before[1]
-    return cast("Array", array[top : top + window.height, left : left + window.width])
+    above, below = max(-window.top, 0), max(window.top + window.height - height, 0)
+    left, right = max(-window.left, 0), max(window.left + window.width - width, 0)
+    padded = np.pad(array, [(above, below), (left, right), (0, 0)][: array.ndim], mode=mode)
+    seen = padded[window.top + above :, window.left + left :][: window.height, : window.width]
+    return cast("Array", seen)
 
 
-def _resized(image: Pixels, size: Size) -> Pixels:
-    if image.shape[:2] == size:
-        return image
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.LANCZOS))
+def resized(image: Pixels, size: Size, how: Image.Resampling = Image.Resampling.LANCZOS) -> Pixels:
+    """Resize an image, `[H, W, 3]`, uint8."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], how))

@@ -18,30 +18,24 @@ LIBRARIES = ("diffusers", "transformers", "accelerate", "peft")
 INDEX = "model_index.json"  # lists the parts of a saved pipeline
 EDGE_BYTES = 1 << 20
 FIRST_WITH_DTYPE = (0, 42)  # older versions of diffusers ignore `dtype` silently; newer ones deprecate `torch_dtype`
-SUGGESTED = "Choose an inpainting pipeline, such as diffusers/stable-diffusion-xl-1.0-inpainting-0.1."
 
 
 class ModelSource(NamedTuple):
     """A pipeline whose weights are not read yet."""
 
     model: str  # local folder, or name on the Hugging Face hub
+    name: str  # to write into files, without the path of a local folder
     revision: str  # commit on the hub; of a local folder, a fingerprint of its files that begins with `local-`
     is_local: bool  # whether it is a folder
     class_name: str  # of the saved pipeline
 
-    @property
-    def name(self) -> str:
-        """Name to write into files, without the path of a local folder."""
-        return Path(self.model).name if self.is_local else self.model
-
 
 def import_library(name: str) -> ModuleType:
     """Import a module of the extra `synthesis`; a RuntimeError names the libraries that are not installed."""
-    missing = [library for library in LIBRARIES if util.find_spec(library) is None]
-    if missing:
+    if missing := [library for library in LIBRARIES if util.find_spec(library) is None]:
         msg = (
-            f"Defects cannot be drawn by a diffusion model, because {', '.join(missing)} cannot be found. Install the "
-            'extra with `pip install "anomalib-exdd[synthesis]"`, or use PerlinSynthesizer or PasteSynthesizer.'
+            f"{', '.join(missing)} cannot be found, which diffusion models need. Install the extra with "
+            '`pip install "anomalib-exdd[synthesis]"`, or use PerlinSynthesizer or PasteSynthesizer.'
         )
         raise RuntimeError(msg)
     return import_module(name)
@@ -52,50 +46,23 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
 
     Raises:
         RuntimeError: If diffusers is not installed.
-        ValueError: If there is no such pipeline.
+        ValueError: If this is neither a folder nor the name of a model.
+        FileNotFoundError: If the folder holds no pipeline.
         ConnectionError: If the hub is not reachable and the model is not in its cache.
     """
-    diffusers = import_library("diffusers")
     path = Path(model).expanduser()
     is_local = path.is_dir()
+    index = path / INDEX if is_local else _index_from_hub(model, revision)
+    class_name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     if is_local:
-        if revision is not None:
-            msg = f"Argument `revision` is '{revision}', but `{model}` is a folder, which has none. Leave it out."
-            raise ValueError(msg)
-        index = path / INDEX
-        if not index.is_file():
-            msg = (
-                f"The folder `{model}` is no diffusers pipeline: it holds no {INDEX}. Write it with `save_pretrained`."
-            )
-            raise ValueError(msg)
-        commit = _fingerprint(path)
-    elif path.exists() or model.count("/") != 1:
-        msg = f"Argument `model` is '{model}', neither a folder nor a name on the Hugging Face hub (`owner/name`)."
-        raise ValueError(msg)
-    else:
-        index = _index_from_hub(model, revision)
-        commit = index.parent.name
-    class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
-    if not hasattr(diffusers, class_name):
-        msg = (
-            f"The pipeline `{model}` is a '{class_name}', which diffusers does not know. Update diffusers. {SUGGESTED}"
-        )
-        raise ValueError(msg)
-    return ModelSource(str(path) if is_local else model, commit, is_local, class_name)
+        return ModelSource(str(path), path.name, _fingerprint(path), is_local, class_name)
+    return ModelSource(model, model, index.parent.name, is_local, class_name)
 
 
 def load_inpainting(source: ModelSource, dtype: torch.dtype, device: str = "cpu", *, offload: bool = False) -> Any:
-    """Load a pipeline onto a device; with `offload`, only the part of it that computes.
-
-    Raises:
-        ValueError: If `dtype` or `offload` do not go with the device; see also `read_pipeline`.
-    """
-    kind = torch.device(device).type
-    if dtype != torch.float32 and kind != "cuda":
+    """Load a pipeline onto a device, see `read_pipeline`; with `offload`, only the part of it that computes."""
+    if dtype != torch.float32 and torch.device(device).type != "cuda":
         msg = f"Half precision (`{dtype}`) works on CUDA devices only, but the device is '{device}'. Use float32."
-        raise ValueError(msg)
-    if offload and kind == "cpu":
-        msg = "Argument `offload` is True, but the device is the CPU: there is nothing to offload from. Leave it out."
         raise ValueError(msg)
     pipeline = read_pipeline(source, dtype)
     pipeline.set_progress_bar_config(disable=True)  # progress is counted in images, not steps
@@ -116,7 +83,7 @@ def read_pipeline(source: ModelSource, dtype: torch.dtype = torch.float32) -> An
         ValueError: If this is no inpainting pipeline, or if its weights are pickles or incomplete.
     """
     diffusers = import_library("diffusers")
-    known = inspect.signature(getattr(diffusers, source.class_name).__init__).parameters
+    known = inspect.signature(getattr(diffusers, source.class_name, object)).parameters
     wanted = {"add_watermarker": False, "safety_checker": None, "requires_safety_checker": False}
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
     read = partial(
@@ -135,39 +102,26 @@ def read_pipeline(source: ModelSource, dtype: torch.dtype = torch.float32) -> An
         except (OSError, ValueError) as error:  # noqa: PERF203  two passes
             reasons[variant] = error
     reason = reasons[None]  # that there are no files of half precision explains nothing
-    if "AutoPipeline can't find" in str(reason):
-        msg = f"The pipeline `{source.model}` is a '{source.class_name}', which has no inpainting. {SUGGESTED}"
-    else:
-        msg = (
-            f"The pipeline `{source.model}` (revision {source.revision}) cannot be loaded: {reason} Only weights in "
-            "safetensors are read. Check that the files are complete; pickles you trust can be saved anew with "
-            "`save_pretrained`."
-        )
+    msg = (
+        f"The pipeline `{source.model}` (a {source.class_name}, revision {source.revision}) cannot be loaded for "
+        f"inpainting: {reason} Only complete weights in safetensors are read; `save_pretrained` writes them."
+    )
     raise ValueError(msg) from reason
 
 
 def _index_from_hub(model: str, revision: str | None) -> Path:
     """Return the index of a model on the hub, from its cache where that is up to date or the hub is not reachable."""
     hub, errors = import_library("huggingface_hub"), import_library("huggingface_hub.errors")
-    which = f"`{model}`" if revision is None else f"`{model}` (revision {revision})"
     try:
         return Path(hub.hf_hub_download(model, INDEX, revision=revision))
+    except errors.HFValidationError as error:
+        msg = f"Argument `model` is '{model}', neither a folder nor a name on the Hugging Face hub (`owner/name`)."
+        raise ValueError(msg) from error
     except errors.LocalEntryNotFoundError as error:
         msg = (
-            f"The model {which} is not in the local cache, and the Hugging Face hub is not reachable. Go online, or "
+            f"The model `{model}` is not in the local cache, and the Hugging Face hub is not reachable. Go online, or "
             f"download it elsewhere with `hf download {model} --local-dir FOLDER` and set `model` to that folder."
         )
-        raise ConnectionError(msg) from error
-    except (
-        errors.RepositoryNotFoundError,  # gated ones too
-        errors.RevisionNotFoundError,
-        errors.EntryNotFoundError,
-        errors.HFValidationError,
-    ) as error:
-        msg = f"The model {which} is no diffusers pipeline on the hub ({error}). Check `model` and `revision`."
-        raise ValueError(msg) from error
-    except OSError as error:  # the hub answers, but not with the file
-        msg = f"The model {which} cannot be fetched from the Hugging Face hub ({error}). Try again later."
         raise ConnectionError(msg) from error
 
 

@@ -15,15 +15,12 @@ WINDOW = 7  # pixels
 
 
 def foreground(image: Pixels) -> Mask:
-    """Find the part in an image.
+    """Find the part in an image, `[H, W, 3]`, RGB, uint8.
 
     Many surfaces fill their image. A region is a background only if it touches the border over a tenth of its length,
     is flat, has one colour, ends in a step in brightness or colour, and leaves a tenth of the image to the part.
     Otherwise the whole image is the part: a defect on a background does less harm than a region of the part without
     any. Flat regions inside the part belong to it.
-
-    Args:
-        image: `[H, W, 3]`, RGB, uint8.
 
     Returns:
         `[H, W]`, bool, True on the part; never all False.
@@ -32,7 +29,12 @@ def foreground(image: Pixels) -> Mask:
     if min(image.shape[:2]) <= 2 * WINDOW:
         return everything
     levels = np.asarray(cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.0), dtype=np.float32)
-    flat = _local_deviation(levels) < FLAT
+    shifted = levels - levels.mean(axis=(0, 1), keepdims=True)  # squares of small numbers lose no digits
+    mean, square = (
+        cv2.boxFilter(values, -1, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT_101)
+        for values in (shifted, shifted * shifted)
+    )
+    flat = np.sqrt(np.maximum(square - mean * mean, 0)).max(axis=2) < FLAT
     count, labels = cv2.connectedComponents(flat.astype(np.uint8), connectivity=4)
     border = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     touching = np.bincount(border, minlength=count) / len(border)
@@ -43,16 +45,6 @@ def foreground(image: Pixels) -> Mask:
     part = _without_dirt(~background)
     low, high = BACKGROUND_SHARE
     return part if low <= 1 - float(part.mean()) <= high else everything
-
-
-def _local_deviation(levels: Levels) -> Levels:
-    """Standard deviation around each pixel, the greatest of the channels."""
-    shifted = levels - levels.mean(axis=(0, 1), keepdims=True)  # squares of small numbers lose no digits
-    mean, square = (
-        cv2.boxFilter(values, -1, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT_101)
-        for values in (shifted, shifted * shifted)
-    )
-    return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0)).max(axis=2))
 
 
 def _background(levels: Levels, region: Mask) -> Mask:

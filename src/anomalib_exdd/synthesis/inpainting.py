@@ -1,6 +1,5 @@
 """Defects drawn by a diffusion model from words: DIAG (arXiv 2407.03961), the synthesizer of the ExDD paper."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from inspect import signature
@@ -8,41 +7,28 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from . import crops
-from .base import (
-    Mask,
-    Pixels,
-    Request,
-    Synthesis,
-    Synthesizer,
-    as_plain,
-    check_choice,
-    check_image_and_mask,
-    check_range,
-)
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_mask, check_prompts, check_range
 from .diffusion_pipeline import ModelSource, find_model, load_inpainting
-
-logger = logging.getLogger(__name__)
 
 Resolution = Literal["native", "stretch"]
 
 PADDING = {"native": 32, "stretch": 2}
-STRETCH_SIZE = 1024
-FEW_STEP_SCHEDULERS = {"LCMScheduler", "TCDScheduler"}
-FEW_STEP_GUIDANCE, FEW_STEPS = 2.0, 8
+STRETCH_SIZE, BICUBIC = 1024, Image.Resampling.BICUBIC  # as in DIAG's code
 
 
 class _Task(NamedTuple):
     """A request as the model gets it."""
 
+    request: Request
+    prompt: str
     frame: Pixels  # what is pasted into: the image, or the image stretched
     frame_mask: Mask
     window: crops.Window
     image: Pixels  # the window at the working size
     mask: Mask
-    prompt: str
-    seed: int
 
 
 class DiagSynthesizer(Synthesizer):
@@ -91,15 +77,12 @@ class DiagSynthesizer(Synthesizer):
         offload: bool = False,
     ) -> None:
         check_range(0, guidance_scale=guidance_scale, crop_padding=crop_padding or 0)
-        _check_steps(num_inference_steps, strength)
+        check_range(0, 1, strength=strength)
+        if int(num_inference_steps * strength) < 1:
+            msg = f"{num_inference_steps} `num_inference_steps` and `strength` {strength} leave no step. Use more."
+            raise ValueError(msg)
         crops.check_working_size(working_size)
-        if isinstance(prompts, str) or not all(prompt.strip() for prompt in prompts):
-            msg = f"Argument `prompts` has to be a list of descriptions, none of them empty, but got {prompts!r}."
-            raise ValueError(msg)
-        check_choice("resolution", resolution, Resolution)
-        if negative_prompt and guidance_scale <= 1:
-            msg = f"Argument `negative_prompt` has no effect with a guidance_scale of {guidance_scale}. Set it to ''."
-            raise ValueError(msg)
+        check_prompts(prompts)
         self.model, self.revision = model, revision
         self.prompts, self.negative_prompt = tuple(prompts), negative_prompt
         self.num_inference_steps, self.guidance_scale, self.strength = num_inference_steps, guidance_scale, strength
@@ -124,21 +107,18 @@ class DiagSynthesizer(Synthesizer):
             ConnectionError: If the model is neither here nor reachable.
         """
         for request in requests:
-            check_image_and_mask(request.image, request.mask)
-        if not requests:
-            return []
-        if self.pipeline is None:
+            check_mask(request.image, request.mask)
+        if requests and self.pipeline is None:
             self.pipeline = self._load()
-        tasks = [self._task(request) for request in requests]
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for position, task in enumerate(tasks):
-            groups[task.mask.shape if self.batched else position].append(position)
+        batches: dict[Any, list[tuple[int, _Task]]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            task = self._task(request)
+            batches[task.mask.shape if self.batched else number].append((number, task))
         results: dict[int, Synthesis] = {}
-        for positions in groups.values():
-            drawn = self._draw([tasks[position] for position in positions])
-            for position, window in zip(positions, drawn, strict=True):
-                results[position] = self._finish(requests[position], tasks[position], window)
-        return [results[position] for position in range(len(requests))]
+        for batch in batches.values():
+            numbers, tasks = zip(*batch, strict=True)
+            results |= zip(numbers, self._draw(tasks), strict=True)
+        return [results[number] for number in range(len(requests))]
 
     def _load(self) -> Any:
         source = find_model(self.model, self.revision)
@@ -153,34 +133,26 @@ class DiagSynthesizer(Synthesizer):
         on_gpu = torch.device(self.device).type == "cuda"
         if not (on_gpu if self.half_precision == "auto" else self.half_precision):
             return torch.float32
-        has_unet = source.class_name.startswith("StableDiffusion")
-        return torch.float16 if has_unet and not source.class_name.startswith("StableDiffusion3") else torch.bfloat16
+        has_unet = source.class_name.startswith("StableDiffusion") and "Diffusion3" not in source.class_name
+        return torch.float16 if has_unet else torch.bfloat16
 
     def _task(self, request: Request) -> _Task:
-        size, frame, mask = self._size_for(request.mask.shape), request.image, request.mask
-        if self.resolution == "stretch":
-            frame, mask = crops.stretch(frame, size), crops.stretch_mask(mask, size)
+        frame, mask, setting = request.image, request.mask, self.working_size
         if not (request.prompt or self.prompts):
             msg = "A request has no prompt, and `prompts` is empty. Describe the defect in either of them."
             raise ValueError(msg)
-        window = crops.window_around(mask, self.crop_padding, size)
-        return _Task(
-            frame,
-            mask,
-            window,
-            crops.cut(frame, window, size),
-            crops.cut_mask(mask, window, size, whole_cells=self.resolution == "native"),
-            request.prompt or self.prompts[request.index % len(self.prompts)],
-            request.seed,
-        )
-
-    def _size_for(self, shape: tuple[int, ...]) -> crops.Size:
         if self.resolution == "native":
-            return crops.working_size((shape[0], shape[1]), self.working_size)
-        side = STRETCH_SIZE if self.working_size is None else self.working_size
-        return side if isinstance(side, tuple) else (side, side)
+            size = crops.working_size(frame.shape[:2], setting)
+        else:
+            size = setting if isinstance(setting, tuple) else (setting or STRETCH_SIZE,) * 2
+            frame, mask = crops.resized(frame, size, BICUBIC), crops.stretch_mask(mask, size)
+        window = crops.window_around(mask, self.crop_padding, size)
+        image = crops.cut(frame, window, size)
+        hidden = crops.cut_mask(mask, window, size, whole_cells=self.resolution == "native")
+        prompt = request.prompt or self.prompts[request.index % len(self.prompts)]
+        return _Task(request, prompt, frame, mask, window, image, hidden)
 
-    def _draw(self, tasks: Sequence[_Task]) -> list[Pixels]:
+    def _draw(self, tasks: Sequence[_Task]) -> list[Synthesis]:
         images = np.stack([task.image for task in tasks]).transpose(0, 3, 1, 2)
         masks = np.stack([task.mask for task in tasks])[:, None]
         parameters = signature(self.pipeline.__call__).parameters
@@ -193,7 +165,7 @@ class DiagSynthesizer(Synthesizer):
             "num_inference_steps": self.num_inference_steps,
             "strength": self.strength,
             # On the CPU, so that GPUs and CPUs, single images and batches start from the same noise.
-            "generator": [torch.Generator("cpu").manual_seed(task.seed) for task in tasks],
+            "generator": [torch.Generator("cpu").manual_seed(task.request.seed) for task in tasks],
             "output_type": "np",
         }
         # Flux and Qwen call classifier-free guidance differently, and ignore the negative prompt without it.
@@ -202,17 +174,16 @@ class DiagSynthesizer(Synthesizer):
             arguments["negative_prompt"] = [self.negative_prompt] * len(tasks)
         drawn = self.pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
         if not np.isfinite(drawn).all():
-            msg = (
-                f"An image of the pipeline `{self.model}` is not finite: it overflows in {self._loaded['dtype']}. Set "
-                "`half_precision` to false, or choose another model."
-            )
+            overflow = f"An image of the pipeline `{self.model}` overflows in {self._loaded['dtype']}"
+            msg = f"{overflow}. Set `half_precision` to false, or choose another model."
             raise RuntimeError(msg)
-        return list((np.asarray(drawn) * 255).round().astype(np.uint8))
+        windows = (np.asarray(drawn) * 255).round().astype(np.uint8)
+        return [self._finish(task, window) for task, window in zip(tasks, windows, strict=True)]
 
-    def _finish(self, request: Request, task: _Task, drawn: Pixels) -> Synthesis:
+    def _finish(self, task: _Task, drawn: Pixels) -> Synthesis:
         result = crops.paste_back(task.frame, drawn, task.window, task.frame_mask)
         if self.resolution == "stretch":
-            result = crops.stretch(result, request.mask.shape)
+            result = crops.resized(result, task.request.mask.shape, BICUBIC)
         details = {
             "prompt": task.prompt,
             **self._loaded,
@@ -220,42 +191,14 @@ class DiagSynthesizer(Synthesizer):
             "window": list(task.window),
             "denoising_steps": int(self.num_inference_steps * self.strength),
         }
-        return Synthesis(result, request.mask, details)
+        return Synthesis(result, task.request.mask, details)
 
     def check_pipeline(self, pipeline: Any) -> None:
-        """Refuse settings that a pipeline would silently ignore, or that spoil its images."""
-        parameters = signature(pipeline.__call__).parameters
-        which = f"The pipeline `{self.model}` ({type(pipeline).__name__})"
-        needed = {"prompt", "image", "mask_image", "generator"} | ({"strength"} if self.strength < 1 else set())
-        if missing := sorted(needed - set(parameters)):
-            fix = "Set `strength` to 1." if missing == ["strength"] else "Choose a Stable Diffusion inpainting model."
-            msg = f"{which} takes no {', '.join(missing)}. {fix}"
+        """Refuse a pipeline that would silently ignore settings."""
+        needed = {"prompt", "image", "mask_image", "generator"}
+        needed |= {"strength"} if self.strength < 1 else set()
+        needed |= {"negative_prompt"} if self.negative_prompt else set()
+        if missing := sorted(needed - set(signature(pipeline.__call__).parameters)):
+            which = f"The pipeline `{self.model}` ({type(pipeline).__name__}) takes no {', '.join(missing)}"
+            msg = f"{which}. Set `strength` to 1 or `negative_prompt` to '', or choose a Stable Diffusion model."
             raise ValueError(msg)
-        unet = getattr(pipeline, "unet", None)
-        embeds_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
-        if self.negative_prompt and (embeds_guidance or "negative_prompt" not in parameters):
-            msg = f"{which} would ignore the negative prompt. Set `negative_prompt` to ''."
-            raise ValueError(msg)
-        scheduler = type(pipeline.scheduler).__name__
-        if self.guidance_scale > FEW_STEP_GUIDANCE and scheduler in FEW_STEP_SCHEDULERS and not embeds_guidance:
-            msg = (
-                f"{which} was made for few steps (it has a {scheduler}), and a guidance_scale of "
-                f"{self.guidance_scale} would spoil its images. Set `guidance_scale` to 1, `negative_prompt` to '' and "
-                "`num_inference_steps` to about 6."
-            )
-            raise ValueError(msg)
-        if self.guidance_scale > FEW_STEP_GUIDANCE and self.num_inference_steps <= FEW_STEPS:
-            message = (
-                "%d steps with a guidance_scale of %s rarely make a clear image: use 20 steps, or a guidance of 1."
-            )
-            logger.warning(message, self.num_inference_steps, self.guidance_scale)
-
-
-def _check_steps(steps: int, strength: float) -> None:
-    if not 0 < strength <= 1:
-        msg = f"Argument `strength` has to lie above 0 and at most at 1, but got {strength}."
-        raise ValueError(msg)
-    if int(steps * strength) < 1:
-        least = int(1 / strength) + 1
-        msg = f"{steps} `num_inference_steps` and `strength` {strength} leave no step. Use at least {least} steps."
-        raise ValueError(msg)

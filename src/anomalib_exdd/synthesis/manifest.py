@@ -15,15 +15,20 @@ A folder of synthetic images::
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pandas import DataFrame
+
+from anomalib_exdd.utils.files import write_file
+
 FORMAT = 1  # of the files here; to be counted up when an old reader would misunderstand them
-MANIFEST_NAME, TABLE_NAME, START_NAME, REVIEW_NAME = "manifest.json", "manifest.csv", "synthesis.json", "review.csv"
-ACCEPTED, REJECTED, PREVIEWS, RECORDS = "train", "rejected", "previews", "records"
-REVIEW_COLUMNS = ("image", "decision", "comment")
+START_NAME, MANIFEST_NAME, TABLE_NAME, REVIEW_NAME = "synthesis.json", "manifest.json", "manifest.csv", "review.csv"
+PAGE_NAME, SHEET_NAME = "index.html", "contact_sheet.png"
+REPORTS = (MANIFEST_NAME, TABLE_NAME, REVIEW_NAME, PAGE_NAME, SHEET_NAME)
+FOLDERS = ACCEPTED, REJECTED, PREVIEWS, RECORDS = "train", "rejected", "previews", "records"
 DECISIONS = ("accept", "reject")
 
 
@@ -48,19 +53,10 @@ class Record:
     accepted: bool  # whether the change is visible
     reason: str  # why not
 
-    @classmethod
-    def from_dict(cls, content: Any, path: Path) -> "Record":
-        """Build a record from the content of a file; a ValueError names entries that are missing or unknown."""
-        names = {field.name for field in fields(cls)}
-        found = set(content) if isinstance(content, dict) else set()
-        if found != names:
-            msg = (
-                f"The file `{path}` does not hold records as this version writes them: missing "
-                f"{sorted(names - found)}, unknown {sorted(found - names)}. It was changed by hand or by another "
-                "version of anomalib-exdd; synthesize again into another folder."
-            )
-            raise ValueError(msg)
-        return cls(**content)
+    @property
+    def preview(self) -> str:
+        """File of the preview, relative to the folder."""
+        return f"{PREVIEWS}/{self.index:05d}.jpg"
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,7 @@ class SyntheticImage:
     @property
     def accepted(self) -> bool:
         """Whether training may use it: the review overrules the measurement."""
-        if self.decision:
-            return self.decision == "accept"
-        return self.record is None or self.record.accepted
+        return self.decision == "accept" if self.decision else self.record is None or self.record.accepted
 
 
 def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[SyntheticImage]:
@@ -96,53 +90,33 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
         ValueError: If the folder is not finished, or if the manifest or the review cannot be understood.
     """
     root = Path(root)
-    if not root.is_dir():
-        msg = f"The folder of synthetic images `{root}` does not exist. Write it with `anomalib synthesize`."
-        raise FileNotFoundError(msg)
-    found: list[tuple[str, str, Record | None]]
+    start = read_json(root / START_NAME) if (root / START_NAME).is_file() else {}
+    again = f"run `{start['command']}` again" if start.get("command") else "run `anomalib synthesize` again"
     if (root / MANIFEST_NAME).is_file():
-        found = [(record.image, record.mask, record) for record in read_manifest(root)]
-    elif (root / START_NAME).is_file():
-        done, count = len(list((root / RECORDS).glob("[!.]*.json"))), read_json(root / START_NAME)["count"]
-        fix = _how_to_resume(root)
-        msg = f"The folder `{root}` is not finished: {done} of {count} images are there. To go on, {fix}."
+        images = [SyntheticImage(root / record.image, root / record.mask, record) for record in read_manifest(root)]
+    elif start:
+        done = len(list((root / RECORDS).glob("[!.]*.json")))
+        msg = f"The folder `{root}` is not finished: {done} of {start['count']} images are there. To go on, {again}."
         raise ValueError(msg)
     else:
-        found = [(image, mask, None) for image, mask in _pairs_without_manifest(root)]
-    review = read_review(root, [image for image, _, _ in found])
-    images = [
-        SyntheticImage(root / image, root / mask, record, *review.get(image, ("", ""))) for image, mask, record in found
-    ]
+        paths = [path for path in sorted((root / ACCEPTED).glob("*.png")) if not path.stem.endswith("_GT")]
+        images = [SyntheticImage(path, path.with_name(f"{path.stem}_GT.png"), None) for path in paths]
+        if not images:
+            msg = f"The folder `{root}` does not exist or holds no synthetic images. `anomalib synthesize` writes it."
+            raise FileNotFoundError(msg)
+    review = read_review(root, {image.image_path.name for image in images})
+    images = [replace(image, **review.get(image.image_path.name, {})) for image in images]
     images = [image for image in images if with_rejected or image.accepted]
     for path in (path for image in images for path in (image.image_path, image.mask_path)):
         if not path.is_file():
-            msg = f"The file `{path}` is missing. Put it back, or {_how_to_resume(root)} to make it again."
+            msg = f"The file `{path}` is missing. Put it back, or {again} to make it again."
             raise FileNotFoundError(msg)
     return images
 
 
 def read_manifest(root: Path) -> list[Record]:
     """Read the records of a finished folder."""
-    path = root / MANIFEST_NAME
-    return [Record.from_dict(each, path) for each in read_json(path).get("images", [])]
-
-
-def _how_to_resume(root: Path) -> str:
-    command = read_json(root / START_NAME)["command"] if (root / START_NAME).is_file() else ""
-    return f"run `{command}` again" if command else "run `anomalib synthesize` with the same settings again"
-
-
-def _pairs_without_manifest(root: Path) -> list[tuple[str, str]]:
-    names = sorted(path.name for path in (root / ACCEPTED).glob("*.png"))
-    pairs = {name: f"{Path(name).stem}_GT.png" for name in names if not name.endswith("_GT.png")}
-    if not pairs:
-        msg = f"The folder `{root}` holds no synthetic images with masks. Write it with `anomalib synthesize`."
-        raise FileNotFoundError(msg)
-    if without := [image for image, mask in pairs.items() if mask not in names]:
-        where = f"`{root / ACCEPTED / without[0]}` has no mask `{pairs[without[0]]}`"
-        msg = f"The image {where} ({len(without)} of {len(pairs)} images have none). Add it."
-        raise FileNotFoundError(msg)
-    return [(f"{ACCEPTED}/{image}", f"{ACCEPTED}/{mask}") for image, mask in pairs.items()]
+    return [Record(**each) for each in read_json(root / MANIFEST_NAME)["images"]]
 
 
 def manifest_json(start: dict[str, Any], records: Sequence[Record]) -> str:
@@ -158,52 +132,44 @@ def manifest_json(start: dict[str, Any], records: Sequence[Record]) -> str:
     return to_json(content)
 
 
-def manifest_csv(records: Sequence[Record]) -> str:
-    """Return the records as a table: a column for every entry, `details` as JSON and a column for every measurement."""
-    measurements = sorted({name for record in records for name in record.change})
+def write_manifest(root: Path, start: dict[str, Any], records: Sequence[Record]) -> None:
+    """Write the manifest, as a table and as JSON, and a review to be filled in unless there is one.
+
+    The table has a column for every entry of the records and every measurement; `details` are JSON.
+    """
     columns = [field.name for field in fields(Record) if field.name not in {"change", "details"}]
-    rows = [
-        [
-            *(getattr(record, column) for column in columns),
-            *map(record.change.get, measurements),
-            json.dumps(record.details, ensure_ascii=False),
-        ]
-        for record in records
-    ]
-    return _to_csv([[*columns, *measurements, "details"], *rows])
+    columns += [*sorted({name for record in records for name in record.change}), "details"]
+    details = [json.dumps(record.details, ensure_ascii=False) for record in records]
+    rows = [{**asdict(each), **each.change, "details": words} for each, words in zip(records, details, strict=True)]
+    table = DataFrame(rows, columns=columns)
+    write_file(root / TABLE_NAME, table.to_csv(index=False, lineterminator="\n"))
+    if not (root / REVIEW_NAME).exists():
+        review = table[["image"]].assign(decision="", comment="")
+        write_file(root / REVIEW_NAME, review.to_csv(index=False, lineterminator="\n"))
+    write_file(root / MANIFEST_NAME, manifest_json(start, records))
 
 
-def empty_review(images: Iterable[str]) -> str:
-    """Return a review to fill in, given the files of the images, relative to their folder."""
-    return _to_csv([REVIEW_COLUMNS, *((image, "", "") for image in images)])
+def read_review(root: Path, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Read the review of a folder of images: by file name, the `decision` and the `comment` of those that have a row.
 
-
-def read_review(root: Path, images: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Read the review of a folder: decision (`accept`, `reject` or empty) and comment of each image that has a row.
-
-    Spreadsheets may have changed separators, encoding or the order of columns and rows. An image is known by its file
-    name, with or without its folder.
+    Spreadsheets may have changed separators, encoding or the order of columns and rows, and an image may be named
+    without its folder.
 
     Raises:
-        ValueError: If the table has no such columns, a decision is no known word, or an image is unknown or has two
-            different decisions.
+        ValueError: If the table has no such columns, a decision is no known word, or an image is unknown.
     """
     path = root / REVIEW_NAME
     if not path.is_file():
         return {}
-    known = {Path(image).name: image for image in images}
     # Comments may hold letters of any old encoding; they only have to be shown.
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
     header = io.StringIO(text).readline()
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     table.fieldnames = [name.strip().lower() for name in table.fieldnames or []]
     if not {"image", "decision"} <= set(table.fieldnames):
-        msg = (
-            f"The file `{path}` has to start with the line `{','.join(REVIEW_COLUMNS)}`, but its first line is "
-            f"`{header.strip()}`. Restore the line, or remove the file and run `anomalib synthesize` again."
-        )
+        msg = f"The first line of `{path}` has to be `image,decision,comment`, but is `{header.strip()}`. Restore it."
         raise ValueError(msg)
-    review: dict[str, tuple[str, str]] = {}
+    review = {}
     for row in table:
         name = (row["image"] or "").strip().replace("\\", "/").rpartition("/")[2]
         decision, comment = (row["decision"] or "").strip().lower(), (row.get("comment") or "").strip()
@@ -213,13 +179,10 @@ def read_review(root: Path, images: Iterable[str]) -> dict[str, tuple[str, str]]
         if decision not in {"", *DECISIONS}:
             msg = f"{where} has the decision `{row['decision']}`. Write {' or '.join(DECISIONS)}, or leave it empty."
             raise ValueError(msg)
-        if name not in known:
+        if name not in names:
             msg = f"{where} names the image `{row['image']}`, which is not in `{root}`. Remove the line."
             raise ValueError(msg)
-        if review.get(known[name], (decision, ""))[0] != decision:
-            msg = f"{where} decides otherwise about `{row['image']}` than a line above it. Remove one of the two."
-            raise ValueError(msg)
-        review[known[name]] = (decision, comment)
+        review[name] = {"decision": decision, "comment": comment}
     return review
 
 
@@ -229,25 +192,10 @@ def to_json(content: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read `synthesis.json` or the manifest; a ValueError says that it is damaged or of another version's format."""
-    content = load_json(path)
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    """Read `synthesis.json` or the manifest; a ValueError says that it is of another version's format."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        found = content.get("format")
         msg = f"The file `{path}` has format {found}, but this version reads {FORMAT}. Synthesize into another folder."
         raise ValueError(msg)
-    return dict(content)
-
-
-def load_json(path: Path) -> Any:
-    """Read any JSON file; a ValueError says that it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding or of the syntax
-        msg = f"The file `{path}` is damaged ({error}). Restore it, or synthesize again into another folder."
-        raise ValueError(msg) from error
-
-
-def _to_csv(rows: Iterable[Iterable[Any]]) -> str:
-    table = io.StringIO(newline="")
-    csv.writer(table, lineterminator="\n").writerows(rows)
-    return table.getvalue()
+    return content

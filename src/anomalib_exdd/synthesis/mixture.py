@@ -5,7 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask, check_range
+from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check_range
 
 
 class InAndOutSynthesizer(Synthesizer):
@@ -18,9 +18,6 @@ class InAndOutSynthesizer(Synthesizer):
         first: Makes this share of the images.
         second: Makes the rest.
         share: Between 0 and 1. The paper takes one half.
-
-    Raises:
-        ValueError: If `share` is out of its range.
     """
 
     def __init__(self, first: Synthesizer, second: Synthesizer, share: float = 0.5) -> None:
@@ -32,36 +29,33 @@ class InAndOutSynthesizer(Synthesizer):
     @property
     def needs_defects(self) -> bool:  # type: ignore[override]  # known only when the two are
         """Whether one of the two requires real defects."""
-        return (self.share > 0 and self.first.needs_defects) or (self.share < 1 and self.second.needs_defects)
+        return any(synthesizer.needs_defects for synthesizer in self._used)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The share, and the settings of both under their names."""
-        return {
-            "share": self.share,
-            "first": {"synthesizer": type(self.first).__name__, **self.first.settings},
-            "second": {"synthesizer": type(self.second).__name__, **self.second.settings},
-        }
+        both = {"first": self.first, "second": self.second}
+        named = {name: {"synthesizer": type(each).__name__, **each.settings} for name, each in both.items()}
+        return {"share": self.share, **named}
+
+    @property
+    def _used(self) -> list[Synthesizer]:
+        return [each for each, share in ((self.first, self.share), (self.second, 1 - self.share)) if share > 0]
 
     def prepare(self, defects: Sequence[Defect], normals: Sequence[Pixels]) -> None:
         """Prepare those of the two that make images."""
-        for synthesizer, used in ((self.first, self.share > 0), (self.second, self.share < 1)):
-            if used:
-                synthesizer.device = self.device
-                synthesizer.prepare(defects, normals)
+        for synthesizer in self._used:
+            synthesizer.device = self.device
+            synthesizer.prepare(defects, normals)
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
         """Pass each request to one of the two; see `Synthesizer.synthesize`."""
-        for request in requests:
-            check_image_and_mask(request.image, request.mask)
         results: dict[int, Synthesis] = {}
         for synthesizer, is_first in ((self.first, True), (self.second, False)):
             positions = [i for i, request in enumerate(requests) if self.is_first(request.index) == is_first]
-            if not positions:
-                continue
-            synthesizer.device = self.device
             # Numbered among its own images: a mixture inside this mixture would otherwise see odd numbers only.
             own = [replace(requests[i], index=self._number(requests[i].index)) for i in positions]
+            synthesizer.device = self.device
             for i, result in zip(positions, synthesizer.synthesize(own), strict=True):
                 details = {"synthesizer": type(synthesizer).__name__, **result.details}
                 results[i] = replace(result, details=details)

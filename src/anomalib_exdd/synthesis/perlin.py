@@ -4,6 +4,7 @@ No real defect and no network is needed. In&Out (arXiv 2406.00501) makes one hal
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check_image_and_mask
+from .base import Mask, Pixels, Request, Synthesis, Synthesizer, check_range
 from .foreground import foreground
 from .shapes import LEAST_AREA, draw_shape
 
@@ -36,9 +37,6 @@ class PerlinSynthesizer(Synthesizer):
         opacity: Least and greatest share of the texture in the result, the rest is the image underneath.
         max_area: Regions cover at most this share of the part: pieces are left out until they do. 1.0 for no limit
             (noise may cover half of the part). If ten draws leave no region, a small shape is drawn instead.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -51,13 +49,10 @@ class PerlinSynthesizer(Synthesizer):
         if not 0 < low <= high <= 1:
             msg = f"Argument `opacity` has to be two ascending numbers above 0 and up to 1, but got {tuple(opacity)}."
             raise ValueError(msg)
-        if not 0 < max_area <= 1:
-            msg = f"Argument `max_area` has to be above 0 and at most 1, but got {max_area}."
-            raise ValueError(msg)
+        check_range(0, 1, max_area=max_area)
         self.textures = None if textures is None else Path(textures)
         self.opacity = (float(low), float(high))
         self.max_area = max_area
-        self._files: list[Path] | None = None
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
         """Draw regions into each image; see `Synthesizer.synthesize`."""
@@ -67,68 +62,56 @@ class PerlinSynthesizer(Synthesizer):
         # Importing Anomalib takes seconds, which other synthesizers do without.
         from anomalib.data.utils.generators import PerlinAnomalyGenerator  # noqa: PLC0415
 
-        check_image_and_mask(request.image, request.mask)
-        image, rng = request.image, np.random.default_rng(request.seed)
-        files = self._texture_files()
+        image, rng, files = request.image, np.random.default_rng(request.seed), self._files
         with torch.random.fork_rng(devices=[]):  # Anomalib and torchvision draw from torch's global generator
             torch.default_generator.manual_seed(request.seed)  # the CPU's alone: torch.manual_seed seeds all devices
             generator = PerlinAnomalyGenerator()  # draws already here: a new one for each image
-            region, origin = self._region(foreground(image), generator, rng)
+            region, origin = draw_region(foreground(image), self.max_area, generator, rng)
             file = files[rng.integers(len(files))] if files and rng.random() < 0.5 else None
             texture = shuffled(image, rng) if file is None else _read_texture(file, image.shape[:2])
-            texture = _distorted(texture, generator)
+            tensor = torch.from_numpy(texture).permute(2, 0, 1).float() / 255
+            distorted = (generator.augmenters(tensor).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
         opacity = float(rng.uniform(*self.opacity))
-        blend = np.rint((1 - opacity) * image + opacity * texture.astype(np.float64)).astype(np.uint8)
+        blend = np.rint((1 - opacity) * image + opacity * distorted.astype(np.float64)).astype(np.uint8)
         name = None if file is None or self.textures is None else file.relative_to(self.textures).as_posix()
         details = {"region": origin, "texture": name or "the image itself, shuffled", "opacity": round(opacity, 3)}
         return Synthesis(np.where(region[..., None], blend, image), region, details)
 
-    def _region(self, part: Mask, generator: Any, rng: Generator) -> tuple[Mask, str]:
-        """Regions on the part, never empty, and where they come from."""
-        largest = self.max_area * np.count_nonzero(part)
-        for _ in range(TRIES):
-            region = _select_pieces(_perlin_region(part, generator, rng), largest, rng)
-            if region.any():
-                return region, "Perlin noise"
-        mask, kind = draw_shape(part, rng)
-        return mask, f"drawn {kind}, as Perlin noise found no region"
-
-    def _texture_files(self) -> list[Path]:
+    @cached_property
+    def _files(self) -> list[Path]:
         if self.textures is None:
             return []
-        if self._files is None:
-            self._files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
-            if not self._files:
-                msg = (
-                    f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))}). Name a "
-                    "folder with images, or leave `textures` out."
-                )
-                raise ValueError(msg)
-        return self._files
+        files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
+        if not files:
+            msg = f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))})."
+            raise ValueError(msg)
+        return files
 
 
-def _perlin_region(part: Mask, generator: Any, rng: Generator) -> Mask:
-    """Where noise of a random scale, turned at random, is above a threshold, on the part."""
+def draw_region(part: Mask, max_area: float, generator: Any, rng: Generator) -> tuple[Mask, str]:
+    """Draw regions where noise of a random scale, turned at random, is high: at most a share of the part, never empty.
+
+    Returns the regions, `[H, W]`, bool, and in words where they come from.
+    """
     from anomalib.data.utils.generators import generate_perlin_noise  # noqa: PLC0415  as above
 
     height, width = part.shape
-    # Anomalib fills up to a power of two, which cannot have more waves than pixels.
-    longest = [int(np.log2(max(size, 1))) for size in (height, width)]
-    scale = [2 ** int(rng.integers(min(LARGEST_SCALE, most) + 1)) for most in longest]
-    noise = generate_perlin_noise(height, width, scale=(scale[0], scale[1]), device=torch.device("cpu"))
-    turned = generator.perlin_rotation_transform(noise.unsqueeze(0)).squeeze(0).numpy()
-    return np.asarray((turned > THRESHOLD) & part)
-
-
-def _select_pieces(region: Mask, largest: float, rng: Generator) -> Mask:
-    """Drop the smallest pieces, and others at random until the rest covers no more than the largest area, in pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
-    areas = stats[:, cv2.CC_STAT_AREA]
-    keep = np.zeros(count, dtype=np.bool_)
-    for label in rng.permutation(np.arange(1, count)):
-        if areas[label] >= LEAST_AREA and areas[keep].sum() + areas[label] <= largest:
-            keep[label] = True
-    return np.asarray(keep[labels])
+    for _ in range(TRIES):
+        # Anomalib fills up to a power of two, which cannot have more waves than pixels.
+        most = [min(LARGEST_SCALE, int(np.log2(size))) for size in part.shape]
+        scale = 2 ** int(rng.integers(most[0] + 1)), 2 ** int(rng.integers(most[1] + 1))
+        noise = generate_perlin_noise(height, width, scale=scale, device=torch.device("cpu"))
+        turned = generator.perlin_rotation_transform(noise.unsqueeze(0)).squeeze(0).numpy()
+        region = ((turned > THRESHOLD) & part).astype(np.uint8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
+        areas, keep = stats[:, cv2.CC_STAT_AREA], np.zeros(count, dtype=np.bool_)
+        for label in rng.permutation(np.arange(1, count)):  # the smallest pieces and those too many are left out
+            area = areas[keep].sum() + areas[label]
+            keep[label] = areas[label] >= LEAST_AREA and area <= max_area * np.count_nonzero(part)
+        if keep.any():
+            return np.asarray(keep[labels]), "Perlin noise"
+    mask, kind = draw_shape(part, rng)
+    return mask, f"drawn {kind}, as Perlin noise found no region"
 
 
 def shuffled(image: Pixels, rng: Generator) -> Pixels:
@@ -144,17 +127,6 @@ def shuffled(image: Pixels, rng: Generator) -> Pixels:
 
 
 def _read_texture(path: Path, shape: tuple[int, ...]) -> Pixels:
-    try:
-        with Image.open(path) as file:
-            pixels = np.asarray(file.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
-        msg = f"The texture `{path}` cannot be decoded ({error}). Take it out of the folder, or replace it."
-        raise ValueError(msg) from error
+    with Image.open(path) as file:
+        pixels = np.asarray(file.convert("RGB"))
     return np.asarray(cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _distorted(texture: Pixels, generator: Any) -> Pixels:
-    """Apply three of Anomalib's distortions of color, sharpness or position."""
-    tensor = torch.from_numpy(np.ascontiguousarray(texture)).permute(2, 0, 1).float() / 255
-    pixels = generator.augmenters(tensor).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .base import Defect, Mask, Pixels, bounding_box, check_choice, check_image_and_mask
+from .base import Defect, Mask, Pixels, bounding_box, check_mask
 from .foreground import foreground
 from .shapes import Points, draw_shape
 
@@ -23,6 +23,9 @@ SCALES = (0.7, 1.3)
 TRIES = 12
 
 
+Placement = tuple[Mask, Defect | None, str]
+
+
 class Motion(NamedTuple):
     """How a defect is turned, mirrored and scaled about its centre: `[2, 2]`, float64, and in words."""
 
@@ -30,34 +33,24 @@ class Motion(NamedTuple):
     description: str
 
 
-def place(
-    image: Pixels, defects: Sequence[Defect], source: MaskSource, rng: Generator
-) -> tuple[Mask, Defect | None, str]:
+def place(image: Pixels, defects: Sequence[Defect], source: MaskSource, rng: Generator) -> Placement:
     """Choose where a defect goes in a normal image, `[H, W, 3]`, uint8. Only one of the real defects is read.
 
     Returns:
         Mask, `[H, W]`, bool, not empty; the real defect that it was made from, None for a generated shape; the same in
-        words, for the manifest.
-
-    Raises:
-        ValueError: If `source` is unknown, or needs real defects where there are none, or a real mask is empty.
+        words, for the manifest. A ValueError says that a real mask is empty or does not fit its image.
     """
-    check_choice("source", source, MaskSource)
     if source == "drawn" or (source == "auto" and not len(defects)):
         mask, kind = draw_shape(foreground(image), rng)
         return mask, None, f"drawn {kind}"
-    if not len(defects):
-        msg = f"Masks of source `{source}` need real defects, but there are none. Take `drawn` or `auto`."
-        raise ValueError(msg)
     defect = defects[int(rng.integers(len(defects)))]
-    check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
+    check_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
     if source == "real":
         return fit_mask(defect.mask, image.shape[:2]), defect, f"mask of {defect.path}"
     part = foreground(image)
     motion = draw_motion(defect.mask, extent(part), lambda: rng.uniform(*SCALES), rng)
-    # A bent shape may reach a little beyond the room that the straight one has.
     patch, _ = move(defect.mask, motion, _draw_bend(defect.mask, rng))
-    if patch.shape[0] > part.shape[0] or patch.shape[1] > part.shape[1]:
+    if (np.array(patch.shape) > part.shape).any():  # a bent shape may reach a little beyond the room
         patch, _ = move(defect.mask, motion)
     positions = best_positions(patch, part)
     mask = paste_mask(patch, positions[rng.integers(len(positions))], part)
@@ -69,13 +62,10 @@ def fit_mask(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
     Where it shrinks, a pixel is True if any that it covers is; where it grows, pixels repeat.
     """
-    for axis in (0, 1):
-        old, new = mask.shape[axis], shape[axis]
-        if new >= old:
-            mask = mask.take(np.arange(new) * old // new, axis=axis)
-            continue
+    for axis, (old, new) in enumerate(zip(mask.shape, shape, strict=True)):
+        first = np.arange(new) * old // new
+        last = -(-np.arange(1, new + 1) * old // new) if new < old else first + 1
         before = np.insert(np.cumsum(mask, axis=axis, dtype=np.int64), 0, 0, axis=axis)
-        first, last = np.arange(new) * old // new, -(-np.arange(1, new + 1) * old // new)
         mask = before.take(last, axis=axis) > before.take(first, axis=axis)
     return np.asarray(mask, dtype=np.bool_)
 
@@ -93,8 +83,7 @@ def draw_motion(mask: Mask, room: tuple[int, int], draw_scale: Callable[[], floa
     """
     corners = cv2.convexHull(np.argwhere(mask).astype(np.float32))[:, 0]
     for _ in range(TRIES):
-        mirror, degrees, scale = int(rng.choice((-1, 1))), rng.uniform(-180, 180), draw_scale()
-        motion = _motion(mirror, degrees, scale)
+        motion = _motion(int(rng.choice((-1, 1))), rng.uniform(-180, 180), draw_scale())
         if (np.ptp(corners @ motion.matrix.T, axis=0) + 2 <= room).all():
             return motion
     fitting = float(np.min((np.array(room) - 2) / np.maximum(np.ptp(corners, axis=0), 1)))
@@ -109,11 +98,10 @@ def _motion(mirror: int, degrees: float, scale: float) -> Motion:
 
 
 def move(mask: Mask, motion: Motion, bend: Callable[[Points], Points] | None = None) -> tuple[Mask, Points]:
-    """Turn, mirror and scale a mask, `[H, W]`, bool, not empty.
+    """Turn, mirror and scale a mask, `[H, W]`, bool, not empty, after `bend` has moved its points, `[N, 2]`.
 
     Every pixel is moved as nine points, so that none is lost, neighbors stay neighbors, and no holes appear unless
-    something is stretched to more than about 1.6 times its size. `bend` displaces points `[N, 2]`, relative to the
-    centre, before they are moved.
+    something is stretched to more than about 1.6 times its size. Points are relative to the mask's centre.
 
     Returns:
         The moved mask, cut to its smallest box `[h, w]`, bool; and `[2, 3]`, float64: a pixel p of the old image is at
@@ -121,7 +109,7 @@ def move(mask: Mask, motion: Motion, bend: Callable[[Points], Points] | None = N
     """
     pixels = np.argwhere(mask).astype(np.float64)
     centre = (pixels.min(axis=0) + pixels.max(axis=0)) / 2
-    thirds = np.array([(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]) / 3
+    thirds = (np.argwhere(np.ones((3, 3))) - 1) / 3
     points = (pixels[:, None] - centre + thirds).reshape(-1, 2)
     cells = np.rint((points if bend is None else bend(points)) @ motion.matrix.T).astype(np.int64)
     corner = cells.min(axis=0)

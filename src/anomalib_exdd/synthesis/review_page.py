@@ -15,8 +15,7 @@ from anomalib_exdd.utils.files import write_file
 from anomalib_exdd.utils.templates import template_environment
 
 from .base import Mask, Pixels
-from .manifest import PREVIEWS, Record, SyntheticImage
-from .output_folder import PAGE_NAME, SHEET_NAME
+from .manifest import PAGE_NAME, SHEET_NAME, Record, SyntheticImage
 
 PANELS = ("original", "mask", "result", "difference x 4")
 GAIN = 4  # differences of a few grey levels have to be seen
@@ -28,8 +27,7 @@ PAPER, INK, REJECTED_INK = (255, 255, 255), (20, 20, 20), (176, 0, 32)
 
 def write_reports(root: Path, images: Sequence[SyntheticImage]) -> None:
     """Write the contact sheet and the page for the review of all images of a folder."""
-    records = [image.record for image in images if image.record is not None]
-    write_file(root / SHEET_NAME, contact_sheet(root, records))
+    write_file(root / SHEET_NAME, contact_sheet(root, [image.record for image in images if image.record]))
     write_file(root / PAGE_NAME, review_page(f"Synthetic defects: {root.resolve().name}", images))
 
 
@@ -55,51 +53,37 @@ def preview(original: Pixels, mask: Mask, result: Pixels) -> bytes:
 def contact_sheet(root: Path, records: Sequence[Record], columns: int = 4) -> bytes:
     """Draw the previews of the first 24 images of a folder on one sheet, with captions, as a PNG."""
     records = records[:MAX_IMAGES]
-    strips = [Image.open(root / _preview_file(record)).convert("RGB") for record in records]
+    strips = [Image.open(root / record.preview).convert("RGB") for record in records]
     columns = min(columns, len(strips))
-    cell_width = max(strip.width for strip in strips) + 2 * GAP
-    cell_height = max(strip.height for strip in strips) + 2 * LINE + 2 * GAP
+    width = max(strip.width for strip in strips) + 2 * GAP
+    height = max(strip.height for strip in strips) + 2 * LINE + 2 * GAP
     rows = -(-len(strips) // columns)
-    sheet = Image.new("RGB", (columns * cell_width, rows * cell_height + LINE + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    sheet = Image.new("RGB", (columns * width, rows * height + LINE + GAP), PAPER)
     font = ImageFont.load_default(FONT_SIZE)
-    draw.text((GAP, GAP), "  |  ".join(PANELS), fill=INK, font=font)
+    ImageDraw.Draw(sheet).text((GAP, GAP), "  |  ".join(PANELS), fill=INK, font=font)
     for position, (strip, record) in enumerate(zip(strips, records, strict=True)):
-        left = position % columns * cell_width + GAP
-        top = position // columns * cell_height + LINE + 2 * GAP
-        sheet.paste(strip, (left, top))
+        cell = Image.new("RGB", (width - GAP, height), PAPER)  # cuts long captions off
+        cell.paste(strip, (0, 0))
         for number, line in enumerate(_caption(record)):
-            place = (left, top + strip.height + number * LINE)
-            text = _shorten(line, cell_width - 2 * GAP, font)
-            draw.text(place, text, fill=INK if record.accepted else REJECTED_INK, font=font)
+            place, ink = (0, strip.height + number * LINE), INK if record.accepted else REJECTED_INK
+            ImageDraw.Draw(cell).text(place, " ".join(line.split()), fill=ink, font=font)
+        sheet.paste(cell, (position % columns * width + GAP, position // columns * height + LINE + 2 * GAP))
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def review_page(title: str, images: Sequence[SyntheticImage]) -> str:
-    """Return the page as HTML; images without a record are left out."""
-    cards = [
-        {"image": image, "record": image.record, "preview": _preview_file(image.record), "facts": _facts(image.record)}
-        for image in images
-        if image.record is not None
-    ]
-    environment = template_environment("anomalib_exdd.synthesis")
-    accepted = sum(image.record.accepted for image in images if image.record is not None)
-    return environment.get_template("review_page.html").render(title=title, cards=cards, accepted=accepted)
-
-
-def _preview_file(record: Record) -> str:
-    return f"{PREVIEWS}/{record.index:05d}.jpg"
+    """Return the page as HTML."""
+    template = template_environment("anomalib_exdd.synthesis").get_template("review_page.html")
+    return template.render(title=title, images=images, facts=_facts)
 
 
 def _caption(record: Record) -> list[str]:
     status = "accepted" if record.accepted else "rejected"
+    what = record.prompt or (f"Defect of {Path(record.defect).name}" if record.defect else record.synthesizer)
     visible = record.change.get("visible")
-    return [
-        f"{record.index:05d} {status}" + ("" if visible is None else f", change {visible:.0f}"),
-        record.prompt or (f"Defect of {Path(record.defect).name}" if record.defect else record.synthesizer),
-    ]
+    return [f"{record.index:05d} {status}" + ("" if visible is None else f", change {visible:.0f}"), what]
 
 
 def _facts(record: Record) -> dict[str, str]:
@@ -121,10 +105,3 @@ def _shrink(pixels: Pixels) -> Image.Image:
     scale = min(1.0, LONGEST_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BOX)
-
-
-def _shorten(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    text = " ".join(line.split())
-    while text and font.getlength(text) > width:
-        text = f"{text.removesuffix('...')[:-1]}..." if len(text) > len("...") else ""
-    return text

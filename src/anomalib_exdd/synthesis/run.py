@@ -10,20 +10,22 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_choice, check_range
+from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_prompts, check_range
 from .change_detection import Change, MaskMode, changed_mask, measure_change
-from .manifest import ACCEPTED, REJECTED, Record
+from .manifest import ACCEPTED, FORMAT, REJECTED, Record
 from .output_folder import MAX_COUNT, OutputFolder
 from .placement import MaskSource, place
 from .review_page import preview
 
-OURS = ("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch")
-DIFFUSION = ("accelerate", "diffusers", "peft", "transformers")
+LIBRARIES = (
+    *("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch"),
+    *("accelerate", "diffusers", "peft", "transformers"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,37 +54,9 @@ class SourceImages:
     read_mask: Callable[[str], Mask]  # reads a mask, `[H, W]`, bool
     kinds: Mapping[str, str] = field(default_factory=dict)  # kinds of the defects that are known, by image file
 
-    def normal_images(self) -> Sequence[Pixels]:
-        """Return the normal images, each read when it is indexed."""
-        return LazySequence(self.normals, self.read_image)
-
-    def real_defects(self) -> Sequence[Defect]:
-        """Return the real defects, each read when it is indexed."""
-        return LazySequence(self.defects, self._read_defect)
-
-    def identity(self) -> dict[str, Any]:
-        """Identify the files by their names, the names of their folders and their sizes: they may be moved together."""
-        return {
-            "normals": len(self.normals),
-            "normals_digest": _digest(self.normals),
-            "defects": len(self.defects),
-            "defects_digest": _digest([path for pair in self.defects for path in pair]),
-        }
-
-    def _read_defect(self, paths: tuple[str, str]) -> Defect:
-        image, mask = self.read_image(paths[0]), self.read_mask(paths[1])
-        if image.shape[:2] != mask.shape:
-            msg = (
-                f"The mask `{paths[1]}` has {mask.shape[1]} x {mask.shape[0]} pixels, but its image `{paths[0]}` has "
-                f"{image.shape[1]} x {image.shape[0]}. Replace one of them."
-            )
-            raise ValueError(msg)
-        return Defect(image, mask, paths[0], self.kinds.get(paths[0], ""))
-
-
-def _digest(paths: Sequence[str]) -> str:
-    lines = [f"{'/'.join(Path(path).parts[-2:])} {Path(path).stat().st_size}" for path in paths]
-    return sha256("\n".join(lines).encode()).hexdigest()[:16]
+    def read_defect(self, paths: tuple[str, str]) -> Defect:
+        """Read a real defect from the files of its image and its mask."""
+        return Defect(self.read_image(paths[0]), self.read_mask(paths[1]), paths[0], self.kinds.get(paths[0], ""))
 
 
 @dataclass(frozen=True)
@@ -114,18 +88,7 @@ class RunSettings:
         check_range(1, MAX_COUNT, count=self.count)
         check_range(0, seed=self.seed, retries=self.retries)
         check_range(0, 255, min_change=self.min_change)
-        check_choice("masks", self.masks, MaskSource)
-        check_choice("mask_mode", self.mask_mode, MaskMode)
-        if isinstance(self.prompts, str) or not all(prompt.strip() for prompt in self.prompts):
-            msg = f"Argument `prompts` has to be a list of texts that are not empty, but got {self.prompts!r}."
-            raise ValueError(msg)
-
-
-class _Attempt(NamedTuple):
-    request: Request
-    made: Synthesis
-    change: Change
-    mask: Mask
+        check_prompts(self.prompts)
 
 
 @dataclass
@@ -143,23 +106,37 @@ class SynthesisRun:
     command: str = ""  # that makes the images, named in messages about an unfinished folder
 
     def __post_init__(self) -> None:
-        """Check that there are normal images, and real defects where they are needed."""
-        check_range(1, batch_size=self.batch_size)
-        _check_sources(self.sources, self.synthesizer, self.settings)
+        """Check that there are real defects where they are needed."""
+        name, masks = type(self.synthesizer).__name__, self.settings.masks
+        if not self.sources.defects and (self.synthesizer.needs_defects or masks in {"real", "moved"}):
+            none = f"{name} with masks {masks!r} works with real defects, but the training images have none with a mask"
+            msg = f"{none}. Give some, or use PerlinSynthesizer or DiagSynthesizer with masks 'auto' or 'drawn'."
+            raise ValueError(msg)
         self.folder = OutputFolder(self.output)
-        self._defects = self.sources.real_defects()
+        self._defects = LazySequence(self.sources.defects, self.sources.read_defect)
 
     def open(self, *, overwrite: bool = False) -> None:
         """Create the folder, or go on with it; see `OutputFolder.open`."""
-        settings = asdict(self.settings)
-        count = settings.pop("count")
-        identity = {
-            "synthesizer": type(self.synthesizer).__name__,
-            "synthesizer_settings": self.synthesizer.settings,
-            **settings,
-            "material": self.sources.identity(),
+        settings, sources = asdict(self.settings), self.sources
+        installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+        start = {
+            "format": FORMAT,
+            "count": settings.pop("count"),
+            "command": self.command,
+            "versions": {name: installed[name] for name in LIBRARIES if name in installed},
+            "settings": {  # everything that the images depend on
+                "synthesizer": type(self.synthesizer).__name__,
+                "synthesizer_settings": self.synthesizer.settings,
+                **settings,
+                "material": {
+                    "normals": len(sources.normals),
+                    "normals_digest": _digest(sources.normals),
+                    "defects": len(sources.defects),
+                    "defects_digest": _digest([path for pair in sources.defects for path in pair]),
+                },
+            },
         }
-        self.folder.open(as_plain(identity), count, versions=_versions(), command=self.command, overwrite=overwrite)
+        self.folder.open(as_plain(start), overwrite=overwrite)
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """List the images that one of several processes still has to make."""
@@ -168,32 +145,28 @@ class SynthesisRun:
     def prepare(self) -> None:
         """Prepare the synthesizer, unless no image is missing."""
         if self.missing():
-            self.synthesizer.prepare(self._defects, self.sources.normal_images())
+            self.synthesizer.prepare(self._defects, LazySequence(self.sources.normals, self.sources.read_image))
 
     def work(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
-        """Make the missing images of one of several processes; yields the record of each when its files are written.
-
-        Raises:
-            ValueError: If an image cannot be made at all; finished images stay.
-        """
+        """Make the missing images of one of several processes; yields the record of each when its files are written."""
         indexes = self.missing(rank, world_size)
-        for index in indexes:
-            self.folder.clean(index)
         total = len(range(rank, self.settings.count, world_size))
-        label = "Synthesizing" if world_size == 1 else f"Synthesizing (process 1 of {world_size})"
+        label = f"Synthesizing (process {rank + 1} of {world_size})"
         bar = tqdm(desc=label, total=total, initial=total - len(indexes), unit="image", disable=rank > 0)
         waiting = deque((index, 1) for index in indexes)
-        best: dict[int, _Attempt] = {}  # the attempt with the greatest change, the first of equals
+        best: dict[int, tuple[Change, Request, Synthesis]] = {}  # of equal changes, the first
         rejected = 0
         while waiting:
             jobs = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-            attempts = self._attempt([self._request(index, number - 1) for index, number in jobs])
-            for (index, number), attempt in zip(jobs, attempts, strict=True):
-                best[index] = max(best.get(index, attempt), attempt, key=lambda each: each.change.visible)
-                if not self._is_visible(attempt) and number <= self.settings.retries:
+            requests = [self._request(index, number - 1) for index, number in jobs]
+            results = self.synthesizer.synthesize(requests)
+            for (index, number), request, made in zip(jobs, requests, results, strict=True):
+                attempt = (measure_change(request.image, made.image, made.mask), request, made)
+                best[index] = max(best.get(index, attempt), attempt, key=lambda each: each[0].visible)
+                if attempt[0].visible < self.settings.min_change and number <= self.settings.retries:
                     waiting.appendleft((index, number + 1))
                     continue
-                record = self._store(best.pop(index), number)
+                record = self._store(*best.pop(index), number)
                 rejected += not record.accepted
                 bar.set_postfix(rejected=rejected, refresh=False)
                 bar.update()
@@ -210,34 +183,11 @@ class SynthesisRun:
         mask, defect, placement = place(image, self._defects, self.settings.masks, rng)
         return Request(index, seed, image, mask, prompt, defect, source, placement)
 
-    def _attempt(self, requests: Sequence[Request]) -> list[_Attempt]:
-        try:
-            results = self.synthesizer.synthesize(requests)
-        except ValueError as error:
-            sources = ", ".join(f"number {request.index} from `{request.source}`" for request in requests)
-            msg = f"{error} (While making {sources}.)"
-            raise ValueError(msg) from error
-        return [
-            _Attempt(
-                request,
-                made,
-                measure_change(request.image, made.image, made.mask),
-                changed_mask(request.image, made.image, made.mask, self.settings.mask_mode),
-            )
-            for request, made in zip(requests, results, strict=True)
-        ]
-
-    def _is_visible(self, attempt: _Attempt) -> bool:
-        return attempt.change.visible >= self.settings.min_change
-
-    def _store(self, attempt: _Attempt, attempts: int) -> Record:
-        request, made, change, mask = attempt
-        accepted = self._is_visible(attempt)
+    def _store(self, change: Change, request: Request, made: Synthesis, attempts: int) -> Record:
+        accepted = change.visible >= self.settings.min_change
         name = f"{ACCEPTED if accepted else REJECTED}/{request.index:05d}"
-        reason = (
-            f"No visible change in {attempts} attempt{'s' if attempts > 1 else ''}: at most {change.visible:.1f} grey "
-            f"levels, {self.settings.min_change:g} are wanted."
-        )
+        tried = f"{attempts} attempt{'s' if attempts > 1 else ''}"
+        found = f"at most {change.visible:.1f} grey levels, {self.settings.min_change:g} are wanted"
         # A synthesizer that places its defects itself ignores mask and prompt, and the real defect unless it names it.
         placed = np.array_equal(made.mask, request.mask)
         details, defect = as_plain(made.details), request.defect
@@ -261,29 +211,14 @@ class SynthesisRun:
             details=details,
             change=as_plain(asdict(change)),
             accepted=accepted,
-            reason="" if accepted else reason,
+            reason="" if accepted else f"No visible change in {tried}: {found}.",
         )
+        mask = changed_mask(request.image, made.image, made.mask, self.settings.mask_mode)
         self.folder.store(record, made.image, mask, preview(request.image, mask, made.image))
         return record
 
 
-def _check_sources(sources: SourceImages, synthesizer: Synthesizer, settings: RunSettings) -> None:
-    name = type(synthesizer).__name__
-    if not sources.normals:
-        msg = "There are no normal images to draw defects into. Give data with normal training images."
-        raise ValueError(msg)
-    if synthesizer.needs_defects and settings.masks == "drawn":
-        msg = f"{name} works with real defects, which masks of the source 'drawn' do not have. Use 'moved' or 'real'."
-        raise ValueError(msg)
-    none = "but the training images have no defective one with a mask. Give some, or use"
-    if synthesizer.needs_defects and not sources.defects:
-        msg = f"{name} works with real defects, {none} PerlinSynthesizer or DiagSynthesizer, which do without."
-        raise ValueError(msg)
-    if settings.masks in {"real", "moved"} and not sources.defects:
-        msg = f"Argument `masks` is {settings.masks!r}, {none} 'drawn'."
-        raise ValueError(msg)
-
-
-def _versions() -> dict[str, str]:
-    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
-    return {name: installed[name] for name in (*OURS, *DIFFUSION) if name in installed}
+def _digest(paths: Sequence[str]) -> str:
+    """Identify files by their names, the names of their folders and their sizes: they may be moved together."""
+    lines = [f"{'/'.join(Path(path).parts[-2:])} {Path(path).stat().st_size}" for path in paths]
+    return sha256("\n".join(lines).encode()).hexdigest()[:16]

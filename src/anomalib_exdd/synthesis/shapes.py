@@ -17,29 +17,24 @@ Points = NDArray[np.float64]
 
 
 def draw_shape(part: Mask, rng: Generator) -> tuple[Mask, str]:
-    """Draw the outline of a defect somewhere on the part, `[H, W]`, bool, not empty.
+    """Draw the mask of a defect on a part, both `[H, W]`, bool, not empty; and its kind, one of `KINDS`.
 
-    Scratches are long and one to four pixels wide; spots are a few small ellipses; a blob has a smooth outline, a mark
-    a frayed one. They cover .1 to 3 % of the part, uniformly on a logarithmic scale (half of KSDD2's defects cover .5
-    to 5 % of their image).
-
-    Returns:
-        Mask, `[H, W]`, bool, not empty, and its kind: "scratch", "spots", "blob" or "mark".
+    Shapes cover .1 to 3 % of the part, uniformly on a logarithmic scale (half of KSDD2's defects cover .5 to 5 % of
+    their image).
     """
-    places = np.flatnonzero(part)
+    places = np.argwhere(part)[:, ::-1]
     least = min(LEAST_AREA, len(places))
     for _ in range(TRIES):
         kind, draw = KINDS[rng.integers(len(KINDS))]
-        centre = _random_place(places, part.shape, rng)
+        centre = places[rng.integers(len(places))]
         canvas: Pixels = np.zeros(part.shape, dtype=np.uint8)
-        draw(canvas, centre, max(least, len(places) * log_uniform(rng, *AREAS)), rng)
+        draw(canvas, centre.astype(np.float64), max(least, len(places) * log_uniform(rng, *AREAS)), rng)
         mask = np.asarray((canvas > 0) & part)
         if np.count_nonzero(mask) >= least:
             return mask, kind
     # The part is a few pixels, or a thin line: a dot on it.
     canvas = np.zeros(part.shape, dtype=np.uint8)
-    column, row = _random_place(places, part.shape, rng)
-    cv2.circle(canvas, (int(column), int(row)), 2, 1, cv2.FILLED)
+    cv2.circle(canvas, places[rng.integers(len(places))].tolist(), 2, 1, cv2.FILLED)
     return np.asarray((canvas > 0) & part), "spots"
 
 
@@ -48,13 +43,8 @@ def log_uniform(rng: Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def _random_place(places: NDArray[np.intp], shape: tuple[int, ...], rng: Generator) -> Points:
-    row, column = divmod(int(places[rng.integers(len(places))]), shape[1])
-    return np.array([column, row], dtype=np.float64)
-
-
 def _scratch(canvas: Pixels, centre: Points, area: float, rng: Generator) -> None:
-    """A line that bends a little, thinner at its ends."""
+    """A line that bends a little, one to four pixels wide, thinner at its ends."""
     width = log_uniform(rng, 1, 4)
     length = min(area / width, 0.7 * float(np.hypot(*canvas.shape)))
     steps = max(3, round(length / 6))
@@ -104,19 +94,12 @@ def _mark(canvas: Pixels, centre: Points, area: float, rng: Generator) -> None:
     rows, columns = np.mgrid[top:bottom, left:right]
     reach = ((columns - centre[0]) / half[0]) ** 2 + ((rows - centre[1]) / half[1]) ** 2
     size = max(1.0, np.sqrt(area) / 12)
-    noise = 0.35 * _smooth_noise(rng, reach.shape, 2 * size) + 0.2 * _smooth_noise(rng, reach.shape, size)
+    noise = np.zeros_like(reach)
+    for weight, width in ((0.35, 2 * size), (0.2, size)):
+        field = cv2.GaussianBlur(rng.standard_normal(reach.shape), (0, 0), width)
+        noise += weight * (field / (field.std() + 1e-6))
     canvas[top:bottom, left:right] = (0.5 - reach + noise * (1 - reach) > 0) & (reach < 1)
 
 
-def _smooth_noise(rng: Generator, shape: tuple[int, ...], size: float) -> Points:
-    """Noise of unit variance."""
-    field = cv2.GaussianBlur(rng.standard_normal(shape), (0, 0), size)
-    return np.asarray(field / (field.std() + 1e-6))
-
-
-KINDS: tuple[tuple[str, Callable[[Pixels, Points, float, Generator], None]], ...] = (
-    ("scratch", _scratch),
-    ("spots", _spots),
-    ("blob", _blob),
-    ("mark", _mark),
-)
+KINDS: list[tuple[str, Callable[[Pixels, Points, float, Generator], None]]]
+KINDS = [("scratch", _scratch), ("spots", _spots), ("blob", _blob), ("mark", _mark)]

@@ -7,14 +7,12 @@ at random in normal images.
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 
 from anomalib_exdd.synthesis.base import Defect, Pixels, as_plain, check_range
 from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, find_model, load_inpainting
@@ -93,9 +91,6 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             half_precision=half_precision,
             offload=offload,
         )
-        if not self.prompts:
-            msg = "Argument `prompts` is empty. Describe the surface with a defect, such as 'scratched skt background'."
-            raise ValueError(msg)
         check_range(1, checkpoint_every=checkpoint_every)
         self.lora = Path(lora).expanduser()
         self.lora_weight = lora_weight
@@ -111,25 +106,20 @@ class DreamBoothSynthesizer(DiagSynthesizer):
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments that the images depend on, as plain values."""
-        training = asdict(self.training)
+        training = as_plain(asdict(self.training))
         del training["defect_prompts"]  # they are the prompts
-        return {**as_plain(training), **super().settings, "lora_weight": self.lora_weight}
+        return {**training, **super().settings, "lora_weight": self.lora_weight}
 
     def prepare(self, defects: Sequence[Defect], normals: Sequence[Pixels]) -> None:
         """Train the LoRA, unless it is there already; go on where an earlier training was interrupted.
 
-        Without any images, the LoRA has to be there. Processes that share the folder take turns: the first one trains.
+        Without any images, the LoRA has to be there.
 
         Raises:
-            ValueError: If the folder holds a LoRA of other images or settings, if the images are not usable, or if the
-                model is not one of Stable Diffusion's for inpainting.
-            RuntimeError: If the extra is not installed, or the training diverges.
-            ConnectionError: If the model is neither here nor reachable.
+            ValueError: If the folder holds a LoRA of other images or settings, or if the model is of another kind.
+            RuntimeError: If the training diverges.
         """
-        if storage.is_from_elsewhere(self.lora):
-            logger.info("The LoRA in `%s` was not trained here and is used as it is.", self.lora)
-            return
-        if not defects and not normals and storage.read_record(self.lora) is not None:
+        if storage.is_from_elsewhere(self.lora) or not (defects or normals):
             return
         examples = Examples(defects, normals, self.training)
         source = find_model(self.model, self.revision)
@@ -140,28 +130,12 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             "digests": examples.digests,
             "counts": {"defects": len(examples.defects), "normals": len(examples.normals)},
         }
-        with self._lock():
-            found = storage.read_record(self.lora)
-            if found is None:
-                self._train(source, examples, record)
-                return
+        found = storage.read_record(self.lora)
+        if found is None:
+            self._train(source, examples, record)
+        else:
             storage.check_same(found, record, self.lora)
             logger.info("The LoRA in `%s` is used again.", self.lora)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Wait until no other process trains in the folder."""
-        self.lora.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.lora.with_name(f"{self.lora.name}.lock"))
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            logger.warning("Another process trains the LoRA in `%s`: waiting for it.", self.lora)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _train(self, source: ModelSource, examples: Examples, record: dict[str, Any]) -> None:
         """Train a pipeline of its own: drawing uses the weights in the folder."""
@@ -176,24 +150,15 @@ class DreamBoothSynthesizer(DiagSynthesizer):
         self.pipeline = None
         del trainer
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     def _load(self) -> Any:
-        record, source = storage.read_record(self.lora), find_model(self.model, self.revision)
-        if record is None and not storage.is_from_elsewhere(self.lora):
+        if not (self.lora / storage.WEIGHTS).is_file():
             msg = f"The folder `{self.lora}` of argument `lora` holds no finished LoRA. Call `prepare` to train it."
             raise ValueError(msg)
-        weight = self.lora_weight
-        if record is not None:
-            base = (record["base_model"], record["base_revision"])
-            if base != (source.name, source.revision):
-                msg = (
-                    f"The LoRA in `{self.lora}` belongs to the model {base[0]} (revision {base[1]}), but `model` is "
-                    f"{source.name} (revision {source.revision}). Set `model` and `revision` to its own, or train anew."
-                )
-                raise ValueError(msg)
-            weight = published_weight(record["counts"]["defects"]) if weight is None else weight
+        record, weight = storage.read_record(self.lora), self.lora_weight
+        if weight is None and record is not None:
+            weight = published_weight(record["counts"]["defects"])
         if weight is None:
             msg = f"Argument `lora_weight` has to be set: the number of defects in `{self.lora}` is not known."
             raise ValueError(msg)

@@ -5,15 +5,16 @@ of the training depends on the seed and the position alone, so that an interrupt
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from statistics import mode
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
 
-from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_image_and_mask
+from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_mask
 from anomalib_exdd.synthesis.crops import Size, cut, cut_mask, window_around, working_size
 
 from .hyperparameters import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
@@ -36,67 +37,51 @@ class Examples:
 
     With defects, every other one is a normal image under the class prompt (DreamBooth's prior preservation, with real
     images in place of generated ones). Without, normal images under the instance prompt are used alone (zero-shot). Of
-    the normal images, 50 (zero-shot) or 200 (prior) are used, evenly spread.
-
-    Raises:
-        ValueError: If there are no images, or an image or a mask is not usable.
+    the normal images, 50 (zero-shot) or 200 (prior) are used, evenly spread. A ValueError refuses an empty mask.
     """
 
     def __init__(self, defects: Sequence[Defect], normals: Sequence[Pixels], settings: LoraSettings) -> None:
-        if not defects and not normals:
-            msg = "There is nothing to learn from: give defects, or normal images for zero-shot training."
-            raise ValueError(msg)
-        if defects and settings.prior_weight and not normals:
-            msg = "Argument `prior_weight` needs normal images, but there are none. Give some, or set it to 0."
-            raise ValueError(msg)
         wanted = (PRIOR_NORMALS if settings.prior_weight else 0) if defects else ZERO_SHOT_NORMALS
         chosen = np.linspace(0, len(normals) - 1, min(wanted, len(normals))).round().astype(int).tolist()
         self.defects, self.normals = list(defects), [normals[position] for position in chosen]
         self.settings = settings
         for defect in self.defects:
-            check_image_and_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
-        for position, normal in zip(chosen, self.normals, strict=True):
-            check_image_and_mask(normal, np.ones(normal.shape[:2], dtype=np.bool_), f" of normal image {position}")
-        shapes = [defect.mask.shape for defect in self.defects] or [normal.shape for normal in self.normals]
-        sizes = Counter(working_size((shape[0], shape[1]), settings.working_size) for shape in shapes)
-        self.size: Size = sizes.most_common(1)[0][0]
+            check_mask(defect.image, defect.mask, f" of defect `{defect.path}`")
+        shapes = [image.shape[:2] for image in [defect.image for defect in self.defects] or self.normals]
+        self.size: Size = mode(working_size(shape, settings.working_size) for shape in shapes)
 
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the defects with their masks, and of the normal images that are used."""
         defects = [array for defect in self.defects for array in (defect.image, defect.mask)]
-        digests = {"defects": hashlib.sha256(), "normals": hashlib.sha256()}
-        for name, arrays in (("defects", defects), ("normals", self.normals)):
-            for array in arrays:
-                digests[name].update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-        return {name: digest.hexdigest() for name, digest in digests.items()}
+        return {"defects": _digest(defects), "normals": _digest(self.normals)}
 
     def __getitem__(self, position: int) -> Example:
         """Return the example at a position of the training."""
-        settings = self.settings
+        settings, padding = self.settings, self.settings.crop_padding
         rng = default_rng([settings.seed, DRAWING, position])
-        if not self.defects:
-            image = self.normals[self.order(position, len(self.normals), kind=0)]
-            return self._window(rng, image, random_mask(rng, image.shape[:2]), settings.instance_prompt, 1.0)
-        if self.normals and position % 2:
-            image = self.normals[self.order(position // 2, len(self.normals), kind=1)]
+        turn = position // 2 if self.defects and self.normals else position
+        if self.defects and not (self.normals and position % 2):
+            defect = self.defects[self.order(turn, len(self.defects), kind=0)]
+            image, mask, weight = defect.image, defect.mask, 1.0
+            prompt = settings.defect_prompts[rng.integers(len(settings.defect_prompts))]
+        else:
+            image = self.normals[self.order(turn, len(self.normals), kind=int(bool(self.defects)))]
             mask = random_mask(rng, image.shape[:2])
-            return self._window(rng, image, mask, settings.class_prompt, settings.prior_weight)
-        number = position // 2 if self.normals else position
-        defect = self.defects[self.order(number, len(self.defects), kind=0)]
-        prompt = settings.defect_prompts[rng.integers(len(settings.defect_prompts))]
-        return self._window(rng, defect.image, defect.mask, prompt, 1.0)
+            zero_shot, prior = (settings.instance_prompt, 1.0), (settings.class_prompt, settings.prior_weight)
+            prompt, weight = prior if self.defects else zero_shot
+        window = window_around(mask, int(rng.integers(padding, 2 * padding + 1)), self.size)
+        hidden = cut_mask(mask, window, self.size, whole_cells=True)
+        return Example(cut(image, window, self.size), hidden, prompt, weight)
 
     def order(self, number: int, count: int, kind: int) -> int:
         """Return which of `count` images is used at a turn: each once in random order, then each once again."""
         epoch, place = divmod(number, count)
         return int(default_rng([self.settings.seed, ORDER, kind, epoch]).permutation(count)[place])
 
-    def _window(self, rng: Generator, image: Pixels, mask: Mask, prompt: str, weight: float) -> Example:
-        padding = self.settings.crop_padding
-        window = window_around(mask, int(rng.integers(padding, 2 * padding + 1)), self.size)
-        hidden = cut_mask(mask, window, self.size, whole_cells=True)
-        return Example(cut(image, window, self.size), hidden, prompt, weight)
+
+def _digest(arrays: Sequence[NDArray[Any]]) -> str:
+    return hashlib.sha256(b"".join(f"{array.shape}".encode() + array.tobytes() for array in arrays)).hexdigest()
 
 
 def random_mask(rng: Generator, shape: tuple[int, ...]) -> Mask:

@@ -38,7 +38,7 @@ DreamBooth, after In&Out (arXiv 2406.00501). Use: `pipeline.load_lora_weights("F
 
 | setting | value |
 | --- | --- |
-{settings}
+{rows}
 
 The license of the base model `{base}` applies to these weights as well, with its restrictions of use. The images they
 were trained on have an owner: pass the weights on only where the terms of both allow it.
@@ -46,16 +46,11 @@ were trained on have an owner: pass the weights on only where the terms of both 
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished LoRA, or None if there is none; a ValueError says that the file is broken."""
+    """Return the record of a finished LoRA, or None if it is not finished or was not trained here."""
     path = folder / RECORD
     if not (path.is_file() and (folder / WEIGHTS).is_file()):
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("base_model", "base_revision", "settings", "digests", "counts")}
-    except (ValueError, KeyError, TypeError) as error:
-        msg = f"The record `{path}` cannot be read ({error!r}). Delete the folder `{folder}` to train anew."
-        raise ValueError(msg) from error
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def is_from_elsewhere(folder: Path) -> bool:
@@ -66,10 +61,8 @@ def is_from_elsewhere(folder: Path) -> bool:
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     """Refuse a LoRA of another base model, other settings or images."""
     if found != wanted:
-        msg = (
-            f"The LoRA in `{folder}` was trained with other images or settings: "
-            f"{'; '.join(differences(found, wanted))}. Set `lora` to another folder, or delete this one to train anew."
-        )
+        what = "; ".join(differences(found, wanted))
+        msg = f"The LoRA in `{folder}` was trained otherwise: {what}. Set `lora` to another folder, or delete this one."
         raise ValueError(msg)
 
 
@@ -82,26 +75,24 @@ def save_checkpoint(folder: Path, record: Mapping[str, Any], state: Mapping[str,
 
 def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the state of an interrupted training, or None if there is no checkpoint; it has to be of the same record."""
-    path = folder / CHECKPOINT
-    if not path.is_file():
+    if not (folder / CHECKPOINT).is_file():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = dict(torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True))
     check_same(state["record"], record, folder)
-    return dict(state)
+    return state
 
 
 def save_lora(pipeline: Any, folder: Path, record: Mapping[str, Any]) -> None:
     """Write the LoRA of a pipeline's U-Net with its card and its record, and remove what only training needs."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings, base = record["settings"], record["base_model"]
     card = CARD_TEMPLATE.format(
-        base_line="" if record["base_revision"].startswith("local-") else f"base_model: {base}\n",
+        base_line="" if record["base_revision"].startswith("local-") else f"base_model: {record['base_model']}\n",
         family="stable-diffusion-xl" if is_xl(pipeline) else "stable-diffusion",
-        base=base,
+        rows="\n".join(f"| {name} | {value} |" for name, value in record["settings"].items()),
+        base=record["base_model"],
         revision=record["base_revision"],
-        **record["counts"],
-        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
         weights=WEIGHTS,
+        **record["counts"],
     )
     with write_atomically(folder / WEIGHTS) as partial:
         pipeline.save_lora_weights(

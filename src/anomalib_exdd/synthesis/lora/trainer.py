@@ -6,7 +6,6 @@ checkpoint ends with the same numbers as an unbroken one.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,69 +29,72 @@ GREATEST_GRADIENT = 1.0
 class LoraTrainer:
     """Adds a LoRA to an inpainting pipeline of Stable Diffusion (XL), in float32 or bfloat16, and trains it.
 
-    The pipeline is changed and should not be used for anything else afterwards.
-
-    Raises:
-        ValueError: If the pipeline has no U-Net for inpainting, or too few text layers.
+    The pipeline is changed and should not be used for anything else afterwards. A ValueError refuses other pipelines.
     """
 
     def __init__(self, pipeline: Any, settings: LoraSettings) -> None:
-        check_unet(pipeline)
+        unet = getattr(pipeline, "unet", None)
+        if unet is None or unet.config.in_channels != INPAINTING_CHANNELS:
+            needed = f"a U-Net with {INPAINTING_CHANNELS} input channels, made for inpainting"
+            msg = f"A LoRA needs {needed}. Choose such a model, as stable-diffusion-v1-5/stable-diffusion-inpainting."
+            raise ValueError(msg)
         drop_text_layers(pipeline, settings.clip_skip)
         self.pipeline, self.settings, self.step = pipeline, settings, 0
-        self.is_xl = is_xl(pipeline)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-            if part is not None:
+        self.is_xl, self.is_half = is_xl(pipeline), unet.dtype != torch.float32
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
                 part.requires_grad_(requires_grad=False)
-        if pipeline.vae.dtype != torch.float32:
-            pipeline.vae.to(torch.float32)  # that of SDXL overflows in half precision
+        pipeline.vae.to(torch.float32)  # that of SDXL overflows in half precision
         self.scheduler = import_library("diffusers").DDPMScheduler.from_config(pipeline.scheduler.config)
         prompts = {settings.instance_prompt, settings.class_prompt, *settings.defect_prompts}
         self._embeddings = {prompt: self._encode_prompt(prompt) for prompt in prompts}
+        convolutions = CONVOLUTIONS if settings.conv_rank else []
+        lora = import_library("peft").LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            init_lora_weights="gaussian",
+            target_modules=[*LINEAR, *convolutions],
+            rank_pattern=dict.fromkeys(convolutions, settings.conv_rank),
+            alpha_pattern=dict.fromkeys(convolutions, settings.conv_alpha),
+        )
         with torch.random.fork_rng(devices=[]):  # PEFT draws the first matrices; the second ones are zero at first
             torch.default_generator.manual_seed(settings.seed)
-            pipeline.unet.add_adapter(lora_config(settings))
+            unet.add_adapter(lora)
         # Small steps would be lost in half precision.
-        import_library("diffusers.training_utils").cast_training_params(pipeline.unet, torch.float32)
-        self._parameters = {name: value for name, value in pipeline.unet.named_parameters() if value.requires_grad}
+        import_library("diffusers.training_utils").cast_training_params(unet, torch.float32)
+        self._parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=settings.learning_rate)
         self.schedule = import_library("diffusers.optimization").get_cosine_with_hard_restarts_schedule_with_warmup(
             self.optimizer, num_warmup_steps=0, num_training_steps=settings.max_steps, num_cycles=settings.restarts
         )
 
     def train(self, examples: Examples, save: Callable[[dict[str, Any]], None], checkpoint_every: int) -> None:
-        """Take the steps that are left; after every `checkpoint_every` of them, except the last, save the state.
-
-        Raises:
-            RuntimeError: If the training diverges.
-        """
+        """Take the steps that are left, and save the state every so often; a RuntimeError says that they diverge."""
         settings, unet = self.settings, self.pipeline.unet
         if unet.device.type != "cpu":
             unet.enable_gradient_checkpointing()
         unet.train()
-        bar = tqdm(desc="Training the LoRA", initial=self.step, total=settings.max_steps, unit="step", delay=2)
-        while self.step < settings.max_steps:
-            first = self.step * settings.batch_size
+        steps = range(self.step, settings.max_steps)
+        bar = tqdm(steps, "Training the LoRA", settings.max_steps, initial=self.step, unit="step", delay=2)
+        for step in bar:
+            first = step * settings.batch_size
             batch = [examples[position] for position in range(first, first + settings.batch_size)]
-            with _autocast(unet):
-                loss = self.loss(batch, _generator(settings.seed, self.step))
+            # In bfloat16 where the frozen weights are: its range needs no scaling of the loss.
+            with torch.autocast(unet.device.type, dtype=torch.bfloat16, enabled=self.is_half):
+                loss = self.loss(batch, _generator(settings.seed, step))
             if not math.isfinite(loss.item()):
-                msg = (
-                    f"The training diverged at step {self.step}: its loss is {loss.item()}. Lower `learning_rate` "
-                    f"({settings.learning_rate}), or set `half_precision` to false."
-                )
+                diverged = f"The training diverged at step {step}: its loss is {loss.item()}"
+                msg = f"{diverged}. Lower `learning_rate` ({settings.learning_rate}), or set `half_precision` to false."
                 raise RuntimeError(msg)
             loss.backward()
             nn.utils.clip_grad_norm_(self._parameters.values(), GREATEST_GRADIENT)
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
-            self.step += 1
+            self.step = step + 1
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            bar.update()
             if self.step % checkpoint_every == 0 and self.step < settings.max_steps:
                 save(self.state_dict())
-        bar.close()
         unet.eval()
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,9 +117,9 @@ class LoraTrainer:
     def loss(self, batch: Sequence[Example], generator: torch.Generator) -> Tensor:
         """Return the U-Net's error at a random noise level, weighted by noise level and kind of image."""
         device, scheduler = self.pipeline.unet.device, self.scheduler
-        images = torch.from_numpy(np.stack([example.image for example in batch])).to(device).permute(0, 3, 1, 2)
-        images = images.float() / 127.5 - 1
-        masks = torch.from_numpy(np.stack([example.mask for example in batch])).to(device)[:, None].float()
+        pixels, hidden = (np.stack([getattr(example, name) for example in batch]) for name in ("image", "mask"))
+        images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        masks = torch.from_numpy(hidden).to(device)[:, None].float()
         with torch.no_grad():
             latents = self._encode_images(images, generator)
             visible = self._encode_images(images * (1 - masks), generator)
@@ -147,35 +149,18 @@ class LoraTrainer:
         return (encoded[0], encoded[2]) if self.is_xl else (encoded[0],)
 
     def _conditions(self, prompts: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
-        """The U-Net's arguments for some prompts and images of a size."""
-        states = torch.cat([self._embeddings[prompt][0] for prompt in prompts])
+        embeddings = [self._embeddings[prompt] for prompt in prompts]
+        states, *pooled = (torch.cat(parts) for parts in zip(*embeddings, strict=True))
         if not self.is_xl:
             return {"encoder_hidden_states": states}
-        pooled = torch.cat([self._embeddings[prompt][1] for prompt in prompts])
         # Original size, corner of the crop, wanted size: as the pipeline sets them when it draws.
         times = torch.tensor([[*size, 0, 0, *size]], dtype=states.dtype, device=states.device)
-        conditions = {"text_embeds": pooled, "time_ids": times.repeat(len(prompts), 1)}
+        conditions = {"text_embeds": pooled[0], "time_ids": times.repeat(len(prompts), 1)}
         return {"encoder_hidden_states": states, "added_cond_kwargs": conditions}
 
 
-def lora_config(settings: LoraSettings) -> Any:
-    """Return PEFT's description of the LoRA."""
-    convolutions = CONVOLUTIONS if settings.conv_rank else []
-    return import_library("peft").LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        init_lora_weights="gaussian",
-        target_modules=[*LINEAR, *convolutions],
-        rank_pattern=dict.fromkeys(convolutions, settings.conv_rank),
-        alpha_pattern=dict.fromkeys(convolutions, settings.conv_alpha),
-    )
-
-
 def noise_level_weight(ratio: Tensor, min_snr: float, *, predicts_velocity: bool) -> Tensor:
-    """Return weights, `[B]`, for signal-to-noise ratios, `[B]`: min-SNR (arXiv 2303.09556).
-
-    They keep the nearly clean noise levels from dominating.
-    """
+    """Return weights, `[B]`, of signal-to-noise ratios, `[B]`: min-SNR (arXiv 2303.09556)."""
     return ratio.clamp(max=min_snr) / (ratio + 1 if predicts_velocity else ratio)
 
 
@@ -192,31 +177,7 @@ def drop_text_layers(pipeline: Any, clip_skip: int) -> None:
     if is_xl(pipeline):
         return
     encoder = getattr(pipeline.text_encoder, "text_model", pipeline.text_encoder).encoder  # flat since transformers 5
-    if clip_skip > len(encoder.layers):
-        most = len(encoder.layers)
-        msg = f"Argument `clip_skip` is {clip_skip}, but the text encoder has only {most} layers. Use at most {most}."
-        raise ValueError(msg)
     encoder.layers = encoder.layers[: len(encoder.layers) - (clip_skip - 1)]
-
-
-def check_unet(pipeline: Any) -> None:
-    """Refuse a pipeline without a U-Net for inpainting."""
-    unet = getattr(pipeline, "unet", None)
-    channels = None if unet is None else unet.config.in_channels
-    if channels != INPAINTING_CHANNELS:
-        has = "has no U-Net" if unet is None else f"has a U-Net with {channels} input channels, not made for inpainting"
-        msg = (
-            f"The {type(pipeline).__name__} {has}: no LoRA can be trained for it here. Choose an inpainting model of "
-            "Stable Diffusion, such as stable-diffusion-v1-5/stable-diffusion-inpainting."
-        )
-        raise ValueError(msg)
-
-
-def _autocast(unet: Any) -> AbstractContextManager[Any]:
-    """Compute in bfloat16 where the frozen weights are: its range needs no scaling of the loss."""
-    if all(value.dtype == torch.float32 for value in unet.parameters()):
-        return nullcontext()
-    return torch.autocast(unet.device.type, dtype=torch.bfloat16)
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
