@@ -109,6 +109,11 @@ class Difference:
     high: float
     seeds: int
 
+    @property
+    def includes_zero(self) -> bool:
+        """Whether the interval does not tell which of the two is better."""
+        return self.low <= 0 <= self.high
+
 
 @dataclass(frozen=True)
 class Comparison:
