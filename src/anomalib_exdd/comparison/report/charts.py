@@ -7,7 +7,7 @@ theme.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,29 +83,19 @@ def wrapped(name: str, width: float) -> list[str]:
     return [each.strip() for each in lines if each.strip()]
 
 
-class RowLabel(NamedTuple):
-    """A method's name beside its row: its lines, each with its baseline, and the middle of the row."""
+def row_chart(x: Scale, content: Mapping[str, Any], write: Callable[[float], str]) -> dict[str, Any]:
+    """Lay out a row for every name: the lines of the name, each with its baseline, the middle of the row, its content.
 
-    lines: Sequence[tuple[float, str]]
-    y: float
-
-
-def row_labels(names: Sequence[str], width: float, top: float, height: float) -> tuple[list[RowLabel], float]:
-    """Stack names, wrapped to a width, in rows of at least a height; return them with the bottom of the last row."""
-    rows = []
-    for name in names:
-        lines = wrapped(name, width)
-        taller = height + _LINE * (len(lines) - 1)
-        baseline = top + (height + _FONT) / 2 - 2.5
-        rows.append(RowLabel([(baseline + _LINE * place, line) for place, line in enumerate(lines)], top + taller / 2))
-        top += taller
-    return rows, top
-
-
-def _row_chart(x: Scale, names: Sequence[str], content: Sequence[Any], write: Callable[[float], str]) -> dict[str, Any]:
-    labels, bottom = row_labels(names, _NAMES, _TOP, _ROW)
-    rows = list(zip(labels, content, strict=True))
-    return {"x": x, "ticks": x.ticks(3, write), "top": _TOP, "bottom": bottom, "names_end": _NAMES, "rows": rows}
+    A row is as high as its name is long.
+    """
+    rows, top = [], float(_TOP)
+    for name, each in content.items():
+        lines = wrapped(name, _NAMES)
+        height = _ROW + _LINE * (len(lines) - 1)
+        baseline = top + (_ROW + _FONT) / 2 - 2.5
+        rows.append(([(baseline + _LINE * place, line) for place, line in enumerate(lines)], top + height / 2, each))
+        top += height
+    return {"x": x, "ticks": x.ticks(3, write), "top": _TOP, "bottom": top, "names_end": _NAMES, "rows": rows}
 
 
 def difference_charts(results: Results) -> list[dict[str, Any]]:
@@ -120,7 +110,7 @@ def difference_charts(results: Results) -> list[dict[str, Any]]:
         x = Scale(low - margin, high + margin, _PLOT, 240)
         seeds = sorted({each.seeds for each in chosen})
         over = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-        charts.append({**_row_chart(x, [each.method for each in chosen], chosen, points), "name": name, "over": over})
+        charts.append({**row_chart(x, {each.method: each for each in chosen}, points), "name": name, "over": over})
     return charts
 
 
@@ -132,7 +122,7 @@ def cost_charts(results: Results) -> list[dict[str, Any]]:
         if measured:
             highest = max(max(method.values(quantity)) for method in measured)
             x = Scale(0, highest or 1.0, _PLOT, 336)
-            chart = _row_chart(x, [method.name for method in measured], measured, "{:,.10g}".format)
+            chart = row_chart(x, {method.name: method for method in measured}, "{:,.10g}".format)
             charts.append({**chart, "quantity": quantity, "name": name, "unit": unit, "more": more})
     return charts
 
