@@ -17,7 +17,7 @@ GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresh
 def said_by_run(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> str:
     """Start the process of a run with another program, and return what it said."""
     monkeypatch.setattr(scheduler, "WORKER", ("-c", program))
-    process = PlannedRun(folder, "x", {"run": {"method": "x", "seed": 0}}).start()
+    process = PlannedRun(folder, {"run": {"method": "x", "seed": 0}}).start()
     assert process.wait(100) == 0
     return (folder / LOG_NAME).read_text()
 

@@ -11,7 +11,7 @@ histograms, and a metric of all resamples a few operations on arrays. Shapes: N 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +54,16 @@ def best_f1(normal_RB: Array, defect_RB: Array) -> Array:
 
 
 def aupro(normal_RB: Array, regions_RB: Array, count_R: Array) -> Array:
-    """Area under the per-region overlap up to a false-positive rate of 0.3, divided by 0.3.
+    """Area under the per-region overlap up to a false-positive rate of 0.3, divided by 0.3, shape (R,).
 
     Args:
         normal_RB: Number of normal pixels.
         regions_RB: Pixels of defect regions, each divided by the size of its region.
         count_R: Number of regions.
-
-    Returns:
-        Shape (R,).
     """
     false = _from_the_top(normal_RB)
-    rate = _with_origin(false / false[..., -1:])
-    overlap = _with_origin(_from_the_top(regions_RB) / np.asarray(count_R)[..., None])
+    rate = np.insert(false / false[..., -1:], 0, 0, axis=-1)
+    overlap = np.insert(_from_the_top(regions_RB) / np.asarray(count_R)[..., None], 0, 0, axis=-1)
     start, end = rate[..., :-1], np.minimum(rate[..., 1:], FPR_LIMIT)
     width = rate[..., 1:] - start
     share = np.divide(end - start, width, out=np.zeros_like(width), where=width > 0)
@@ -78,10 +75,6 @@ def aupro(normal_RB: Array, regions_RB: Array, count_R: Array) -> Array:
 def _from_the_top(weights_RB: Array) -> Array:
     """Cumulate from the highest bin down: what is called defective as the threshold falls."""
     return np.asarray(np.cumsum(weights_RB[..., ::-1], axis=-1, dtype=np.float64))
-
-
-def _with_origin(curve_RB: Array) -> Array:
-    return np.concatenate([np.zeros_like(curve_RB[..., :1]), curve_RB], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class PixelHistograms:
         path = folder / HISTOGRAMS_NAME
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(path) as archive:
             names = ("normal", "defect", "regions", "region_counts")
             return cls(*(archive[name].astype(np.float64) for name in names))
 
@@ -123,8 +116,9 @@ def pixel_histograms(maps_NHW: Tensor, masks_NHW: Tensor) -> PixelHistograms:
     """Count pixels by score, from anomaly maps (float32, on the CPU) and masks (bool)."""
     maps, masks = maps_NHW.numpy(), masks_NHW.numpy()
     levels = np.linspace(0, 1, QUANTILES)
-    parts = [np.quantile(_thinned(maps[chosen]), levels) for chosen in (masks, ~masks) if chosen.any()]
-    edges = np.unique(np.concatenate(parts)).astype(np.float32)
+    # Of too many values, every n-th is enough.
+    thinned = [values[:: -(-len(values) // _MAX_VALUES)] for values in (maps[masks], maps[~masks]) if len(values)]
+    edges = np.unique(np.concatenate([np.quantile(values, levels) for values in thinned])).astype(np.float32)
     bins = len(edges) + 1
     shape = (len(maps), bins)
     normal, defect, regions, counts = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(len(maps))
@@ -140,11 +134,6 @@ def pixel_histograms(maps_NHW: Tensor, masks_NHW: Tensor) -> PixelHistograms:
     return PixelHistograms(normal, defect, regions, counts)
 
 
-def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take every n-th of too many values."""
-    return values[:: -(-len(values) // _MAX_VALUES)]
-
-
 @dataclass(frozen=True)
 class RunScores:
     """Scores of a run: test images, histograms of pixels (None without maps or masks), and exact metrics by name."""
@@ -152,11 +141,6 @@ class RunScores:
     images: Sequence[ImageResult]
     pixels: PixelHistograms | None
     metrics: Mapping[str, float]
-
-    @cached_property
-    def paths(self) -> tuple[str, ...]:
-        """Paths of the test images, which tell whether two runs have the same."""
-        return tuple(image.image for image in self.images)
 
     def resampled(self, weights_RN: Array) -> dict[str, Array]:
         """Return every metric of the run for every resample, shape (R,), given how often each image was drawn."""
@@ -196,29 +180,27 @@ def paired_differences(
     measured = {}
     for method in (*others, baseline):
         for run_seed, run in sorted(runs[method].items()):
-            if run.paths not in weights:
-                weights[run.paths] = _draw(run.images, resamples, np.random.default_rng((seed, 0, len(weights))))
-            measured[method, run_seed] = run.resampled(weights[run.paths])
+            paths = tuple(image.image for image in run.images)
+            if paths not in weights:
+                weights[paths] = _draw(run.images, resamples, np.random.default_rng((seed, 0, len(weights))))
+            measured[method, run_seed] = run.resampled(weights[paths])
     differences = []
-    for method in others:
-        for metric in METRICS:
-            seeds = [
-                each
-                for each, run in sorted(runs[method].items())
-                if metric in run.metrics and each in runs[baseline] and metric in runs[baseline][each].metrics
-            ]
-            if not seeds:
-                continue
-            exact = [runs[method][each].metrics[metric] - runs[baseline][each].metrics[metric] for each in seeds]
-            found_SR = np.stack([measured[method, each][metric] - measured[baseline, each][metric] for each in seeds])
-            rng = np.random.default_rng((seed, len(seeds)))
-            seed_weights = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
-            # Bins shift a metric of pixels slightly; correct it by the shift on the whole test data.
-            shift = float(np.mean(exact) - np.mean(found_SR[:, 0]))
-            means = (seed_weights * found_SR[:, 1:].T).sum(axis=1) / len(seeds) + shift
-            low, high = np.percentile(means, INTERVAL)
-            numbers = float(np.mean(exact)), float(low), float(high), len(seeds)
-            differences.append(Difference(method, baseline, metric, *numbers))
+    for method, metric in product(others, METRICS):
+        both = [(each, measured[method, each], measured.get((baseline, each), {})) for each in sorted(runs[method])]
+        seeds = [each for each, ours, theirs in both if metric in ours and metric in theirs]
+        if not seeds:
+            continue
+        exact = [runs[method][each].metrics[metric] - runs[baseline][each].metrics[metric] for each in seeds]
+        found_SR = np.stack([measured[method, each][metric] - measured[baseline, each][metric] for each in seeds])
+        rng = np.random.default_rng((seed, len(seeds)))
+        seed_weights = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
+        # Bins shift a metric of pixels slightly; correct it by the shift on the whole test data.
+        shift = float(np.mean(exact) - np.mean(found_SR[:, 0]))
+        means = (seed_weights * found_SR[:, 1:].T).sum(axis=1) / len(seeds) + shift
+        low, high = np.percentile(means, INTERVAL)
+        differences.append(
+            Difference(method, baseline, metric, float(np.mean(exact)), float(low), float(high), len(seeds))
+        )
     return differences
 
 

@@ -24,8 +24,8 @@ from .methods import ResolvedMethod, resolve_method
 from .report import REPORT_NAME, write_report
 from .report.reader import read_results
 from .report.tables import CSV_NAME, MARKDOWN_NAME, differences_table, failures, summary_table, write_tables
-from .results import RESULTS_NAME, Comparison, Method, Run, read_images, write_comparison, write_json
-from .scheduler import PlannedRun, execute_all
+from .results import RESULTS_NAME, Comparison, Run, read_images, write_comparison, write_json
+from .scheduler import PlannedRun, changed, execute_all
 
 MARKER_NAME = "comparison.json"
 """File that identifies the data of a folder's results."""
@@ -133,38 +133,29 @@ def run_comparison(config: ComparisonConfig, command: str = "") -> Comparison:
     methods = [resolve_method(method, config) for method in config.selected]
     files = DataFiles()
     by_seed = {seed: [method.run_settings(config, seed) for method in methods] for seed in config.seeds}
-    files.hash_all(run["data"] for runs in by_seed.values() for run in runs)
     _check_test_images(by_seed, files)
     claim_folder(config)
-    machine = describe() | describe_allocation()
-    environment = {name: value for name, value in machine.items() if name in _ENVIRONMENT}
-    folders = {method.config.name: method.config.folder for method in methods}
-    planned = []
-    for run in (run for runs in by_seed.values() for run in runs):
-        named = (run["weights"], run["model"]["init_args"].get("weights"))
-        weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
-        settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
-        place = f"runs/{folders[run['method']]}/{run['seed']}"
-        planned.append(PlannedRun(config.output / place, place, json.loads(json.dumps(settings))))
-    identity = _identity(config.data)
-    facts: dict[str, Any] = {"name": identity["data"], "root": identity["root"]}
+    data = _identity(config.data)
+    facts: dict[str, Any] = {"name": data["data"], "root": data["root"]}
     facts["sha256"] = files.write({s: [run["data"] for run in runs] for s, runs in by_seed.items()}, config.output)
     facts |= counts(files.images(by_seed[config.seeds[0]][0]["data"]))
+    machine = describe() | describe_allocation()
+    planned = _plan(methods, by_seed, files, machine, config.output)
     finished: list[Run] = []
     try:
         execute_all(planned, finished)
     finally:  # also after an interruption, with the runs that have finished
-        quick = " (a quick try: trainings were cut short)" if config.quick else ""
         order = [method.config.name for method in methods]
         runs = sorted(finished, key=lambda run: (order.index(run.method), run.seed))
         comparison = Comparison(
-            title=(config.title or f"{len(methods)} methods on {facts['name']}") + quick,
+            title=(config.title or f"{len(methods)} methods on {facts['name']}")
+            + (" (a quick try: trainings were cut short)" if config.quick else ""),
             command=command,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             configuration=json.loads(json.dumps(asdict(config), default=str)),
             machine=machine,
             data=facts,
-            methods=[_method(each) for each in methods],
+            methods=[each.described() for each in methods],
             runs=runs,
             differences=paired_differences(_scores(runs, config.output), config.reference, config.resamples),
         )
@@ -179,15 +170,11 @@ def claim_folder(config: ComparisonConfig) -> None:
     Raises:
         ValueError: If it holds a comparison on other data, or something else.
     """
-    marker = config.output / MARKER_NAME
-    ours = _identity(config.data)
+    marker, ours = config.output / MARKER_NAME, _identity(config.data)
     if marker.is_file():
-        theirs = json.loads(marker.read_text(encoding="utf-8"))
-        if theirs != ours:
-            msg = (
-                f"The folder {config.output} has a comparison on other data ({_describe_data(theirs)}) than this one "
-                f"({_describe_data(ours)}). Give another --output."
-            )
+        if differing := changed(json.loads(marker.read_text(encoding="utf-8")), ours):
+            names = ", ".join(sorted(differing))
+            msg = f"The folder {config.output} has a comparison on other data: {names} differ. Give another --output."
             raise ValueError(msg)
         return
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
@@ -209,20 +196,31 @@ def _check_test_images(by_seed: Mapping[int, Sequence[Mapping[str, Any]]], files
                 raise ValueError(msg)
 
 
-def _method(method: ResolvedMethod) -> Method:
-    config = method.config
-    return Method(
-        config.name, config.class_path, method.arguments, method.notes, config.published, config.published_source
-    )
+def _plan(
+    methods: Sequence[ResolvedMethod],
+    by_seed: Mapping[int, Sequence[Mapping[str, Any]]],
+    files: DataFiles,
+    machine: Mapping[str, str],
+    output: Path,
+) -> list[PlannedRun]:
+    """Plan the runs, seed by seed, with all that their results depend on."""
+    environment = {name: value for name, value in machine.items() if name in _ENVIRONMENT}
+    planned = []
+    for method, run in ((method, run) for runs in by_seed.values() for method, run in zip(methods, runs, strict=True)):
+        named = (run["weights"], run["model"]["init_args"].get("weights"))
+        weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
+        settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
+        folder = output / "runs" / method.config.folder / str(run["seed"])
+        planned.append(PlannedRun(folder, json.loads(json.dumps(settings))))
+    return planned
 
 
 def _scores(runs: Sequence[Run], output: Path) -> dict[str, dict[int, RunScores]]:
     scores: dict[str, dict[int, RunScores]] = {}
-    for run in runs:
-        if not run.error:
-            folder = output / run.folder
-            found = RunScores(read_images(folder), PixelHistograms.load(folder), run.metrics)
-            scores.setdefault(run.method, {})[run.seed] = found
+    for run in (run for run in runs if not run.error):
+        folder = output / run.folder
+        found = RunScores(read_images(folder), PixelHistograms.load(folder), run.metrics)
+        scores.setdefault(run.method, {})[run.seed] = found
     return scores
 
 
@@ -258,8 +256,3 @@ def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
         "root": str(Path(arguments["root"]).resolve()) if arguments.get("root") else base["root"],
         "arguments": json.loads(json.dumps(chosen, default=str)),
     }
-
-
-def _describe_data(marker: Mapping[str, Any]) -> str:
-    given = [f"{name} {value}" for name, value in marker.get("arguments", {}).items() if value is not None]
-    return ", ".join([f"{marker['data']} in {marker['root']}", *given])

@@ -3,9 +3,9 @@
 Classes are treated as Anomalib's command line does it, but one at a time and with errors of one line.
 """
 
-import difflib
 import inspect
 import json
+import pydoc
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping
@@ -49,18 +49,10 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         """Check what the types leave open."""
-        if not self.name.strip():
-            msg = f"Every method needs a `name`, but that of a {self.class_path} is blank."
-            raise ValueError(msg)
-        if self.image_size is not None and min(self.image_size) < 1:
-            msg = f"Method {self.name!r}: `image_size` has to be height and width in pixels, but got {self.image_size}."
-            raise ValueError(msg)
         for metric, value in self.published.items():
             if metric not in METRICS or not 0 <= value <= 1:
-                msg = (
-                    f"Method {self.name!r}: `published` has to give metrics of {', '.join(METRICS)} as numbers from "
-                    f"0 to 1, but got {metric}: {value}."
-                )
+                known = ", ".join(METRICS)
+                msg = f"Method {self.name!r}: `published` takes {known}, from 0 to 1, but got {metric}: {value}."
                 raise ValueError(msg)
 
     @classmethod
@@ -122,31 +114,28 @@ class ComparisonConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be compared."""
         names = [method.name for method in self.methods]
-        if not names:
-            msg = "Argument `methods` has to name at least one method."
-            raise ValueError(msg)
-        for kind, given in (("name", names), ("folder", [method.folder for method in self.methods])):
-            if twice := sorted({each for each in given if given.count(each) > 1}):
-                msg = f"Argument `methods` has several methods with the {kind} {twice[0]!r}: rename all but one."
+        folders = [method.folder for method in self.methods]
+        twice = [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]
+        unknown = [name for name in self.only if name not in names]
+        given = self.weights
+        for is_wrong, msg in (
+            (not names, "Argument `methods` has to name at least one method."),
+            (twice, f"Argument `methods` has several for the same folder of runs: rename all but one of {twice}."),
+            (
+                self.baseline not in {None, *names},
+                f"Argument `baseline` has to be one of the methods, {names}, but got {self.baseline!r}.",
+            ),
+            (unknown, f"Argument `only` has to name some of the methods, {names}, but got {unknown}."),
+            (
+                not self.seeds or len(set(self.seeds)) < len(self.seeds),
+                f"Argument `seeds` has to be a list of different numbers, but got {self.seeds}.",
+            ),
+            (given and not given.is_file(), f"Argument `weights` has to be a file, but there is none at {given}."),
+            (given and not self.backbone, f"Argument `weights` ({given}) needs the `backbone` that they belong to."),
+            (self.resamples < 100, f"Argument `resamples` has to be at least 100, but got {self.resamples}."),
+        ):
+            if is_wrong:
                 raise ValueError(msg)
-        if self.baseline is not None and self.baseline not in names:
-            msg = f"Argument `baseline` has to be one of the methods, {names}, but got {self.baseline!r}."
-            raise ValueError(msg)
-        if unknown := [name for name in self.only if name not in names]:
-            msg = f"Argument `only` has to name some of the methods, {names}, but got {unknown[0]!r}."
-            raise ValueError(msg)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            msg = f"Argument `seeds` has to be a list of different numbers from 0 on, but got {list(self.seeds)}."
-            raise ValueError(msg)
-        if self.weights is not None and not self.weights.is_file():
-            msg = f"Argument `weights` has to be a file, but there is none at {self.weights}."
-            raise ValueError(msg)
-        if self.weights is not None and self.backbone is None:
-            msg = f"Argument `weights` is given ({self.weights}), but not `backbone`: name the network they belong to."
-            raise ValueError(msg)
-        if self.resamples < 100:
-            msg = f"Argument `resamples` has to be at least 100, but got {self.resamples}."
-            raise ValueError(msg)
 
     @property
     def selected(self) -> list[MethodConfig]:
@@ -157,7 +146,7 @@ class ComparisonConfig:
     def reference(self) -> str:
         """Name of the method that the others are compared with: the baseline, or the first if it takes no part."""
         names = [method.name for method in self.selected]
-        return next((name for name in names if name == self.baseline), names[0])
+        return self.baseline if self.baseline in names else names[0]
 
 
 def find_class(class_path: str, base: type, home: str) -> type:
@@ -166,18 +155,12 @@ def find_class(class_path: str, base: type, home: str) -> type:
     Raises:
         ValueError: If there is no such class derived from `base`.
     """
-    module_name, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(import_module(module_name or home), name, None)
-    except ImportError:
-        found = None
+    found = pydoc.locate(class_path if "." in class_path else f"{home}.{class_path}")
     if inspect.isclass(found) and issubclass(found, base):
         return found
     classes = [each for each in vars(import_module(home)).values() if inspect.isclass(each) and each is not base]
     known = sorted(each.__name__ for each in classes if issubclass(each, base))
-    similar = difflib.get_close_matches(name, known, 3)
-    hint = f"did you mean {' or '.join(similar)}?" if similar else f"known are {', '.join(known)}."
-    msg = f"There is no {base.__name__} called {class_path!r}: {hint}"
+    msg = f"There is no {base.__name__} called {class_path!r}: known are {', '.join(known)}."
     raise ValueError(msg)
 
 

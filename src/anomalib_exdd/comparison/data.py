@@ -3,9 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from anomalib.data import AnomalibDataModule
@@ -18,11 +17,9 @@ from .config import find_class, instantiate, merge, resolve_arguments
 from .results import write_csv
 
 DATA_NAME = "data.csv"
-_SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
-class DataImage:
+class DataImage(NamedTuple):
     """An image of the data, its mask (empty without one), label (1: defective) and split (train, val, test)."""
 
     image: str
@@ -105,32 +102,26 @@ class DataFiles:
             self._hashes[path] = sha256_of_file(path)
         return self._hashes[path]
 
-    def hash_all(self, data: Iterable[Mapping[str, Any]]) -> None:
-        """Hash the files of data modules, with a progress bar."""
-        found = {path for each in data for image in self.images(each) for path in (image.image, image.mask)}
-        todo = sorted(found - set(self._hashes))
-        for path in tqdm(todo, desc="Hashing the data", unit="file", disable=len(todo) < 500):
-            self.sha256(path)
-
     def write(self, by_seed: Mapping[int, Sequence[Mapping[str, Any]]], folder: Path) -> str:
         """Write `data.csv`: every image with its label, hashes and its use with each seed; return its SHA-256."""
-        rows: dict[str, dict[str, Any]] = {}
+        splits: dict[tuple[str, str, int], dict[int, str]] = {}
         for seed, modules in by_seed.items():
             for image in (image for each in modules for image in self.images(each)):
-                row = rows.setdefault(
-                    image.image,
-                    {
-                        "image": image.image,
-                        "mask": image.mask,
-                        "label": image.label,
-                        "split": "test" if image.split == "test" else "train",
-                        "sha256": self.sha256(image.image),
-                        "mask_sha256": self.sha256(image.mask),
-                    },
-                )
-                row[f"seed_{seed}"] = image.split
+                splits.setdefault(image[:3], {})[seed] = image.split
+        rows = [
+            {
+                "image": image,
+                "mask": mask,
+                "label": label,
+                "split": "test" if next(iter(used.values())) == "test" else "train",
+                "sha256": self.sha256(image),
+                "mask_sha256": self.sha256(mask),
+                **{f"seed_{seed}": split for seed, split in used.items()},
+            }
+            for (image, mask, label), used in tqdm(sorted(splits.items()), desc="Hashing the data", disable=None)
+        ]
         columns = ["image", "mask", "label", "split", "sha256", "mask_sha256", *(f"seed_{seed}" for seed in by_seed)]
-        return sha256_of_file(write_csv((rows[image] for image in sorted(rows)), columns, folder / DATA_NAME))
+        return sha256_of_file(write_csv(rows, columns, folder / DATA_NAME))
 
 
 def test_images(images: Iterable[DataImage]) -> list[str]:
@@ -142,7 +133,7 @@ def counts(images: Sequence[DataImage]) -> dict[str, int]:
     """Count the images by split and label."""
     return {
         f"{name}_{word}": sum(image.split == split and image.label == label for image in images)
-        for split, name in zip(_SPLITS, ("train", "validation", "test"), strict=True)
+        for split, name in (("train", "train"), ("val", "validation"), ("test", "test"))
         for label, word in enumerate(("normal", "defective"))
     }
 
@@ -153,7 +144,7 @@ def _data_class(class_path: str) -> type:
 
 def _list_images(datamodule: AnomalibDataModule, name: str) -> list[DataImage]:
     found: list[DataImage] = []
-    for split in _SPLITS:
+    for split in ("train", "val", "test"):
         data = getattr(datamodule, f"{split}_data", None)
         # Anomalib generates such validation images anew every time, in a temporary folder.
         if data is None or (split == "val" and datamodule.val_split_mode == ValSplitMode.SYNTHETIC):
@@ -161,7 +152,7 @@ def _list_images(datamodule: AnomalibDataModule, name: str) -> list[DataImage]:
         samples = data.samples
         masks = samples["mask_path"] if "mask_path" in samples else [""] * len(samples)
         for image, mask, label in zip(samples["image_path"], masks, samples["label_index"], strict=True):
-            exists = isinstance(mask, str) and bool(mask) and Path(mask).is_file()
+            exists = isinstance(mask, str) and Path(mask).is_file()
             found.append(DataImage(str(image), mask if exists else "", int(label), split))
     tested = set(test_images(found))
     if not tested or not any(image.split == "train" for image in found):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd.models.exdd import ExDD
-from anomalib_exdd.models.exdd.explanation import PatchExplanation, TrainingPatch, explain_image
+from anomalib_exdd.models.exdd.explanation import explain_image
 
 from .environment import default_allocation
 from .results import ImageResult
@@ -93,7 +93,7 @@ def image_metrics(scores_N: Tensor, labels_N: Tensor) -> dict[str, float]:
     """Return image AUROC, image AP and best F1 of raw scores; nothing if all images have the same label."""
     if len(labels_N.unique()) < 2:
         return {}
-    metrics: dict[str, Any] = {"image_AUROC": AUROC, "image_AP": AUPR, "image_F1": F1Max}
+    metrics = {"image_AUROC": AUROC, "image_AP": AUPR, "image_F1": F1Max}
     return {name: _compute(metric, unit_interval(scores_N), labels_N) for name, metric in metrics.items()}
 
 
@@ -102,9 +102,11 @@ def pixel_metrics(maps_NHW: Tensor, masks_NHW: Tensor) -> dict[str, float]:
     if not masks_NHW.any() or masks_NHW.all():
         return {}
     scaled, masks = unit_interval(maps_NHW), masks_NHW.long()
-    metrics: dict[str, Any] = {"pixel_AUROC": AUROC, "pixel_AP": AUPR}
-    found = {name: _compute(metric, scaled, masks) for name, metric in metrics.items()}
-    return {**found, "AUPRO": _compute(AUPRO, maps_NHW, masks_NHW.float())}
+    return {
+        "pixel_AUROC": _compute(AUROC, scaled, masks),
+        "pixel_AP": _compute(AUPR, scaled, masks),
+        "AUPRO": _compute(AUPRO, maps_NHW, masks_NHW.float()),
+    }
 
 
 def best_f1_threshold(scores_N: Tensor, labels_N: Tensor) -> float:
@@ -149,22 +151,18 @@ def explain_worst(
     for number in sorted(chosen):
         item: Any = datamodule.test_data[number]
         image = torch.Tensor(transform(item.image) if transform else item.image).to(device)
-        explained[str(item.image_path)] = _nearest_patches(model, image, str(item.image_path))
+        explanation = explain_image(model.model, image, str(item.image_path), 1, model.decisions)
+        patch, (height, width) = explanation.patches[0], explanation.image_size
+        entry: dict[str, Any] = {"row": patch.row / height, "column": patch.column / width}
+        for name, near in (("normal", patch.normal), ("defect", patch.defect)):
+            entry[name] = near and {
+                "source": near.source,
+                "row": near.row / height,
+                "column": near.column / width,
+                "distance": near.distance,
+            }
+        explained[str(item.image_path)] = {**entry, "reason": explanation.reason and str(explanation.reason)}
     return explained
-
-
-def _nearest_patches(model: ExDD, image_CHW: Tensor, path: str) -> dict[str, Any]:
-    explanation = explain_image(model.model, image_CHW, path, 1, model.decisions)
-    patch, (height, width) = explanation.patches[0], explanation.image_size
-
-    def place(found: PatchExplanation | TrainingPatch) -> dict[str, float]:
-        return {"row": found.row / height, "column": found.column / width}
-
-    nearest = {
-        name: found and {"source": found.source, **place(found), "distance": found.distance}
-        for name, found in (("normal", patch.normal), ("defect", patch.defect))
-    }
-    return {**place(patch), **nearest, "reason": explanation.reason and str(explanation.reason)}
 
 
 def measure_speed(model: AnomalibModule, datamodule: AnomalibDataModule, device: torch.device) -> tuple[float, float]:
@@ -190,17 +188,12 @@ def measure_speed(model: AnomalibModule, datamodule: AnomalibDataModule, device:
 
 def peak_memory_mb() -> float | None:
     """Return the largest resident memory of this process so far; None on Windows."""
-    try:
-        import resource  # noqa: PLC0415  not on Windows
-    except ImportError:
+    if sys.platform == "win32":
         return None
+    import resource  # noqa: PLC0415  not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def peak_gpu_memory_mb(device: torch.device) -> float | None:
-    """Return the largest memory allocated on a GPU so far; None without one."""
-    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 
 def _compute(metric_class: Any, scores: Tensor, labels: Tensor) -> float:
@@ -211,15 +204,10 @@ def _compute(metric_class: Any, scores: Tensor, labels: Tensor) -> float:
 
 def _seconds(model: AnomalibModule, images_BCHW: Tensor, device: torch.device) -> float:
     images_BCHW = images_BCHW.to(device)
-    _synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     start = time.perf_counter()
     model(images_BCHW)
-    _synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

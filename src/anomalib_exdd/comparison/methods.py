@@ -19,8 +19,9 @@ from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.features import PatchFeatureExtractor
 from anomalib_exdd.models.transforms import crops_of
 
-from .config import ComparisonConfig, MethodConfig, find_class, instantiate, merge, resolve_arguments
+from .config import ComparisonConfig, MethodConfig, find_class, instantiate, resolve_arguments
 from .data import resolve_data
+from .results import Method
 
 _COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 _TRAINER_ARGUMENTS = {
@@ -41,6 +42,12 @@ class ResolvedMethod:
     weights: str  # file of its backbone's weights; empty where the model finds them itself
     uses_defects: bool  # whether it sees defective training images
     notes: list[str]  # what is not the same as for the other methods
+
+    def described(self) -> Method:
+        """Return what the results say of the method."""
+        config = self.config
+        published = config.published, config.published_source
+        return Method(config.name, config.class_path, self.arguments, self.notes, *published)
 
     def run_settings(self, comparison: ComparisonConfig, seed: int) -> dict[str, Any]:
         """Return everything that a run depends on, except for the content of the data and the versions."""
@@ -67,15 +74,13 @@ def resolve_method(method: MethodConfig, comparison: ComparisonConfig) -> Resolv
         ValueError: If the model is unknown or does not take an argument or a value.
     """
     owner = f"Method {method.name!r}"
-    try:
-        found = _model_class(method.class_path)
-    except ValueError as error:
-        msg = f"{owner}: {error}"
-        raise ValueError(msg) from error
+    found = _model_class(method.class_path)
     given = dict(method.init_args)
-    if forbidden := sorted(_COMPONENTS & set(given)):
-        msg = f"{owner}: argument `{forbidden[0]}` is set by the comparison. For another input size give `image_size`."
-        raise ValueError(msg)
+    for name, arguments, taken in (("init_args", given, _COMPONENTS), ("trainer", method.trainer, _TRAINER_ARGUMENTS)):
+        if forbidden := sorted(taken & set(arguments)):
+            msg = f"{owner}: `{name}` cannot give `{forbidden[0]}`, as the comparison sets it (see also `image_size`)."
+            raise ValueError(msg)
+    resolve_arguments(Trainer, method.trainer, set(), f"Argument `trainer` of method {method.name!r}")
     parameters = set(inspect.signature(found).parameters)
     size = method.image_size or comparison.image_size
     for name, value in {"backbone": comparison.backbone, "layers": comparison.layers, "image_size": size}.items():
@@ -84,13 +89,13 @@ def resolve_method(method: MethodConfig, comparison: ComparisonConfig) -> Resolv
     takes_seed = "seed" in parameters and "seed" not in given
     arguments = resolve_arguments(found, given, _COMPONENTS, f"{owner}, {found.__name__}")
     if takes_seed:
-        arguments.pop("seed", None)
+        arguments.pop("seed")
     if arguments.get("image_size") is not None:
         size = (arguments["image_size"][0], arguments["image_size"][1])
-    _check_trainer(method)
-    weights, weight_notes = _weights(arguments, parameters, comparison)
-    uses_defects = issubclass(found, ExDD | DefectClassifier) or arguments.get("supervised") is True
-    uses_defects = uses_defects if method.uses_defects is None else method.uses_defects
+    weights, weight_notes = _weights(arguments, comparison)
+    uses_defects = method.uses_defects
+    if uses_defects is None:
+        uses_defects = issubclass(found, ExDD | DefectClassifier) or arguments.get("supervised") is True
     notes = [*method.notes, *_size_notes(found, size, comparison), *weight_notes]
     notes += _data_notes(found, method, uses_defects=uses_defects)
     return ResolvedMethod(method, arguments, takes_seed, size, weights, uses_defects, notes)
@@ -130,7 +135,14 @@ def build_model(run: Mapping[str, Any]) -> AnomalibModule:
         arguments["pre_trained"] = False
     with _timm_without_downloads():
         model = instantiate(found, arguments, **components)
-    _load_backbones(model, Path(weights))
+    backbones = [each for each in model.modules() if isinstance(each, TimmFeatureExtractor)]
+    if not backbones:
+        msg = f"{found.__name__} has no timm backbone that {weights} could be loaded into."
+        raise ValueError(msg)
+    for each in backbones:
+        ours = PatchFeatureExtractor(str(each.backbone), [str(layer) for layer in each.layers], weights=Path(weights))
+        ours.load_weights()
+        each.load_state_dict(ours.backbone.state_dict())
     return model
 
 
@@ -151,14 +163,6 @@ def _pre_processor(found: type[AnomalibModule], size: tuple[int, int] | None) ->
     if size is None or "image_size" not in inspect.signature(configure).parameters:
         return configure()
     return configure(image_size=tuple(size))
-
-
-def _check_trainer(method: MethodConfig) -> None:
-    owner = f"Argument `trainer` of method {method.name!r}"
-    if forbidden := sorted(_TRAINER_ARGUMENTS & set(method.trainer)):
-        msg = f"{owner} cannot give `{forbidden[0]}`: every run of a comparison has one device and a folder of its own."
-        raise ValueError(msg)
-    resolve_arguments(Trainer, method.trainer, set(), owner)
 
 
 def _size_notes(found: type[AnomalibModule], size: tuple[int, int] | None, comparison: ComparisonConfig) -> list[str]:
@@ -185,9 +189,9 @@ def _data_notes(found: type[AnomalibModule], method: MethodConfig, *, uses_defec
     return notes
 
 
-def _weights(arguments: Mapping[str, Any], parameters: set[str], comparison: ComparisonConfig) -> tuple[str, list[str]]:
+def _weights(arguments: Mapping[str, Any], comparison: ComparisonConfig) -> tuple[str, list[str]]:
     """Return the file of the backbone's weights (empty for the model's own), and notes."""
-    if "backbone" not in parameters:
+    if "backbone" not in arguments:
         return "", ["Network of its own, without the shared backbone."] if comparison.backbone else []
     used, notes = str(arguments["backbone"]), []
     if comparison.backbone is not None and used != comparison.backbone:
@@ -205,24 +209,12 @@ def _weights(arguments: Mapping[str, Any], parameters: set[str], comparison: Com
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
     flat = []
-    for name, value in merge({}, settings).items():
+    for name, value in settings.items():
         if isinstance(value, Mapping):
             flat += _flat(value, "" if name == "init_args" else f"{prefix}{name}.")
         else:
             flat.append(f"{prefix}{name} {value}")
     return flat
-
-
-def _load_backbones(model: AnomalibModule, weights: Path) -> None:
-    """Load local weights into all timm backbones of a model."""
-    backbones = [each for each in model.modules() if isinstance(each, TimmFeatureExtractor)]
-    if not backbones:
-        msg = f"{type(model).__name__} has no timm backbone that {weights} could be loaded into."
-        raise ValueError(msg)
-    for each in backbones:
-        ours = PatchFeatureExtractor(str(each.backbone), [str(layer) for layer in each.layers], weights=weights)
-        ours.load_weights()
-        each.load_state_dict(ours.backbone.state_dict())
 
 
 @contextmanager

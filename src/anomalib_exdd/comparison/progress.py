@@ -34,7 +34,7 @@ def describe(counts: Mapping[str, tuple[int, int | None]], share: float, seconds
     Args:
         counts: What is counted -> the present number and its limit, None without one.
         share: Share of the stage that is done, 0 to 1; 0 where it has no limit.
-        seconds: Seconds since the stage began.
+        seconds: Duration of the stage so far.
     """
     words = [f"{name} {number}" + ("" if limit is None else f"/{limit}") for name, (number, limit) in counts.items()]
     if 0 < share < 1:
@@ -61,16 +61,11 @@ class ProgressWriter(Callback):
 
     on_test_start = on_train_start
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write the progress of the training."""
-        limits = (trainer.max_epochs, trainer.num_training_batches, trainer.max_steps)
-        epochs, batches, steps = map(_limit, limits)
+        epochs, batches, steps = map(_limit, (trainer.max_epochs, trainer.num_training_batches, trainer.max_steps))
         counts = {"epoch": (trainer.current_epoch + 1, epochs), "batch": (batch_idx + 1, batches)}
-        share = 0.0
-        if epochs and batches:
-            share = (trainer.current_epoch + (batch_idx + 1) / batches) / epochs
+        share = (trainer.current_epoch + (batch_idx + 1) / batches) / epochs if epochs and batches else 0.0
         if steps:  # training ends at the limit that is reached first
             counts["step"] = (trainer.global_step, steps)
             share = max(share, trainer.global_step / steps)

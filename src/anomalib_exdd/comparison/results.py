@@ -109,6 +109,11 @@ class Difference:
     high: float
     seeds: int
 
+    @property
+    def includes_zero(self) -> bool:
+        """Whether the interval does not tell which of the two is better."""
+        return self.low <= 0 <= self.high
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -121,7 +126,7 @@ class Comparison:
     machine: dict[str, str]  # processor, accelerator, versions, and how runs allocate memory
     data: dict[str, Any]  # name, root, `sha256` of `data.csv`, and numbers of images (`train_normal`, ...)
     methods: list[Method]  # in the order of the table
-    runs: list[Run]  # that have ended, including failed ones
+    runs: list[Run]  # that have ended, including failed ones, by method and seed
     differences: list[Difference]  # to the baseline
     schema: int = SCHEMA
 
@@ -139,8 +144,7 @@ class Comparison:
 
     def of(self, method: str) -> list[Run]:
         """Return a method's runs that did not fail, by seed."""
-        found = [run for run in self.runs if run.method == method and not run.error]
-        return sorted(found, key=lambda run: run.seed)
+        return [run for run in self.runs if run.method == method and not run.error]
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -186,9 +190,8 @@ def read_maps(folder: Path) -> NDArray[np.float16] | None:
     path = folder / "maps.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as archive:
-        maps: NDArray[np.float16] = archive["maps"]
-    return maps
+    with np.load(path) as archive:
+        return np.asarray(archive["maps"])
 
 
 def read_explanations(folder: Path) -> dict[str, dict[str, Any]]:

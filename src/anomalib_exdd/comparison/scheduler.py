@@ -1,4 +1,4 @@
-"""Executes the runs of a comparison, each in a process of its own, unless they are finished.
+"""Execute the runs of a comparison one after another, each in a process of its own, unless they are finished.
 
 Every process measures its own memory, and one that is killed leaves the other runs alone.
 """
@@ -12,8 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from .environment import run_environment
 from .progress import PROGRESS_NAME, read_progress
 from .results import Run, write_json
-from .worker import RUN_NAME, SETTINGS_NAME
+from .worker import RUN_NAME, SETTINGS_NAME, save_run
 
 LOG_NAME = "log.txt"
 WORKER = ("-m", "anomalib_exdd.comparison.worker")
@@ -35,35 +34,25 @@ class PlannedRun:
     """A run to execute."""
 
     folder: Path  # of its files
-    place: str  # the same, relative to the folder of the comparison
     settings: dict[str, Any]  # all it depends on: `run`, `data` (fingerprint of the images), `environment`, as JSON
 
-    @property
-    def method(self) -> str:
-        """Name of its method."""
-        return str(self.settings["run"]["method"])
-
-    @property
-    def seed(self) -> int:
-        """Its seed."""
-        return int(self.settings["run"]["seed"])
+    def __str__(self) -> str:
+        """Return method and seed."""
+        return f"{self.settings['run']['method']}, seed {self.settings['run']['seed']}"
 
     def finished(self) -> Run | None:
         """Return the result of an earlier call with the same settings; None without one, or if it failed."""
         run = self._read(RUN_NAME)
-        if run is None or run.get("error") or self._read(SETTINGS_NAME) != self.settings:
-            return None
-        return Run(**run)
+        return None if run is None or run["error"] or self.changes() else Run(**run)
 
     def changes(self) -> list[str]:
         """Name the settings that differ from those of an earlier run in this folder; empty without one."""
         before = self._read(SETTINGS_NAME)
-        return [] if before is None or self._read(RUN_NAME) is None else sorted(_changed(before, self.settings))
+        return [] if before is None or self._read(RUN_NAME) is None else sorted(changed(before, self.settings))
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start the process of the run in an emptied folder; its output goes to `log.txt`."""
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_json(self.settings, self.folder / SETTINGS_NAME)
         paths = os.pathsep.join(path for path in sys.path if path)  # the process imports from where this one does
@@ -82,9 +71,7 @@ class PlannedRun:
         if found is not None:
             return Run(**found)
         self.clean()
-        run = Run(self.method, self.seed, self.place, error=_reason(returncode, self.folder / LOG_NAME))
-        write_json(asdict(run), self.folder / RUN_NAME)
-        return run
+        return save_run(self.folder, self.settings["run"], error=_reason(returncode, self.folder / LOG_NAME))
 
     def clean(self) -> None:
         """Remove what a killed process has left of its training."""
@@ -93,10 +80,9 @@ class PlannedRun:
             shutil.rmtree(left, ignore_errors=True)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            content: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
-            return content
-        return None
+        path = self.folder / name
+        content: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return content
 
 
 def execute_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
@@ -121,11 +107,16 @@ def execute_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
     with bar:
         for run in (run for run, result in zip(planned, known, strict=True) if result is None):
             if changes := run.changes():
-                bar.write(f"{run.method}, seed {run.seed}: run again, because of {', '.join(changes)}.")
-            bar.set_description(f"{run.method}, seed {run.seed}")
+                bar.write(f"{run}: run again, because of {', '.join(changes)}.")
+            bar.set_description(str(run))
             process = run.start()
+
+            def show_progress(folder: Path = run.folder) -> None:
+                bar.set_postfix_str(read_progress(folder), refresh=False)
+                bar.update(0)
+
             try:
-                code = wait(process, partial(_show_progress, bar, run.folder))
+                code = wait(process, show_progress)
             except BaseException:
                 stop(process)
                 run.clean()
@@ -147,29 +138,22 @@ def wait(process: "subprocess.Popen[bytes]", tick: Callable[[], None]) -> int:
 def stop(process: "subprocess.Popen[bytes]") -> None:
     """Terminate a process, and kill it if it does not end."""
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    process.kill()
 
 
-def _show_progress(bar: Any, folder: Path) -> None:
-    bar.set_postfix_str(read_progress(folder), refresh=False)
-    bar.update(0)
+def changed(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """Name the settings that differ in two nested mappings, such as `run.seed`."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [prefix.removesuffix(".")]
+    return [name for key in {*before, *now} for name in changed(before.get(key), now.get(key), f"{prefix}{key}.")]
 
 
 def _reason(returncode: int, log: Path) -> str:
     """Explain in a line why a process ended without a result."""
     if returncode < 0:
         name = signal.Signals(-returncode).name
-        hint = ": most likely out of memory" if name == "SIGKILL" else ""
-        return f"The process was ended by {name}{hint}."
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"The process ended with code {returncode}: {lines[-1].strip() if lines else 'it said nothing'}"
-
-
-def _changed(before: Any, now: Any, prefix: str = "") -> list[str]:
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return [] if before == now else [prefix.removesuffix(".")]
-    return [name for key in {*before, *now} for name in _changed(before.get(key), now.get(key), f"{prefix}{key}.")]
+        return f"The process was ended by {name}{': most likely out of memory' if name == 'SIGKILL' else ''}."
+    said = log.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
+    return f"The process ended with code {returncode}: {said.splitlines()[-1]}"

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.error import URLError
 
 import numpy as np
+import torch
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -46,24 +47,32 @@ def main(folder: Path) -> None:
     """Execute the run of a folder, and write its result, failures included."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))["run"]
-    place = "/".join(folder.parts[-3:])
     try:
-        run = execute(settings, folder, place)
+        found = execute(settings, folder)
     except (Exception, SystemExit) as error:  # noqa: BLE001  however a model fails, the other runs continue
         traceback.print_exc()
         kind = "A download failed" if isinstance(error, URLError) else type(error).__name__
-        run = Run(settings["method"], settings["seed"], place, error=f"{kind}: {one_line(error)}")
+        found = {"error": f"{kind}: {one_line(error)}"}
     (folder / PROGRESS_NAME).unlink(missing_ok=True)
+    save_run(folder, settings, **found)
+
+
+def save_run(folder: Path, settings: Mapping[str, Any], **found: Any) -> Run:
+    """Write `run.json` of a run with these settings: what was measured, or the error."""
+    run = Run(settings["method"], settings["seed"], "/".join(folder.parts[-3:]), **found)
     write_json(asdict(run), folder / RUN_NAME)
+    return run
 
 
-def execute(settings: Mapping[str, Any], folder: Path, place: str) -> Run:
+def execute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train, test and measure, and write all files of the run but `run.json`.
 
     Args:
         settings: Settings from :meth:`.ResolvedMethod.run_settings`.
         folder: Folder of the run.
-        place: The same, relative to that of the comparison.
+
+    Returns:
+        What was measured, by the names of :class:`.Run`.
     """
     seed_everything(settings["seed"], workers=True, verbose=False)
     model = build_model(settings)
@@ -84,36 +93,33 @@ def execute(settings: Mapping[str, Any], folder: Path, place: str) -> Run:
         datamodule.setup("test")
         costs["images_per_second"], costs["latency_ms"] = measure.measure_speed(model, datamodule, device)
         costs["peak_memory_mb"] = measure.peak_memory_mb()  # before the maps of all images
-        costs["peak_gpu_memory_mb"] = measure.peak_gpu_memory_mb(device)
-        threshold = _own_threshold(model)
+        costs["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+        def predict(loader: Any, found: measure.Predictions, stage: str) -> measure.Predictions:
+            engine = build_engine(scratch, accelerator, found, ProgressWriter(folder, stage))
+            engine.test(model=model, dataloaders=loader, verbose=False)
+            found.check()
+            return found
+
+        post_processor: Any = model.post_processor
+        threshold = float(post_processor.image_threshold)  # that the model found itself, if it did
         if len(getattr(datamodule, "val_data", ())):
-            validated = measure.Predictions()
-            engine = build_engine(scratch, accelerator, validated, ProgressWriter(folder, "validation"))
-            engine.test(model=model, dataloaders=datamodule.val_dataloader(), verbose=False)
-            validated.check()
+            validated = predict(datamodule.val_dataloader(), measure.Predictions(), "validation")
             threshold = measure.best_f1_threshold(validated.scores, validated.labels)
-        found = measure.Predictions(with_maps=True)
-        engine = build_engine(scratch, accelerator, found, ProgressWriter(folder))
-        engine.test(model=model, dataloaders=datamodule.test_dataloader(), verbose=False)
-    found.check()
+        found = predict(datamodule.test_dataloader(), measure.Predictions(with_maps=True), "test")
     metrics = _write_predictions(found, getattr(model.pre_processor, "transform", None), folder)
-    decisions = None
+    decisions = model.decisions if isinstance(model, ExDD) else None
     if isinstance(model, ExDD):
-        decisions = model.decisions
-        explained = measure.explain_worst(model, datamodule, found, device)
-        write_json(explained, folder / "explanations.json")
-    return Run(
-        settings["method"],
-        settings["seed"],
-        place,
-        metrics=metrics,
+        write_json(measure.explain_worst(model, datamodule, found, device), folder / "explanations.json")
+    return {
         **costs,
-        negative_entries=_bank_size(model, "negative_bank", "memory_bank"),
-        positive_entries=_bank_size(model, "positive_bank"),
-        threshold=threshold,
-        accept=None if decisions is None else decisions.accept,
-        reject=None if decisions is None else decisions.reject,
-    )
+        "metrics": metrics,
+        "negative_entries": _bank_size(model, "negative_bank", "memory_bank"),
+        "positive_entries": _bank_size(model, "positive_bank"),
+        "threshold": threshold if math.isfinite(threshold) else None,
+        "accept": None if decisions is None else decisions.accept,
+        "reject": None if decisions is None else decisions.reject,
+    }
 
 
 def trainer_settings(model: AnomalibModule, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,13 +148,6 @@ def build_engine(folder: str, accelerator: str, *callbacks: Callback, **argument
     )
 
 
-def _own_threshold(model: AnomalibModule) -> float | None:
-    """Return the threshold that the model found itself, if it did."""
-    post_processor: Any = model.post_processor
-    threshold = float(post_processor.image_threshold)
-    return threshold if math.isfinite(threshold) else None
-
-
 def _write_predictions(found: measure.Predictions, transform: Transform | None, folder: Path) -> dict[str, float]:
     """Write images, maps (of whole images, as the transform may crop) and histograms; return the metrics."""
     metrics = measure.image_metrics(found.scores, found.labels)
@@ -157,9 +156,9 @@ def _write_predictions(found: measure.Predictions, transform: Transform | None, 
         whole = whole_maps(maps, transform, inspect_image(found.images[0].image))
         with write_atomically(folder / "maps.npz") as partial:
             np.savez_compressed(partial, maps=measure.small_maps(whole).numpy())
-    if maps is not None and masks is not None and (of_pixels := measure.pixel_metrics(maps, masks)):
-        pixel_histograms(maps, masks).save(folder)
-        metrics |= of_pixels
+        if masks is not None and (of_pixels := measure.pixel_metrics(maps, masks)):
+            pixel_histograms(maps, masks).save(folder)
+            metrics |= of_pixels
     write_images(found.images, folder)
     return metrics
 

@@ -12,7 +12,7 @@ from anomalib_exdd.comparison.report.charts import (
     LABEL_HEIGHTS,
     Scale,
     place_labels,
-    row_labels,
+    row_chart,
     text_width,
     thresholds_of,
     wrapped,
@@ -48,12 +48,13 @@ def test_names_break_between_words() -> None:
 
 
 def test_rows_are_as_high_as_their_names() -> None:
-    rows, bottom = row_labels(["short", LONG[0], "short"], 108, 8, 26)
+    chart = row_chart(Scale(0, 1, 116, 240), {"short": 1, LONG[0]: 2, "other": 3}, str)
     lines = len(wrapped(LONG[0], 108))
     assert lines > 2
-    assert [row.y for row in rows] == [8 + 13, 8 + 26 + (26 + 15 * (lines - 1)) / 2, bottom - 13]
-    assert bottom == 8 + 3 * 26 + 15 * (lines - 1)
-    baselines = [baseline for row in rows for baseline, _ in row.lines]
+    middles = [8 + 13, 8 + 26 + (26 + 15 * (lines - 1)) / 2, chart["bottom"] - 13]
+    assert [(y, content) for _, y, content in chart["rows"]] == list(zip(middles, (1, 2, 3), strict=True))
+    assert chart["bottom"] == 8 + 3 * 26 + 15 * (lines - 1)
+    baselines = [baseline for names, _, _ in chart["rows"] for baseline, _ in names]
     assert np.diff(baselines).min() >= 15  # no line lies on another
 
 

@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 
 from anomalib_exdd.comparison.report.formatting import amount, count, number, percent, points
-from anomalib_exdd.comparison.report.page import report_page
+from anomalib_exdd.comparison.report.page import rank_methods, report_page
 from anomalib_exdd.comparison.report.reader import MethodResults, Results, RunResults
-from anomalib_exdd.comparison.report.summary import includes_zero, rank_methods
 from anomalib_exdd.comparison.results import Comparison, Difference, Method, Run
 from page_tree import read_page
 
@@ -27,7 +26,7 @@ def results_of(
         ]
         failed = [] if values else [Run(name, 0, "", error="it broke")]
         methods.append(MethodResults(Method(name, name), place, [RunResults(run, Path(), []) for run in runs], failed))
-    data = {"test_normal": 1000, "test_defective": 1}
+    data = {"sha256": "", "test_normal": 1000, "test_defective": 1}
     return Results(Path(), Comparison("", "", "", {}, {}, data, [], [], list(differences)), methods)
 
 
@@ -84,7 +83,7 @@ def test_a_slower_best_method_is_told() -> None:
     [(-0.1, 0.1, True), (0.0, 0.1, True), (0.01, 0.1, False), (-0.1, -0.01, False), (-0.1, 0.0, True)],
 )
 def test_zero_at_the_end_of_an_interval_is_within(low: float, high: float, expected: bool) -> None:
-    assert includes_zero(difference("A", 0, low, high)) == expected
+    assert difference("A", 0, low, high).includes_zero == expected
 
 
 def test_forest_marks_are_where_the_numbers_are() -> None:
@@ -108,7 +107,7 @@ def test_numbers_are_written_for_people() -> None:
     assert [amount(value) for value in (0.01234, 5.5, 32.64, 477.9, 1203.4, 0, None)] == [
         "0.0123", "5.50", "32.6", "478", "1,203", "0", "–",  # noqa: RUF001
     ]  # fmt: skip
-    assert [percent(0.9758), percent(float("nan")), percent(1.0, 2)] == ["97.6", "–", "100.00"]  # noqa: RUF001
+    assert [percent(0.9758), percent(None), percent(1.0, 2)] == ["97.6", "–", "100.00"]  # noqa: RUF001
     assert [points(0.0004), points(-0.0004), points(0.1), points(-0.1)] == ["0.0", "0.0", "+10.0", "−10.0"]  # noqa: RUF001
     assert [number(-0.12345), number(6000.4), number(1e9)] == ["−0.123", "6,000", "1e+09"]  # noqa: RUF001
     assert [count(1, "image"), count(2000, "image"), count(2, "score is", "scores are")] == [

@@ -7,19 +7,16 @@ theme.
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from anomalib_exdd.comparison.results import METRICS, Difference, Run
+from anomalib_exdd.comparison.results import METRICS, Run
 
 from .curves import Curve, corners, mean_curve, precision_recall_points, roc_points
 from .formatting import COSTS, count, number, points
 from .reader import MethodResults, Results, RunResults
-from .summary import finite_differences
 
 WIDTH = 420
 COLOURS = 8
@@ -36,8 +33,7 @@ _FONT, _LINE = 13, 15  # size of letters, and distance of lines
 _NAMES, _PLOT, _TOP, _ROW = 108, 116, 8, 26  # row charts: end of the names, start of the plot, top, height of a row
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """A linear scale from values (`low` to `high`) to positions in a drawing (`start` to `end`, ascending or not)."""
 
     low: float
@@ -47,8 +43,7 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """Return the position of a value."""
-        span = self.high - self.low
-        return self.start + (value - self.low) / span * (self.end - self.start) if span else self.start
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, about: int, write: Callable[[float], str]) -> list[tuple[float, str]]:
         """Return position and label of about so many round values."""
@@ -56,9 +51,7 @@ class Scale:
 
 
 def round_values(low: float, high: float, about: int) -> list[float]:
-    """Choose about so many round values within a finite range."""
-    if not high > low:
-        return [low]
+    """Choose about so many round values within a range."""
     raw = (high - low) / about
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in _STEPS if factor * magnitude >= raw * (1 - 1e-9))
@@ -79,61 +72,45 @@ def text_width(text: str) -> float:
 
 def wrapped(name: str, width: float) -> list[str]:
     """Divide a name into lines of at most a width, after spaces and punctuation where possible."""
-    lines: list[str] = []
-    current = ""
+    lines = [""]
     for part in re.findall(r"[^\s_/,-]*[\s_/,-]*", name):
-        if text_width((current + part).rstrip()) > width:
-            lines, current = [*lines, current], ""
+        if text_width((lines[-1] + part).rstrip()) > width:
+            lines.append("")
         for letter in part:
-            if text_width(current + letter) > width:
-                lines, current = [*lines, current], ""
-            current += letter
-    return [each.strip() for each in (*lines, current) if each.strip()]
+            if text_width(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [each.strip() for each in lines if each.strip()]
 
 
-@dataclass(frozen=True)
-class RowLabel:
-    """A method's name beside its row: its lines, each with its baseline, and the middle of the row."""
+def row_chart(x: Scale, content: Mapping[str, Any], write: Callable[[float], str]) -> dict[str, Any]:
+    """Lay out a row for every name: the lines of the name, each with its baseline, the middle of the row, its content.
 
-    lines: Sequence[tuple[float, str]]
-    y: float
-
-
-def row_labels(names: Sequence[str], width: float, top: float, height: float) -> tuple[list[RowLabel], float]:
-    """Stack names, wrapped to a width, in rows of at least a height; return them with the bottom of the last row."""
-    rows = []
-    for name in names:
-        lines = wrapped(name, width)
-        taller = height + _LINE * (len(lines) - 1)
-        baseline = top + (height + _FONT) / 2 - 2.5
-        rows.append(RowLabel([(baseline + _LINE * place, line) for place, line in enumerate(lines)], top + taller / 2))
-        top += taller
-    return rows, top
-
-
-def _row_chart(x: Scale, names: Sequence[str], content: Sequence[Any], write: Callable[[float], str]) -> dict[str, Any]:
-    labels, bottom = row_labels(names, _NAMES, _TOP, _ROW)
-    rows = list(zip(labels, content, strict=True))
-    return {"x": x, "ticks": x.ticks(3, write), "top": _TOP, "bottom": bottom, "names_end": _NAMES, "rows": rows}
+    A row is as high as its name is long.
+    """
+    rows, top = [], float(_TOP)
+    for name, each in content.items():
+        lines = wrapped(name, _NAMES)
+        height = _ROW + _LINE * (len(lines) - 1)
+        baseline = top + (_ROW + _FONT) / 2 - 2.5
+        rows.append(([(baseline + _LINE * place, line) for place, line in enumerate(lines)], top + height / 2, each))
+        top += height
+    return {"x": x, "ticks": x.ticks(3, write), "top": _TOP, "bottom": top, "names_end": _NAMES, "rows": rows}
 
 
 def difference_charts(results: Results) -> list[dict[str, Any]]:
     """Lay out a forest plot of the paired differences of every metric."""
-    differences = finite_differences(results)
-    order = {metric: place for place, metric in enumerate(METRICS)}
     charts = []
-    for metric in sorted({each.metric: None for each in differences}, key=lambda name: order.get(name, len(order))):
-        chosen: list[Difference] = [each for each in differences if each.metric == metric]
-        low = min(0.0, *(each.low for each in chosen))
-        high = max(0.0, *(each.high for each in chosen))
+    for metric, name in METRICS.items():
+        chosen = [each for each in results.differences if each.metric == metric]
+        if not chosen:
+            continue
+        low, high = min(0.0, *(each.low for each in chosen)), max(0.0, *(each.high for each in chosen))
         margin = 0.05 * (high - low) or 0.01
-        chart = _row_chart(
-            Scale(low - margin, high + margin, _PLOT, 240), [each.method for each in chosen], chosen, points
-        )
+        x = Scale(low - margin, high + margin, _PLOT, 240)
         seeds = sorted({each.seeds for each in chosen})
-        over = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
-        over += " seed" if seeds[-1] == 1 else " seeds"
-        charts.append({**chart, "name": METRICS.get(metric, metric), "over": over})
+        over = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        charts.append({**row_chart(x, {each.method: each for each in chosen}, points), "name": name, "over": over})
     return charts
 
 
@@ -145,42 +122,39 @@ def cost_charts(results: Results) -> list[dict[str, Any]]:
         if measured:
             highest = max(max(method.values(quantity)) for method in measured)
             x = Scale(0, highest or 1.0, _PLOT, 336)
-            chart = _row_chart(x, [method.name for method in measured], measured, "{:,.10g}".format)
+            chart = row_chart(x, {method.name: method for method in measured}, "{:,.10g}".format)
             charts.append({**chart, "quantity": quantity, "name": name, "unit": unit, "more": more})
     return charts
 
 
 def curve_charts(results: Results) -> list[dict[str, Any]]:
     """Lay out ROC and precision-recall curves: every seed, and the mean over the seeds."""
-    drawn = [(method, [run for run in method.runs if run.has_both_labels]) for method in results.methods]
+    drawn = [(method, [run for run in method.runs if len(set(run.labels)) == 2]) for method in results.methods]
     drawn = [(method, runs) for method, runs in drawn if runs]
     if not drawn:
         return []
     prevalence = float(np.mean([run.labels.mean() for _, runs in drawn for run in runs]))
     x, y = Scale(0, 1, 44, 410), Scale(0, 1, 356, 8)
 
-    def chart(
-        title: str, x_name: str, y_name: str, chance: tuple[float, float], points_of: Callable[[RunResults], Curve]
-    ) -> dict[str, Any]:
+    def polyline(curve: Curve) -> str:
+        return " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners(curve).tolist())
+
+    charts = []
+    for title, x_name, y_name, chance, points_of in (
+        ("ROC", "false positive rate", "true positive rate", (0, 1), roc_points),
+        ("Precision and recall", "recall", "precision", (prevalence, prevalence), precision_recall_points),
+    ):
         lines = []
         for method, runs in drawn:
             curves = [points_of(run) for run in runs]
-            seeds = [_polyline(curve, x, y) for curve in curves] if len(curves) > 1 else []
-            lines.append((method, seeds, _polyline(mean_curve(curves), x, y)))
-        return {"title": title, "x_name": x_name, "y_name": y_name, "chance": chance, "lines": lines, "x": x, "y": y}
-
-    return [
-        chart("ROC", "false positive rate", "true positive rate", (0, 1), roc_points),
-        chart("Precision and recall", "recall", "precision", (prevalence, prevalence), precision_recall_points),
-    ]
+            seeds = [polyline(curve) for curve in curves] if len(curves) > 1 else []
+            lines.append((method, seeds, polyline(mean_curve(curves))))
+        texts = {"title": title, "x_name": x_name, "y_name": y_name}
+        charts.append({**texts, "chance": chance, "lines": lines, "x": x, "y": y})
+    return charts
 
 
-def _polyline(curve: Curve, x: Scale, y: Scale) -> str:
-    return " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners(curve).tolist())
-
-
-@dataclass(frozen=True)
-class Threshold:
+class Threshold(NamedTuple):
     """A score at which the prediction changes: its name, the score, and the class of its line."""
 
     name: str
@@ -202,15 +176,11 @@ def histogram_charts(results: Results) -> list[dict[str, Any]]:
     """Lay out a histogram of the image scores of every method: normal images upwards, defective ones downwards."""
     charts = []
     top, middle, bottom = 48, 120, 192
-    for method, run in results.with_images:
-        finite = np.isfinite(run.scores)
-        if not finite.any():
-            continue
-        scores, labels = run.scores[finite], run.labels[finite]
+    for method, run in results.first_runs:
         thresholds = thresholds_of(run.run)
-        edges = histogram_edges(scores, [each.score for each in thresholds])
+        edges = np.histogram_bin_edges([*run.scores, *(each.score for each in thresholds)], BINS)
         x = Scale(float(edges[0]), float(edges[-1]), 12, 408)
-        of_label = {"normal": scores[~labels], "defective": scores[labels]}
+        of_label = {"normal": run.scores[~run.labels], "defective": run.scores[run.labels]}
         shares = {kind: np.histogram(found, edges)[0] / max(1, len(found)) for kind, found in of_label.items()}
         tallest = max(1e-9, *(float(each.max()) for each in shares.values()))
         bars = [
@@ -223,19 +193,10 @@ def histogram_charts(results: Results) -> list[dict[str, Any]]:
         charts.append({
             "method": method, "seed": run.run.seed, "x": x, "ticks": x.ticks(5, number), "bars": bars, "top": top,
             "middle": middle, "bottom": bottom, "labels": place_labels(thresholds, x), "heights": LABEL_HEIGHTS,
-            "gap": LABEL_GAP, "notes": prediction_counts(run), "not_finite": int((~finite).sum()),
+            "gap": LABEL_GAP, "notes": prediction_counts(run),
             "review": sorted((x(run.run.accept or 0), x(run.run.reject or 0))) if decides else None,
         })  # fmt: skip
     return charts
-
-
-def histogram_edges(scores: NDArray[np.float64], thresholds: list[float]) -> NDArray[np.float64]:
-    """Divide the range of finite scores and thresholds into equal bins; return their edges, shape (BINS + 1,)."""
-    low, high = min([*scores.tolist(), *thresholds]), max([*scores.tolist(), *thresholds])
-    if low == high:
-        margin = max(abs(low), 1.0) / 2
-        low, high = low - margin, high + margin
-    return np.linspace(low, high, BINS + 1)
 
 
 def prediction_counts(run: RunResults) -> list[str]:

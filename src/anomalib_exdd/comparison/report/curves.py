@@ -1,8 +1,7 @@
 """ROC and precision-recall curves at image level, of single runs and their mean.
 
-Curves depend on the order of the scores only, so they are computed from ranks; NaN ranks lowest. A mean curve averages
-heights at equal false-positive rate, or equal recall. Precision is drawn as the steps whose area is the average
-precision, so that the area under a mean curve is the mean of the areas.
+A mean curve averages heights at equal false-positive rate, or equal recall. Precision is drawn as the steps whose area
+is the average precision, so that the area under a mean curve is the mean of the areas.
 """
 
 from collections.abc import Sequence
@@ -17,27 +16,17 @@ Curve = NDArray[np.float64]
 """Points of a curve, shape (N, 2)."""
 
 
-def rank_scores(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Replace scores by their ranks, equal ones by equal ranks; NaN is the lowest."""
-    filled = np.where(np.isnan(scores), -np.inf, scores)
-    ranks: NDArray[np.int64] = np.unique(filled, return_inverse=True)[1].reshape(-1)
-    return ranks
-
-
 def roc_points(run: RunResults) -> Curve:
     """Return false- and true-positive rate at every threshold, from (0, 0) to (1, 1)."""
-    false_rate, true_rate, _ = roc_curve(run.labels, rank_scores(run.scores), drop_intermediate=False)
-    return np.column_stack((false_rate, true_rate))
+    return np.column_stack(roc_curve(run.labels, run.scores, drop_intermediate=False)[:2])
 
 
 def precision_recall_points(run: RunResults) -> Curve:
     """Return recall and precision as steps from recall 0 to 1; their area is the average precision."""
-    precision, recall, _ = precision_recall_curve(run.labels, rank_scores(run.scores))
+    precision, recall, _ = precision_recall_curve(run.labels, run.scores)
     precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # ascending, without scikit-learn's point at recall 0
-    first = np.concatenate(([True], np.diff(recall) > 0))  # the best precision that reaches this recall
+    first = np.diff(recall, prepend=0) > 0  # the best precision that reaches this recall
     precision, recall = precision[first], recall[first]
-    if recall[0] == 0:  # thresholds above every defective image
-        precision, recall = precision[1:], recall[1:]
     starts = np.concatenate(([0.0], recall[:-1]))
     return np.column_stack((np.column_stack((starts, recall)).ravel(), np.repeat(precision, 2)))
 

@@ -2,8 +2,6 @@
 
 import math
 
-from anomalib_exdd.comparison.results import METRICS
-
 NOTHING = "–"  # noqa: RUF001  stands where there is no number
 
 COSTS: dict[str, tuple[str, str, bool]] = {
@@ -17,14 +15,9 @@ COSTS: dict[str, tuple[str, str, bool]] = {
 """Cost of a run -> name, unit, and whether more is better."""
 
 
-def higher_is_better(quantity: str) -> bool:
-    """Whether more of a metric or cost is better."""
-    return quantity in METRICS or COSTS[quantity][2]
-
-
 def percent(share: float | None, digits: int = 1) -> str:
     """Write a share as a percentage without the sign."""
-    return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}"
+    return NOTHING if share is None else f"{100 * share:.{digits}f}"
 
 
 def points(difference: float) -> str:
@@ -35,9 +28,9 @@ def points(difference: float) -> str:
 
 def amount(value: float | None) -> str:
     """Write a cost with three significant digits, without exponent."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+    if not value:
+        return NOTHING if value is None else "0"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def number(value: float) -> str:

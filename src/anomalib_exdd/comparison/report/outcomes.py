@@ -7,6 +7,7 @@ An image of severity 0 is an error nevertheless if the method's own threshold or
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 
 from anomalib_exdd.comparison.results import Run
 
-from .curves import rank_scores
 from .reader import MethodResults, Results, RunResults
 
 Kind = Literal["miss", "false-alarm"]
@@ -67,24 +67,17 @@ class ImageOutcomes:
 def image_outcomes(results: Results) -> list[ImageOutcomes]:
     """Collect the outcomes of every test image from every method's first run, in the order of the images."""
     found: dict[str, ImageOutcomes] = {}
-    for method, run in results.with_images:
+    for method, run in results.first_runs:
         misordered, ties = count_misordered(run)
         num_defective = int(run.labels.sum())
         for row, image in enumerate(run.images):
-            defective = image.label != 0
+            entry = found.setdefault(image.image, ImageOutcomes(image.image, image.mask, image.label != 0))
+            others = len(run.images) - num_defective if entry.defective else num_defective
             prediction = predict(image.score, run.run)
-            is_wrong = prediction in ({"accept", "normal"} if defective else {"reject", "defective"})
-            entry = found.setdefault(image.image, ImageOutcomes(image.image, image.mask, defective))
-            entry.outcomes[method.number] = Outcome(
-                method,
-                row,
-                image.score,
-                int(misordered[row]),
-                int(ties[row]),
-                len(run.images) - num_defective if defective else num_defective,
-                prediction,
-                is_error=is_wrong or bool(misordered[row] or ties[row]),
-            )
+            is_wrong = prediction in ({"accept", "normal"} if entry.defective else {"reject", "defective"})
+            is_error = is_wrong or bool(misordered[row] or ties[row])
+            counted = int(misordered[row]), int(ties[row]), others
+            entry.outcomes[method.number] = Outcome(method, row, image.score, *counted, prediction, is_error)
     return list(found.values())
 
 
@@ -94,13 +87,12 @@ def count_misordered(run: RunResults) -> tuple[NDArray[np.int64], NDArray[np.int
     Returns:
         Two arrays of shape (images,); all 0 if there is only one label.
     """
-    labels, ranks = run.labels, rank_scores(run.scores)
-    misordered, ties = np.zeros(len(ranks), dtype=np.int64), np.zeros(len(ranks), dtype=np.int64)
-    for own, sign in ((labels, 1), (~labels, -1)):
-        others = np.sort(sign * ranks[~own])
-        up_to = np.searchsorted(others, sign * ranks[own], "right")
+    misordered, ties = np.zeros((2, len(run.images)), dtype=np.int64)
+    for own, sign in ((run.labels, 1), (~run.labels, -1)):
+        others = np.sort(sign * run.scores[~own])
+        up_to = np.searchsorted(others, sign * run.scores[own], "right")
         misordered[own] = len(others) - up_to
-        ties[own] = up_to - np.searchsorted(others, sign * ranks[own], "left")
+        ties[own] = up_to - np.searchsorted(others, sign * run.scores[own], "left")
     return misordered, ties
 
 
@@ -129,19 +121,10 @@ def worst_errors(images: Sequence[ImageOutcomes], method: int, kind: Kind) -> li
 
 
 def choose_errors(images: Sequence[ImageOutcomes], each: int, most: int) -> list[ImageOutcomes]:
-    """Choose the worst errors of every method and kind, in turns, until there are enough.
-
-    Args:
-        images: All images.
-        each: Number of errors of each method and kind.
-        most: Number of images altogether.
-
-    Returns:
-        The chosen images by severity, worst first.
-    """
+    """Choose the worst `each` errors of every method and kind, in turns, until there are `most`; worst first."""
     methods = sorted({number for image in images for number in image.outcomes})
     kinds: tuple[Kind, Kind] = ("miss", "false-alarm")
     queues = [worst_errors(images, method, kind)[:each] for method in methods for kind in kinds]
-    in_turns = [queue[place] for place in range(each) for queue in queues if place < len(queue)]
+    in_turns = [image for turn in zip_longest(*queues) for image in turn if image is not None]
     chosen = list({image.image: image for image in in_turns}.values())[:most]
     return sorted(chosen, key=lambda image: -image.severity)

@@ -29,7 +29,6 @@ _OUTLINE = (0, 229, 255)  # not in the palette
 _JPEG_QUALITY = 82
 LEVELS = 64
 MAX_DECADES = 4
-_CODES = 1 << 16  # bit patterns of a half-precision number
 
 
 def palette() -> NDArray[np.uint8]:
@@ -41,41 +40,15 @@ def palette() -> NDArray[np.uint8]:
     return np.asarray(cv2.applyColorMap(shades, cv2.COLORMAP_INFERNO)[0, :, ::-1])
 
 
-def order_codes(values: NDArray[np.float16]) -> NDArray[np.uint16]:
-    """Map half-precision numbers to integers of the same order; NaN becomes the lowest, -0 equals 0.
-
-    Exact ranks then need no sorting, only counts of 65,536 codes.
-    """
-    numbers = np.where(np.isnan(values), np.float16(-np.inf), values) + np.float16(0)
-    bits = np.ascontiguousarray(numbers).view(np.uint16)
-    return np.where(bits & 0x8000, ~bits, bits | 0x8000).astype(np.uint16)
+def share_above(values: NDArray[np.float16], normal: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the share of normal pixels, given in ascending order, that are not below each value."""
+    return (normal.size - np.searchsorted(normal, values.astype(np.float32))) / normal.size
 
 
-class HeatScale:
-    """The colour scale of one run.
-
-    Args:
-        normal_maps: Maps of the normal test images, float16, any shapes; iterated once.
-
-    Raises:
-        ValueError: If they have no pixel.
-    """
-
-    def __init__(self, normal_maps: Iterable[NDArray[np.float16]]) -> None:
-        counts = np.zeros(_CODES, dtype=np.int64)
-        for normal_map in normal_maps:
-            counts += np.bincount(order_codes(normal_map).ravel(), minlength=_CODES)
-        self.pixels = int(counts.sum())
-        if not self.pixels:
-            msg = "Argument `normal_maps` has to have at least one pixel to compare with, but has none."
-            raise ValueError(msg)
-        self._share_above = np.cumsum(counts[::-1])[::-1] / self.pixels
-
-    def levels(self, values: NDArray[np.float16], decades: int) -> NDArray[np.uint8]:
-        """Return the level of the palette of each value, for a scale of so many powers of ten."""
-        above = np.maximum(self._share_above, 10.0 ** -(decades + 1))
-        of_code = (np.clip(-np.log10(above) / decades, 0, 1) * (LEVELS - 1)).round().astype(np.uint8)
-        return of_code[order_codes(values)]
+def heat_levels(shares: NDArray[np.float64], decades: int) -> NDArray[np.uint8]:
+    """Return the level of the palette of each share, for a scale of so many powers of ten."""
+    above = np.maximum(shares, 10.0 ** -(decades + 1))
+    return (np.clip(-np.log10(above) / decades, 0, 1) * (LEVELS - 1)).round().astype(np.uint8)
 
 
 def common_decades(pixels: Iterable[int]) -> int:
@@ -88,26 +61,22 @@ def decade_names(decades: int) -> list[str]:
     return [f"{100 - 100 / 10**decade:.10g} %" for decade in range(decades + 1)]
 
 
-def read_picture(path: Path | None) -> Image.Image | None:
-    """Read an image as RGB."""
-    if path is None:
-        return None
+def read_picture(path: str | Path) -> Image.Image | None:
+    """Read an image as RGB; None if it cannot be read."""
     try:
         image = open_image(path)
-        if not is_deep(image):
-            return image.convert("RGB")
-        # Pillow clips 16 bits to white: stretch the image's own range instead.
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
     except DECODING_ERRORS:
         return None
+    if not is_deep(image):
+        return image.convert("RGB")
+    # Pillow clips 16 bits to white: stretch the image's own range instead.
+    pixels = np.asarray(image, dtype=np.float64)
     span = float(np.ptp(pixels)) or 1.0
     return Image.fromarray(((pixels - pixels.min()) / span * 255).astype(np.uint8)).convert("RGB")
 
 
-def read_mask(path: Path | None) -> Image.Image | None:
-    """Read a mask as a grey image of 0 and 255."""
-    if path is None:
-        return None
+def read_mask(path: str | Path) -> Image.Image | None:
+    """Read a mask as a grey image of 0 and 255; None if it cannot be read."""
     try:
         return Image.fromarray(read_defect_pixels(path).astype(np.uint8) * 255)
     except DECODING_ERRORS:

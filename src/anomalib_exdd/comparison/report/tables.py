@@ -27,20 +27,15 @@ def write_tables(results: Results) -> None:
 def markdown(results: Results) -> str:
     """Return `results.md`: the table, differences, notes, failures and the machine."""
     comparison = results.comparison
-    counts = {name: value for name, value in comparison.data.items() if isinstance(value, int)}
     lists = {
         "Not the same for all": [f"{each.name}: {' '.join(each.notes)}" for each in comparison.methods if each.notes],
         "Failed": failures(results),
         "Machine": [f"{name}: {value}" for name, value in comparison.machine.items()],
     }
+    sizes = [f"{n} {name.replace('_', ' ')}" for name, n in comparison.data.items() if isinstance(n, int)]
+    tables = {"summary": summary_table(results), "differences": differences_table(results)}
     template = build_environment().get_template("results.md")
-    return template.render(
-        comparison=comparison,
-        size=", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()),
-        summary=summary_table(results),
-        differences=differences_table(results),
-        lists=lists,
-    )
+    return template.render(comparison=comparison, size=", ".join(sizes), lists=lists, **tables)
 
 
 def summary_table(results: Results) -> str:
@@ -65,14 +60,11 @@ def summary_table(results: Results) -> str:
 
 def differences_table(results: Results) -> str:
     """Return the table of differences to the baseline; empty if there are none."""
-    rows = []
-    for method in results.methods:
-        found = {each.metric: each for each in results.comparison.differences if each.method == method.name}
-        row = dict.fromkeys(METRICS.values(), "")
-        for metric, each in found.items():
-            row[METRICS[metric]] = f"{100 * each.mean:+.1f} [{100 * each.low:+.1f}, {100 * each.high:+.1f}]"
-        rows += [{"method": method.name, **row}] if found else []
-    return _without_empty_columns(rows) if rows else ""
+    rows: dict[str, dict[str, str]] = {}
+    for each in results.comparison.differences:
+        row = rows.setdefault(each.method, {"method": each.method, **dict.fromkeys(METRICS.values(), "")})
+        row[METRICS[each.metric]] = f"{100 * each.mean:+.1f} [{100 * each.low:+.1f}, {100 * each.high:+.1f}]"
+    return _without_empty_columns(list(rows.values())) if rows else ""
 
 
 def failures(results: Results) -> list[str]:
@@ -90,9 +82,7 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
 
 def _mean_and_deviation(method: MethodResults, quantity: str, write: Callable[[float | None], str]) -> str:
     mean, deviation = method.mean(quantity), method.deviation(quantity)
-    if mean is None:
-        return ""
-    written = write(mean)
+    written = "" if mean is None else write(mean)
     if deviation is None:
         return written
     decimals = len(written.partition(".")[2])  # as many as the mean has
