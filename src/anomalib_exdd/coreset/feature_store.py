@@ -160,7 +160,7 @@ class StoreFolder:
         self._lock.release()
 
     def _free(self, place: Path) -> int:
-        """Return how many bytes the stores may take: those that are free, and those that they have already."""
+        """Return how many bytes are free for the stores, with those that they have already."""
         held = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         return shutil.disk_usage(place).free + held
 
