@@ -282,16 +282,6 @@ def test_class_of_anomalibs_own_is_kept_and_ours_not_imported(stage: Stage) -> N
     assert done.stderr.count("UserWarning: anomalib.data has a class KSDD2 of its own") == 1
 
 
-def test_two_hooks_of_this_kind_do_not_chase_each_other(stage: Stage) -> None:
-    stage.succeeds(f"""
-        import sys
-        from anomalib_exdd._autoload import RegisterAfterImport
-        sys.meta_path[:0] = [RegisterAfterImport(), RegisterAfterImport()]
-        {textwrap.indent(EVERYTHING_IS_REGISTERED, " " * 8).strip()}
-        assert not any(isinstance(finder, RegisterAfterImport) for finder in sys.meta_path)
-    """)
-
-
 def test_loader_that_cannot_be_wrapped_only_warns(stage: Stage) -> None:
     done = stage.succeeds(f"""
         import importlib.abc, importlib.machinery, sys

@@ -161,7 +161,7 @@ def test_mistakes_with_the_banks_are_named_in_one_line(run: Run, checkpoint: Pat
     image = sample_root / "test" / "20000.png"
     for arguments, message in (
         (["teach", "--image", image], "Give either --mask or --box"),
-        (["teach", "--image", image, "--box", "[0, 0, 5000, 3]"], "within the image of"),
+        (["teach", "--image", image, "--box", "[0, 0, 5000, 3]"], "in the image of"),
         (["teach", "--image", image, "--box", "[0, 0, 5, 3]", "--good"], "Give either --mask or --box"),
         (["teach", "--image", image, "--good", "--kind", "dent"], "A good part has no kind"),
         (["teach", "--image", "nothing.png", "--box", "[0, 0, 5, 3]"], "nothing.png does not exist"),

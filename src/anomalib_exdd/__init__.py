@@ -26,31 +26,23 @@ __all__ = [
     "register",
 ]
 
-_HOME_OF_NAME = {
-    "DefectClassifier": "anomalib_exdd.models.defect_classifier.lightning_model",
-    "DefectFolder": "anomalib_exdd.data",
-    "ExDD": "anomalib_exdd.models.exdd.lightning_model",
-    "KSDD2": "anomalib_exdd.data",
-    "SurfaceSample": "anomalib_exdd.data",
-    "SyntheticDefects": "anomalib_exdd.data",
-    "compare": "anomalib_exdd.comparison.command",
-    "register": "anomalib_exdd.plugin",
-}
-
 
 def __getattr__(name: str) -> object:
     """Load a public name on first use (PEP 562) and keep it."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 
         value: object = version("anomalib-exdd")
-    elif name in _HOME_OF_NAME:
+    else:
         from importlib import import_module  # noqa: PLC0415
 
-        value = getattr(import_module(_HOME_OF_NAME[name]), name)
-    else:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        from anomalib_exdd import plugin  # noqa: PLC0415
+
+        functions = {"compare": "anomalib_exdd.comparison.command", "register": plugin.__name__}
+        value = getattr(import_module((plugin.MODELS | plugin.DATAMODULES | functions)[name]), name)
     globals()[name] = value
     return value
 

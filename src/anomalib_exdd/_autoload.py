@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 OPT_OUT_VARIABLE = "ANOMALIB_EXDD_AUTOLOAD"
 
-# Anomalib's module -> the function of `anomalib_exdd.plugin` to call after it. One more line here is all that a
-# further place to register in needs.
+# Anomalib's module -> the function of `anomalib_exdd.plugin` to call after it.
 REGISTRATIONS = {
     "anomalib.cli.pipelines": "register_subcommands",
     "anomalib.data": "register_data",
@@ -44,26 +43,15 @@ class RegisterAfterImport:
 
     def __init__(self) -> None:
         self._waiting = set(REGISTRATIONS)
-        self._searching: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return the real spec of one of Anomalib's modules with our registration attached, else None.
-
-        Args:
-            fullname: Absolute name of the module that is being imported.
-            path: Search path of its parent package.
-            target: Module to be reloaded, if any.
-        """
-        if fullname not in self._waiting or fullname in self._searching:
+        """Return the real spec of one of Anomalib's modules with our registration attached, else None."""
+        if fullname not in self._waiting:
             return None
-        # Another package's finder of this kind asks us again while we ask it: then we are not in the list.
-        self._searching.add(fullname)
-        try:
-            spec = self._find_elsewhere(fullname, path, target)
-        finally:
-            self._searching.discard(fullname)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             try:
                 self._attach(spec.loader, fullname)
@@ -71,23 +59,12 @@ class RegisterAfterImport:
                 warn_not_registered(fullname, error)
         return spec
 
-    def _find_elsewhere(
-        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None"
-    ) -> "ModuleSpec | None":
-        for finder in tuple(sys.meta_path):
-            if finder is not self and hasattr(finder, "find_spec"):
-                spec = finder.find_spec(fullname, path, target)
-                if spec is not None:
-                    return spec
-        return None
-
     def _attach(self, loader: "Loader", fullname: str) -> None:
         run_body = loader.exec_module
 
         def exec_module(module: "ModuleType") -> None:
             run_body(module)
-            if module.__name__ == fullname:  # a zip archive has one loader for all of its modules
-                self._register(fullname)
+            self._register(fullname)
 
         # On the instance: other modules' loaders of the same class stay as they are.
         loader.exec_module = exec_module  # type: ignore[method-assign]

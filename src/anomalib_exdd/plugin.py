@@ -36,7 +36,7 @@ SUBCOMMANDS = {
 
 
 def register() -> None:
-    """Register everything this package adds to Anomalib; safe to call again."""
+    """Register everything that this package adds to Anomalib; safe to call again."""
     register_models()
     register_data()
     register_subcommands()
@@ -46,15 +46,12 @@ def register_models() -> None:
     """Add the models to `anomalib.models`, and this package to those `get_model` may import from."""
     anomalib_models = import_module("anomalib.models")
     anomalib_models.ALLOWED_MODULES.add(PACKAGE)
-    for name, home in MODELS.items():
-        add_name(anomalib_models, name, home)
+    _add_classes(anomalib_models, MODELS)
 
 
 def register_data() -> None:
     """Add the data modules to `anomalib.data`."""
-    anomalib_data = import_module("anomalib.data")
-    for name, home in DATAMODULES.items():
-        add_name(anomalib_data, name, home)
+    _add_classes(import_module("anomalib.data"), DATAMODULES)
 
 
 def register_subcommands() -> None:
@@ -66,24 +63,18 @@ def register_subcommands() -> None:
         registry.setdefault(name, getattr(import_module(home), class_name))
 
 
-def add_name(module: ModuleType, name: str, home: str) -> None:
-    """Set `module.<name>` to the class `name` of our module `home`, unless somebody else's class is there.
+def _add_classes(module: ModuleType, homes: dict[str, str]) -> None:
+    """Add our classes to Anomalib's module, unless it has one of that name.
 
     In that case ours is not even imported: Anomalib's command line refuses a plain name that two classes bear.
-
-    Args:
-        module: Anomalib's module.
-        name: Name of the class, in both modules.
-        home: Dotted name of the module that defines our class.
     """
-    present = getattr(module, name, None)
-    if present is None:
-        setattr(module, name, getattr(import_module(home), name))
-        return
-    owner = getattr(present, "__module__", "")
-    if owner.partition(".")[0] != PACKAGE:
-        warnings.warn(
-            f"{module.__name__} has a class {name} of its own ({owner}), which is kept. "
-            f"Use `class_path: {PACKAGE}.{name}` for the one of anomalib-exdd.",
-            stacklevel=2,
-        )
+    for name, home in homes.items():
+        present = getattr(module, name, None)
+        if present is None:
+            setattr(module, name, getattr(import_module(home), name))
+        elif not present.__module__.startswith(f"{PACKAGE}."):
+            warnings.warn(
+                f"{module.__name__} has a class {name} of its own ({present.__module__}), which is kept. "
+                f"Use `class_path: {PACKAGE}.{name}` for the one of anomalib-exdd.",
+                stacklevel=2,
+            )

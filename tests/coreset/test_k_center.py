@@ -108,10 +108,3 @@ def test_all_points_when_asked_for_more_than_there_are() -> None:
 def test_duplicates_alone() -> None:
     chosen = greedy_k_center(torch.ones(30, 3), 10)
     assert len(set(chosen.tolist())) == 10
-
-
-def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="N >= 1"):
-        greedy_k_center(torch.empty(0, 3), 1)
-    with pytest.raises(ValueError, match="have to be positive, but got 0"):
-        greedy_k_center(torch.randn(4, 3), 0)

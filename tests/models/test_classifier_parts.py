@@ -72,8 +72,8 @@ def test_a_weight_is_a_repetition_of_the_defective_images(normal: int, defective
     generator = torch.Generator().manual_seed(normal * 10 + defective)
     logits = torch.randn(normal + defective, generator=generator)
     labels = torch.tensor([0] * normal + [1] * defective)
-    loss = LabelLoss(weight)
-    loss.count(normal, defective)
+    loss = LabelLoss()
+    loss.weights = label_weights(normal, defective, weight)
     repeats = torch.where(labels == 1, int(weight), 1)
     repeated = F.binary_cross_entropy_with_logits(
         logits.repeat_interleave(repeats), labels.repeat_interleave(repeats).float()
@@ -116,7 +116,7 @@ def test_presets_are_the_published_settings_and_each_can_be_replaced() -> None:
         ({"optimizer": "lion"}, "`optimizer` has to be one of"),
         ({"learning_rate": 0.0}, "`learning_rate` has to be positive, but got 0.0"),
         ({"momentum": 1.0, "optimizer": "sgd"}, r"`momentum` has to be in \[0, 1\)"),
-        ({"momentum": 0.9, "optimizer": "adam"}, "`momentum` is for the optimizer sgd"),
+        ({"momentum": 0.9, "optimizer": "adam"}, "`momentum` has to be 0 without SGD, but got 0.9"),
         ({"weight_decay": -1.0}, "`weight_decay` has to be at least 0"),
         ({"pos_weight": -2.0}, "`pos_weight` has to be"),
         ({"patience": 0}, "`patience` has to be at least 1"),
@@ -225,7 +225,7 @@ def test_without_defective_validation_images_the_highest_normal_score_is_the_thr
 
 
 def test_a_record_is_average_precision_and_loss_of_all_batches_or_the_epoch() -> None:
-    loss = LabelLoss(1.0)
+    loss = LabelLoss()
     record = ValidationRecord(loss)
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(23, generator=generator), torch.rand(23, generator=generator) < 0.3

@@ -333,7 +333,7 @@ def test_without_validation_images_the_last_epoch_is_kept_and_decides_at_even_od
     assert_same_weights(model, content)
     assert Path(trainer.best_model_path).with_name("last.ckpt").is_file()
     (warning,) = [message for message in caplog.messages if "no validation images" in message]
-    assert "the last one is kept, and the threshold is a probability of 0.5" in warning
+    assert "the last epoch is kept, and the threshold is a probability of 0.5" in warning
     assert "--data.val_split_ratio 0.2" in warning
 
     fresh = classifier(post_processor=copy.deepcopy(post_processor))

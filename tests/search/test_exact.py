@@ -125,18 +125,6 @@ def test_brute_force_decides_what_rounding_could_reverse(bound: float, nearest: 
     assert Forgetful(bank).search(torch.zeros(1, 1), 1).distances.item() == nearest
 
 
-def test_bad_arguments_are_named() -> None:
-    bank = torch.randn(4, 3)
-    with pytest.raises(ValueError, match=r"`k` has to be between 1 and the bank's size 4, but got 5"):
-        create_index(bank, "torch").search(torch.randn(2, 3), 5)
-    with pytest.raises(ValueError, match=r"shape \(Q, 3\), but got \(2, 7\)"):
-        create_index(bank, "torch").search(torch.randn(2, 7), 1)
-    with pytest.raises(ValueError, match="`search` has to be one of"):
-        create_index(bank, "annoy")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="M >= 1"):
-        create_index(torch.empty(0, 3), "torch")
-
-
 def test_no_queries_give_no_neighbours() -> None:
     for backend in ("torch", "faiss") if faiss_available() else ("torch",):
         found = create_index(torch.randn(9, 3), backend).search(torch.empty(0, 3), 2)

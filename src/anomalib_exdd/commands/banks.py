@@ -32,8 +32,7 @@ class Info(Subcommand):
     def call(self, config: Namespace) -> None:
         """Print the banks' content."""
         model = load_checkpoint(config.ckpt_path)
-        info = model.info()
-        decisions = model.decisions
+        info, decisions = model.info(), model.decisions
         if config.json is not None:
             content = {
                 "sources": [asdict(each) for each in info],
@@ -73,12 +72,7 @@ class Teach(Subcommand):
             help="Instead of a mask, a box around the defect in pixels of the image: '[left, top, width, height]'.",
         )
         parser.add_argument("--good", action="store_true", help="Instead of a mask: the whole image shows a good part.")
-        parser.add_argument(
-            "--kind",
-            type=str,
-            default="",
-            help="Kind of the defect, such as scratch; `anomalib info` lists those known.",
-        )
+        parser.add_argument("--kind", default="", help="Kind of the defect; `anomalib info` lists those known.")
         return _add_output(parser)
 
     def call(self, config: Namespace) -> None:
@@ -90,19 +84,16 @@ class Teach(Subcommand):
         if config.good and config.kind:
             msg = f"A good part has no kind of defect, but got --kind {config.kind}. Leave it out, or leave out --good."
             raise ValueError(msg)
+        for path in filter(None, (image, mask)):
+            _check_exists(path)
         model = load_checkpoint(config.ckpt_path)
-        for path in (image, mask):
-            if path is not None and not path.is_file():
-                msg = f"The file {path} does not exist."
-                raise FileNotFoundError(msg)
         image_CHW = torch.Tensor(read_image(image, model.white_level))
         if config.good:
             added, bank = model.teach_good(image_CHW, str(image)), "negative"
         else:
             mask_HW = _mask(config, (image_CHW.shape[-2], image_CHW.shape[-1]))
             added, bank = model.teach(image_CHW, mask_HW, str(image), config.kind), "positive"
-        written = save_changed(model, config.ckpt_path, config.output)
-        named = _named(str(image), config.kind)
+        written, named = save_changed(model, config.ckpt_path, config.output), _named(str(image), config.kind)
         print(f"{added} patches of {named} are in the {bank} bank now: {summary(model.info(), bank)}.")
         print(f"Changed model: {written.resolve()}")
 
@@ -114,9 +105,7 @@ class Forget(Subcommand):
     def get_parser() -> ArgumentParser:
         """Return the parser of the subcommand's arguments."""
         parser = _parser(Forget)
-        parser.add_argument(
-            "--source", type=str, required=True, help="The image: its path, or its file name if that is unique."
-        )
+        parser.add_argument("--source", required=True, help="The image: its path, or its file name if that is unique.")
         return _add_output(parser)
 
     def call(self, config: Namespace) -> None:
@@ -139,22 +128,19 @@ def _parser(subcommand: type[Subcommand]) -> ArgumentParser:
 
 
 def _add_output(parser: ArgumentParser) -> ArgumentParser:
-    parser.add_argument(
-        "--output", type=Path | None, help="Where to write the changed checkpoint; default: over the old one."
-    )
+    parser.add_argument("--output", type=Path | None, help="Changed checkpoint; default: over the old one.")
     return parser
 
 
-def load_checkpoint(ckpt_path: Path) -> ExDD:
-    """Load a trained model for use on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of an ExDD model.
-    """
-    if not ckpt_path.is_file():
-        msg = f"The checkpoint {ckpt_path} does not exist."
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        msg = f"The file {path} does not exist."
         raise FileNotFoundError(msg)
+
+
+def load_checkpoint(ckpt_path: Path) -> ExDD:
+    """Load a trained model for use on the CPU; a ValueError if the file is no checkpoint of an ExDD model."""
+    _check_exists(ckpt_path)
     try:
         model = ExDD.load_from_checkpoint(ckpt_path, map_location="cpu")
     except (KeyError, RuntimeError) as error:
@@ -165,25 +151,18 @@ def load_checkpoint(ckpt_path: Path) -> ExDD:
 
 def _mask(config: Namespace, size: tuple[int, int]) -> Tensor:
     """Return where the defect is, non-zero, shape (H, W)."""
-    if config.mask is None:
-        return _box_mask(config.box, size)
-    mask_HW = torch.as_tensor(read_mask(config.mask))
-    check_same_size(config.image, size, config.mask, mask_HW.shape[-2:])
-    warn_of_inverted_masks([config.mask] if looks_inverted(mask_HW.numpy() > 0) else [])
-    return mask_HW
-
-
-def _box_mask(box: list[int], size: tuple[int, int]) -> Tensor:
-    """Return the mask of a box, uint8, shape (H, W).
-
-    Raises:
-        ValueError: If the box does not lie in the image.
-    """
-    height, width = size
-    if len(box) != 4 or min(box[:2]) < 0 or min(box[2:]) < 1 or box[0] + box[2] > width or box[1] + box[3] > height:
-        msg = f"The box {box} has to be [left, top, width, height] within the image of {width} x {height} pixels."
+    if config.mask is not None:
+        mask_HW = torch.as_tensor(read_mask(config.mask))
+        check_same_size(config.image, size, config.mask, mask_HW.shape[-2:])
+        warn_of_inverted_masks([config.mask] if looks_inverted(mask_HW.numpy() > 0) else [])
+        return mask_HW
+    (image_height, image_width), box = size, config.box
+    left, top, width, height = box if len(box) == 4 else (-1, -1, 0, 0)
+    if min(left, top) < 0 or min(width, height) < 1 or left + width > image_width or top + height > image_height:
+        msg = (
+            f"The box {box} has to be [left, top, width, height] in the image of {image_width} x {image_height} pixels."
+        )
         raise ValueError(msg)
-    left, top, box_width, box_height = box
-    mask = torch.zeros(size, dtype=torch.uint8)
-    mask[top : top + box_height, left : left + box_width] = 1
-    return mask
+    mask_HW = torch.zeros(size, dtype=torch.uint8)
+    mask_HW[top : top + height, left : left + width] = 1
+    return mask_HW

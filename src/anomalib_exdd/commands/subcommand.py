@@ -1,11 +1,8 @@
 """What every subcommand here is."""
 
-import logging
 from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
-
-logger = logging.getLogger(__name__)
 
 
 class Subcommand:
@@ -29,7 +26,6 @@ class Subcommand:
         except (RuntimeError, OSError) as error:  # a missing extra, no memory, no network, no space on the disk
             if not self.kept:
                 raise
-            logger.debug("Where it happened:", exc_info=True)
             msg = f"Error: {' '.join(str(error).split())} ({self.kept})"
             raise SystemExit(msg) from error
 

@@ -13,6 +13,7 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,30 +80,22 @@ class MemoryStore(FeatureStore):
 
 
 class DiskStore(FeatureStore):
-    """Keeps every image in a file of its own, in a folder that is made if it is not there.
-
-    A store that was interrupted is opened again with all images that are complete.
-    """
+    """Keeps every image in a file of its own; a store that was interrupted has all images that are complete."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.safetensors"):
-            self.lengths.update(_length(path))
+            with suppress(SafetensorError), safe_open(path, "pt") as file:  # a power cut may have damaged it
+                self.lengths[file.metadata()["name"]] = file.get_slice("positions").get_shape()[0]
 
     def add(self, name: str, features_PD: Tensor, projected_PS: Tensor, position_P2: Tensor) -> None:
-        """See :meth:`FeatureStore.add`.
-
-        Raises:
-            ValueError: If a feature is beyond the range of half precision.
-        """
+        """See :meth:`FeatureStore.add`; a ValueError if a feature is beyond the range of half precision."""
         half_PD = features_PD.half()
         if not bool(torch.isfinite(half_PD).all()):
-            msg = (
-                f"A feature of {name} is {float(features_PD.abs().max()):.3g}, beyond the range of half precision, in "
-                "which features are kept on disk. Keep them in memory: `--model.feature_store memory`."
-            )
+            largest = float(features_PD.abs().max())
+            msg = f"A feature of {name} is {largest:.3g}, too large for the disk: use `--model.feature_store memory`."
             raise ValueError(msg)
         values = {"features": half_PD, "projected": projected_PS, "positions": position_P2.int()}
         with write_atomically(self._path(name)) as partial:
@@ -118,15 +111,6 @@ class DiskStore(FeatureStore):
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
 
 
-def _length(path: Path) -> dict[str, int]:
-    """Return an image's number of patches by its name; nothing if a power cut has damaged the file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {file.metadata()["name"]: file.get_slice("positions").get_shape()[0]}
-    except SafetensorError:
-        return {}
-
-
 def default_folder() -> Path:
     """Return the place of all store folders: the user's cache, which is on disk where /tmp may be memory."""
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
@@ -136,19 +120,13 @@ def default_folder() -> Path:
 class StoreFolder:
     """A folder for the stores of one training, named by what its features depend on, and locked while it is used.
 
-    The operating system releases the lock when the process ends, however it ends. A training of the same name finds the
-    folder and resumes. Folders that are not used for a while are removed, and at once where their space is needed.
+    A training of the same identity resumes there: the system releases the lock however a process ends. Folders that are
+    not used for a while are removed, and at once where their space is needed.
 
     Args:
         place: Folder of all store folders.
-        identity: What the features depend on; a training of equal identity resumes where this one was interrupted.
-        needed: Bytes that the stores will take.
-
-    Attributes:
-        path: The folder.
-
-    Raises:
-        OSError: If the disk is too small, or the place cannot be written to.
+        identity: What the features depend on.
+        needed: Bytes that the stores will take; an OSError if the disk has less.
     """
 
     def __init__(self, place: Path, identity: Mapping[str, Any], needed: int) -> None:
@@ -167,8 +145,7 @@ class StoreFolder:
             self.release()
             msg = (
                 f"Features of the training images take {needed / 1e9:.1f} GB on disk, but {place} has "
-                f"{self._free(place) / 1e9:.1f} GB free. Name a folder on a larger disk "
-                "(`--model.feature_store_dir`), lower `--model.image_size`, or train on fewer images."
+                f"{self._free(place) / 1e9:.1f} GB free. Name a folder on a larger disk: `--model.feature_store_dir`."
             )
             raise OSError(msg)
         self.path.mkdir(exist_ok=True)
@@ -183,7 +160,7 @@ class StoreFolder:
         self._lock.release()
 
     def _free(self, place: Path) -> int:
-        """Return how many bytes the stores may take: those that are free, and those that they have already."""
+        """Return how many bytes are free for the stores, with those that they have already."""
         held = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         return shutil.disk_usage(place).free + held
 

@@ -28,7 +28,6 @@ from .coverage import Coverage
 SAVE_INTERVAL = 30.0  # seconds between two saved states
 _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 _SHRINK = 0.9  # factor by which the radius beyond which points are active falls when none is left
-_NOTHING = 1e-30  # squared distances that are as good as none
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,8 @@ def greedy_k_center(
 
     Returns:
         Indices of the centres in the order of their choice, int64, shape (min(k, N),), on the points' device.
-
-    Raises:
-        ValueError: If there are no points, or ``count`` or ``candidates`` is not positive.
     """
     total = len(points_ND) if shard is None else shard.total
-    if points_ND.ndim != 2 or total == 0:
-        msg = f"Points have to be of shape (N, D) with N >= 1, but got {tuple(points_ND.shape)}."
-        raise ValueError(msg)
-    if count < 1 or candidates < 1:
-        msg = f"Arguments `count` and `candidates` have to be positive, but got {count} and {candidates}."
-        raise ValueError(msg)
     if count >= total:
         return torch.arange(total, device=points_ND.device)
     with (
@@ -124,14 +114,14 @@ def greedy_k_center(
 
 
 def _next_centres(coverage: Coverage, shard: Shard, candidates: int, wanted: int) -> tuple[Tensor, Tensor]:
-    """Choose greedily among the farthest points while that is the choice among all: indices (P,), points (P, D)."""
+    """Choose greedily among the farthest points while that is the choice among all; return indices and points."""
     while True:
         value_B, row_B = coverage.farthest(candidates + 1)
         value_B, index_B, candidate_BD = map(shard.gather, (value_B, shard.index_N[row_B], coverage.points_ND[row_B]))
         if len(value_B):
             break
         threshold = float(shard.gather(coverage.largest()).max()) * _SHRINK**2
-        coverage.lower_threshold(threshold if threshold > _NOTHING else 0.0)
+        coverage.lower_threshold(threshold if threshold > 1e-30 else 0.0)  # distances that are as good as none
     farthest = value_B.argsort(descending=True, stable=True)[: candidates + 1]
     tau = coverage.threshold
     if len(farthest) > candidates:

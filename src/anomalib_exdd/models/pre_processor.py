@@ -49,13 +49,8 @@ class AntialiasedPreProcessor(PreProcessor):  # type: ignore[misc]
 def resize_weights(size: int, target: int, like: Tensor) -> Tensor:
     """Return the matrix that resizes along one axis as ``F.interpolate(mode="bilinear", antialias=True)`` does.
 
-    Args:
-        size: Number of pixels before; unknown while an export for images of any size is traced.
-        target: Number of pixels after.
-        like: A tensor of the matrix's device and floating-point type.
-
-    Returns:
-        Shape (target, size); rows sum to 1.
+    Its shape is (target, size), its device and type are those of ``like``; rows sum to 1. The size is unknown while an
+    export for images of any size is traced.
     """
     pixel = torch.arange(size, device=like.device, dtype=like.dtype)
     scale = (pixel[-1:] + 1) / target  # as a tensor: nothing may branch on a size that is unknown
@@ -70,11 +65,8 @@ def _traced(step: Transform, images_BCHW: Tensor) -> Tensor:
     if not isinstance(step, Resize) or not step.antialias or step.interpolation not in _SMOOTH:
         return as_anomalib_exports(images_BCHW)
     if step.interpolation not in _BILINEAR or len(step.size) != 2:
-        logger.warning(
-            "Exported without antialiasing: %s. Where it shrinks images, scores differ from those of the checkpoint. "
-            "Resize by (height, width), with bilinear interpolation, for equal ones.",
-            step,
-        )
+        message = "Exported without antialiasing: %s. Scores may change; resize bilinearly, by (height, width)."
+        logger.warning(message, step)
         return as_anomalib_exports(images_BCHW)
     rows_hH, columns_wW = (
         resize_weights(size, target, images_BCHW)

@@ -58,7 +58,7 @@ class Record:
     def add(self, action: str, model: str, path: str, content: dict[str, Any]) -> None:
         """Append an event; its content is anything that JSON can express."""
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        # Names of files may hold bytes that are no UTF-8. The content, where JSON escapes them, keeps them.
+        # Names of files may hold bytes that are no UTF-8; JSON escapes them.
         row = (time, action, model, path.encode(errors="replace").decode(), json.dumps(content, allow_nan=False))
         with self._lock:
             self._connection.execute(f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row)  # noqa: S608  constant

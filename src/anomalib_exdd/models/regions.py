@@ -1,6 +1,5 @@
 """Defect regions: the connected parts of a predicted mask, as boxes in pixels of the original image."""
 
-import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
@@ -15,7 +14,7 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.reading import inspect_image
 
-from .transforms import Part, crops_of, first_resize, seen_part
+from .transforms import Part, covered_pixels, crops_of, first_resize, seen_part
 
 
 class Reason(NamedTuple):
@@ -54,7 +53,7 @@ def find_regions(
     """List the regions of a mask, that with the highest value first.
 
     Pixels that touch at a side or at a corner belong to the same region. A pixel of the mask covers as much of the
-    original image as resizing made it from.
+    original image as resizing made it from. Regions in the padding of the image are left out.
 
     Args:
         mask_HW: Predicted mask, bool, shape (H, W).
@@ -62,9 +61,6 @@ def find_regions(
         size: Height and width of the original image.
         part: The part of it that mask and map show; by default the whole.
         reason_of: Finds the reason of a box in pixels of the mask: left, top, width and height.
-
-    Returns:
-        The regions; of equal ones the upper first. Those in the padding of the image are left out.
     """
     count, labels_HW, statistics, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
     if count == 1:  # the background
@@ -74,8 +70,8 @@ def find_regions(
     pixel_height, pixel_width = part.height / mask_HW.shape[0], part.width / mask_HW.shape[1]
     regions = []
     for (left, top, width, height, area), value in zip(statistics[1:].tolist(), highest, strict=True):
-        x, x_end = _covering_pixels(part.left + left * pixel_width, width * pixel_width, size[1])
-        y, y_end = _covering_pixels(part.top + top * pixel_height, height * pixel_height, size[0])
+        x, x_end = covered_pixels(part.left + left * pixel_width, width * pixel_width, size[1])
+        y, y_end = covered_pixels(part.top + top * pixel_height, height * pixel_height, size[0])
         if x < x_end and y < y_end:
             box = (x, y, x_end - x, y_end - y)
             covered = min(round(area * pixel_height * pixel_width), box[2] * box[3])
@@ -87,15 +83,10 @@ def find_regions(
 def locate_regions(
     batch: Any, paths: Sequence[str], transforms: Sequence[Transform | None]
 ) -> list[list[Region] | None]:
-    """List the regions of every image of a predicted batch, in pixels of the image files.
+    """List the regions of every image of a post-processed batch, in pixels of the image files.
 
-    Args:
-        batch: Post-processed batch; its ``reasons``, if there are any, give those of the regions.
-        paths: Files of the images.
-        transforms: What the images went through, one after the other.
-
-    Returns:
-        None for an image where that cannot be done: without a mask or a file, or after transforms that are not known.
+    None for an image where that cannot be done: without a mask or a file, or after transforms that are not known. The
+    batch's ``reasons``, if there are any, give those of the regions.
     """
     masks, maps = batch.pred_mask, batch.anomaly_map
     # Without a threshold, Anomalib's "mask" is the map itself.
@@ -110,24 +101,17 @@ def locate_regions(
     located: list[list[Region] | None] = []
     reasons = getattr(batch, "reasons", None) or [None] * len(paths)
     for mask, values, size, reason in zip(masks, maps, sizes, reasons, strict=True):
-        part = None if size is None else seen_part(transforms, size)
-        located.append(
-            None
-            if size is None or part is None
-            else find_regions(_plane(mask), _plane(values), size, part, reason and reason.of_box)
-        )
+        regions = None
+        if size is not None and (part := seen_part(transforms, size)) is not None:
+            regions = find_regions(_plane(mask), _plane(values), size, part, reason and reason.of_box)
+        located.append(regions)
     return located
-
-
-def _covering_pixels(start: Fraction, length: Fraction, count: int) -> tuple[int, int]:
-    """Return the pixels, of ``count``, that a stretch of an axis touches: the first, and that behind the last."""
-    return max(0, math.floor(start)), min(count, math.ceil(start + length))
 
 
 def _size_of(path: str) -> tuple[int, int] | None:
     try:
         return inspect_image(path)
-    except ValueError:  # gone since it was read, or never a file
+    except ValueError:  # never a file
         return None
 
 

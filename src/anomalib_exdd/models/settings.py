@@ -6,39 +6,37 @@ from pathlib import Path
 from typing import Any
 
 
+def check(name: str, value: object, has_to_be: str, *, fits: bool) -> None:
+    """Raise a ValueError if the value of an argument does not fit, saying what it has to be."""
+    if not fits:
+        msg = f"Argument `{name}` has to be {has_to_be}, but got {value!r}."
+        raise ValueError(msg)
+
+
 def check_rate(name: str, value: float | None) -> None:
     """Raise a ValueError if an argument is not in (0, 1); None is left to the model."""
-    if value is not None and not 0 < value < 1:
-        msg = f"Argument `{name}` has to be between 0 and 1, both excluded, but got {value}."
-        raise ValueError(msg)
+    check(name, value, "between 0 and 1, both excluded", fits=value is None or 0 < value < 1)
 
 
 def check_ratio(name: str, value: float) -> None:
     """Raise a ValueError if an argument is not in (0, 1]."""
-    if not 0 < value <= 1:
-        msg = f"Argument `{name}` has to be in (0, 1], but got {value}."
-        raise ValueError(msg)
+    check(name, value, "in (0, 1]", fits=0 < value <= 1)
 
 
 def check_at_least(name: str, value: float, minimum: int) -> None:
     """Raise a ValueError if an argument is below its minimum."""
-    if value < minimum:
-        msg = f"Argument `{name}` has to be at least {minimum}, but got {value}."
-        raise ValueError(msg)
+    check(name, value, f"at least {minimum}", fits=value >= minimum)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a ValueError if an argument is none of its choices."""
-    if value not in choices:
-        msg = f"Argument `{name}` has to be one of {choices}, but got {value!r}."
-        raise ValueError(msg)
+    check(name, value, f"one of {choices}", fits=value in choices)
 
 
 def check_image_size(image_size: Sequence[int]) -> None:
     """Raise a ValueError if `image_size` is not two numbers of at least 32."""
-    if len(image_size) != 2 or min(image_size) < 32:
-        msg = f"Argument `image_size` has to be (height, width), both at least 32, but got {tuple(image_size)}."
-        raise ValueError(msg)
+    fits = len(image_size) == 2 and min(image_size) >= 32
+    check("image_size", tuple(image_size), "(height, width), both at least 32", fits=fits)
 
 
 def checkpoint_settings(
@@ -46,17 +44,8 @@ def checkpoint_settings(
 ) -> dict[str, Any]:
     """Return the arguments that a model takes over from a checkpoint that is restored into it.
 
-    An argument that was left at its default takes the checkpoint's value. One that was given stays, unless the
-    checkpoint's content depends on it.
-
-    Args:
-        model: The model's class, whose signature has the defaults.
-        given: The model's arguments.
-        saved: The arguments that the checkpoint was trained with.
-        fixed: Names of the arguments that the checkpoint's content depends on.
-
-    Raises:
-        ValueError: If a given argument contradicts what the checkpoint was trained with.
+    An argument that was left at its default takes the checkpoint's value. One that was given stays; a ValueError if it
+    contradicts the checkpoint and is among those that its content depends on, ``fixed``.
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(model).parameters.items()}
     changes = {}
@@ -66,10 +55,7 @@ def checkpoint_settings(
         if _is_same(given[name], defaults.get(name)):
             changes[name] = value
         elif name in fixed:
-            msg = (
-                f"Argument `{name}` is {given[name]!r}, but the checkpoint was trained with {value!r}. "
-                "Leave the argument out, or train anew."
-            )
+            msg = f"Argument `{name}` is {given[name]!r}, but the checkpoint was trained with {value!r}: leave it out."
             raise ValueError(msg)
     return changes
 

@@ -1,5 +1,6 @@
 """Geometry of transforms: which part of an image is left, and where its map belongs in the whole image."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -44,6 +45,11 @@ def crops_of(transform: Transform | None) -> list[Transform]:
     return [step for step in steps_of(transform) if isinstance(step, _CUTS)]
 
 
+def covered_pixels(start: Fraction, length: Fraction, count: int) -> tuple[int, int]:
+    """Return the pixels, of ``count``, that a stretch of an axis touches: the first, and that behind the last."""
+    return max(0, math.floor(start)), min(count, math.ceil(start + length))
+
+
 def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Part | None:
     """Return the part of an image (height, width) that transforms leave; None if a step may move pixels elsewhere."""
     now = [size[0], size[1]]
@@ -68,13 +74,10 @@ def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Pa
 
 
 def whole_maps(maps_NHW: Tensor, transform: Transform | None, size: Sequence[int]) -> Tensor:
-    """Put maps of cropped images where they belong in maps of whole ones, for pictures.
+    """Put maps of cropped images where they belong in maps of whole ones of a height and width, for pictures.
 
-    Args:
-        maps_NHW: The maps, floating point. They are returned as they are if nothing was cut off, or its place is not
-            known; else what was cut off has the lowest of all values.
-        transform: The transform of the images.
-        size: Height and width of the images before that.
+    What was cut off has the lowest of all values. Maps are returned as they are if nothing was cut off, or its place is
+    not known.
     """
     part = seen_part([transform], size) if crops_of(transform) else None
     if part is None:
@@ -93,7 +96,7 @@ def whole_maps(maps_NHW: Tensor, transform: Transform | None, size: Sequence[int
 
 
 def _offset(length: int, target: int) -> int:
-    """Return where the cut begins along an axis, as torchvision rounds it; negative where padding comes first."""
+    """Return where a cut begins along an axis, as torchvision rounds it; negative where padding comes first."""
     return round((length - target) / 2) if target <= length else -((target - length) // 2)
 
 

@@ -52,12 +52,8 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
         for item, name in zip(batch, names, strict=True):
             picture = self.visualize(item.update(image=without_normalization(item.image, transform), image_path=None))
             if picture is not None:
-                path = generate_output_filename(
-                    input_path=name,
-                    output_path=self.output_dir,
-                    dataset_name=getattr(datamodule, "name", None),
-                    category=getattr(datamodule, "category", None),
-                )
+                data = (getattr(datamodule, "name", None), getattr(datamodule, "category", None))
+                path = generate_output_filename(name, self.output_dir, *data)
                 # Pillow cannot write every kind of file that images may come from.
                 writable = Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
                 # PNGs of the lowest compression are a third larger, and written three times as fast.
@@ -65,12 +61,8 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
 
 
 def panel_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """Choose the width and height of a picture's panels for images of a height and width.
-
-    Panels have the images' own shape and are large enough for the labels, as long as none is longer than a screen.
-    """
-    scale = max(1.0, _MIN_SIDE / min(image_size))
-    scale = min(scale, _MAX_SIDE / max(image_size))
+    """Choose the width and height of a picture's panels: large enough for the labels, and no longer than a screen."""
+    scale = min(max(1.0, _MIN_SIDE / min(image_size)), _MAX_SIDE / max(image_size))
     height, width = (round(length * scale) for length in image_size)
     return width, height
 

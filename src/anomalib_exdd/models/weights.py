@@ -50,7 +50,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def check_is_known(backbone: str) -> None:
-    """Raise a ValueError if timm does not have a backbone, before anything is built or downloaded."""
+    """Raise a ValueError if timm does not have a backbone."""
     if not timm.is_model(backbone):
         similar = timm.list_models(f"*{backbone.split('.', maxsplit=1)[0][:6]}*")[:5]
         msg = f"Argument `backbone` has to be a timm model, but got {backbone!r}. Similar names: {similar or 'none'}."
@@ -76,10 +76,8 @@ def timm_weights(backbone: str, **options: Any) -> dict[str, Tensor]:
         return timm.create_model(backbone, pretrained=True, **options).state_dict()
     except Exception as error:  # every hub client and version fails with classes of its own
         msg = (
-            f"The ImageNet weights of {backbone!r} are not in the local cache and could not be "
-            f"downloaded ({type(error).__name__}). On a machine without network, give them as a file "
-            "(`--model.weights FILE`, a timm state dict in .safetensors or .pth), or train without them "
-            "(`--model.pre_trained false`: a fixed random network, weaker)."
+            f"The ImageNet weights of {backbone!r} are not in the local cache and could not be downloaded "
+            f"({type(error).__name__}). Give `--model.weights FILE`, or go without: `--model.pre_trained false`."
         )
         raise RuntimeError(msg) from error
 
@@ -91,9 +89,6 @@ def file_weights(
 
     Returns:
         The complete weights, and the names of the tensors (of two dimensions and more) that are not in the file.
-
-    Raises:
-        ValueError: If the file cannot be read or does not fit the network.
     """
     overlay = {"state_dict": read_state_dict(path)}
     try:
@@ -110,22 +105,15 @@ def file_weights(
 
 def not_in_file(path: Path, backbone: str, missing: list[str]) -> ValueError:
     """Return the error for a file that lacks tensors of the network."""
-    return ValueError(
-        f"The weights in {path} do not fit the backbone {backbone!r}: {len(missing)} of its tensors are not in the "
-        f"file, the first of them {missing[0]!r}."
-    )
+    lacks = f"{len(missing)} of its tensors are not in the file, the first of them {missing[0]!r}"
+    return ValueError(f"The weights in {path} do not fit the backbone {backbone!r}: {lacks}.")
 
 
 def fresh_layers(names: list[str], missing: list[str]) -> list[str] | None:
     """Name the layers that have to be learned from scratch, because a file of weights lacks the end of a network.
 
-    Args:
-        names: Tensors of the network, in the network's order.
-        missing: Those of them that the file lacks.
-
-    Returns:
-        The largest layers without any tensors in the file, in order; None if layers of the file follow them, or if it
-        has none: then it belongs to another network.
+    Of all tensors of a network, in its order, and those that are missing in the file, these are the largest layers
+    without any in the file; None if the file has none, or some behind them: then it belongs to another network.
 
     Example:
         >>> fresh_layers(["stem.0", "layer1.a.w", "layer2.a.w", "layer2.b.w"], ["layer2.a.w", "layer2.b.w"])
@@ -150,12 +138,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content: dict[str, Tensor] = load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # timm and torch have no common class for what may be wrong with a file
         msg = (
-            f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth, .pt), or are no state dict: "
-            f"{error}"
+            f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth), or are no state dict: {error}"
         )
         raise ValueError(msg) from error
     if not all(isinstance(value, Tensor) for value in content.values()):
-        msg = f"The weights in {path} are no state dict: a mapping of names to tensors is expected."
+        msg = f"The weights in {path} are no state dict: they hold more than tensors."
         raise ValueError(msg)
     return content
 

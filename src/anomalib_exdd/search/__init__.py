@@ -29,22 +29,17 @@ def create_index(bank_MD: Tensor, search: SearchBackend = "auto") -> NeighborInd
             same neighbours.
 
     Raises:
-        ValueError: If ``search`` is none of these, the bank is empty, or FAISS cannot search on the bank's device.
+        ValueError: If ``search`` is none of these, or FAISS cannot search on the bank's device.
         ImportError: If FAISS is asked for and not installed, or two flavours of it are.
     """
     if search not in get_args(SearchBackend):
         msg = f"Argument `search` has to be one of {get_args(SearchBackend)}, but got {search!r}."
         raise ValueError(msg)
-    if bank_MD.ndim != 2 or len(bank_MD) == 0:
-        msg = f"A bank to search has to be of shape (M, D) with M >= 1, but got {tuple(bank_MD.shape)}."
-        raise ValueError(msg)
     start = time.perf_counter()
     backend, reason = choose_backend(bank_MD.device) if search == "auto" else (search, "as asked for")
     index = FaissIndex(bank_MD) if backend == "faiss" else TorchIndex(bank_MD)
-    message = (
-        f"Bank of {bank_MD.shape[0]} x {bank_MD.shape[1]} features on {bank_MD.device}: "
-        f"search '{backend}' ({reason}), {index.description}."
-    )
+    size = f"{bank_MD.shape[0]} x {bank_MD.shape[1]}"
+    message = f"Bank of {size} features on {bank_MD.device}: search '{backend}' ({reason}), {index.description}."
     if message not in _logged:
         _logged.add(message)
         logger.info("%s Index built in %.1f s.", message, time.perf_counter() - start)

@@ -25,27 +25,17 @@ _ACCELERATOR_DIFFERENCES = 1 << 26  # 256 MiB elsewhere: few and large launches
 
 
 class Neighbors(NamedTuple):
-    """The k nearest bank entries of each query, nearest first.
+    """The k nearest bank entries of each query, nearest first."""
 
-    Attributes:
-        distances: Euclidean distances, float32, shape (Q, K).
-        indices: Rows of the bank, int64, shape (Q, K).
-    """
-
-    distances: Tensor
-    indices: Tensor
+    distances: Tensor  # Euclidean, float32, shape (Q, K)
+    indices: Tensor  # rows of the bank, int64, shape (Q, K)
 
 
 class Proposal(NamedTuple):
-    """Candidates for the nearest entries of each query.
+    """Candidates for the nearest entries of each query."""
 
-    Attributes:
-        indices: Rows of the bank, int64, shape (Q, C).
-        bound: Distance that no other entry is nearer than, float32, shape (Q,).
-    """
-
-    indices: Tensor
-    bound: Tensor
+    indices: Tensor  # rows of the bank, int64, shape (Q, C)
+    bound: Tensor  # distance that no other entry is nearer than, float32, shape (Q,)
 
 
 class NeighborIndex(ABC):
@@ -86,17 +76,7 @@ class NeighborIndex(ABC):
             k: Number of neighbours, 1 <= k <= M.
             excluded_QM: Entries that each query is not compared with, boolean, for a search in torch. Where fewer than
                 k are left, the last distances are infinite.
-
-        Raises:
-            ValueError: If k or the queries' dimension do not fit the bank, or FAISS is to exclude entries.
         """
-        bank_size, dimension = self.bank_MD.shape
-        if not 1 <= k <= bank_size:
-            msg = f"Argument `k` has to be between 1 and the bank's size {bank_size}, but got {k}."
-            raise ValueError(msg)
-        if query_QD.ndim != 2 or query_QD.shape[1] != dimension:
-            msg = f"Queries have to be of shape (Q, {dimension}), but got {tuple(query_QD.shape)}."
-            raise ValueError(msg)
         if len(query_QD) == 0:
             return Neighbors(query_QD.new_empty(0, k).float(), query_QD.new_empty(0, k).long())
         query_QD = query_QD.float()
@@ -141,19 +121,14 @@ class NeighborIndex(ABC):
 
 
 def direct_distances(query_QD: Tensor, bank_MD: Tensor, index_QC: Tensor) -> Tensor:
-    """Compute the distance of every query to its own list of bank entries by direct difference.
+    """Compute Euclidean distances of queries, float32, to their own entries of a float32 or float16 bank, shape (Q, C).
 
-    Args:
-        query_QD: Queries, float32, shape (Q, D).
-        bank_MD: Bank, float32 or float16, shape (M, D).
-        index_QC: Rows of the bank for every query, integer, shape (Q, C).
-
-    Returns:
-        Euclidean distances, float32, shape (Q, C). The distance of an exact duplicate is exactly 0.
+    They are computed by direct difference: the distance of an exact duplicate is exactly 0.
     """
     if torch.compiler.is_compiling():  # a traced graph has no data-dependent loop
         return torch.linalg.vector_norm(query_QD.unsqueeze(1) - bank_MD[index_QC], dim=-1)
-    rows = _rows_at_once(query_QD, index_QC.shape[1])
+    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
+    rows = max(1, elements // max(1, index_QC.shape[1] * query_QD.shape[1]))
     blocks = [query_QD.new_empty(0, index_QC.shape[1])]
     for query, index in zip(query_QD.split(rows), index_QC.split(rows), strict=True):
         # One selected copy, changed in place: indexing and a second copy take three times as long.
@@ -174,13 +149,7 @@ def rerank(
 
 
 def dense_search(query_QD: Tensor, bank_MD: Tensor, k: int) -> Neighbors:
-    """Search with one matrix product and no branch on data: the form that is exported to ONNX and OpenVINO.
-
-    Args:
-        query_QD: Queries, float32, shape (Q, D).
-        bank_MD: Bank, float32, shape (M, D), M known while tracing.
-        k: Number of neighbours, at most M.
-    """
+    """Search with one matrix product and no branch on data: the form that is exported to ONNX and OpenVINO."""
     mean_D = bank_MD.mean(dim=0)
     # From here on the centred bank alone, so that an export holds one bank and not two.
     query_QD, bank_MD = query_QD - mean_D, bank_MD - mean_D
@@ -200,8 +169,3 @@ def _brute_force(query_QD: Tensor, bank_MD: Tensor, k: int, excluded_QM: Tensor 
             distance_QM = distance_QM.masked_fill_(excluded_QM[start : start + rows], torch.inf)
         indices.append(distance_QM.topk(k, dim=1, largest=False).indices)
     return torch.cat(indices)
-
-
-def _rows_at_once(query_QD: Tensor, candidates: int) -> int:
-    elements = _CPU_DIFFERENCES if query_QD.device.type == "cpu" else _ACCELERATOR_DIFFERENCES
-    return max(1, elements // max(1, candidates * query_QD.shape[1]))

@@ -9,7 +9,6 @@ both share one OpenMP runtime.
 import logging
 import os
 import platform
-import sys
 import threading
 from contextlib import nullcontext
 from functools import lru_cache
@@ -21,22 +20,13 @@ from torch import Tensor
 
 from .exact import NeighborIndex, Proposal
 
-logger = logging.getLogger(__name__)
-
 FLAVOURS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 OPENBLAS_KERNELS = {"AVX512": "SkylakeX", "AVX2": "Haswell"}
 """Kernel for each of torch's names of what a processor can do."""
 
 
 class FaissIndex(NeighborIndex):
-    """FAISS proposes the candidates; what is returned is computed as for every other index.
-
-    It takes torch's tensors without copies, on a GPU on torch's current stream.
-
-    Raises:
-        ImportError: If FAISS is not installed, or two flavours of it are.
-        ValueError: If the bank lies on a device that this FAISS cannot search.
-    """
+    """FAISS proposes the candidates; what is returned is computed as for every other index."""
 
     def build(self, centred_MD: Tensor) -> None:
         """See :meth:`NeighborIndex.build`."""
@@ -46,10 +36,7 @@ class FaissIndex(NeighborIndex):
         self._index = faiss.IndexFlatL2(centred_MD.shape[1])
         if device.type == "cuda":
             if not gpu_search_available():
-                msg = (
-                    "Argument `search` is 'faiss', but the installed FAISS has no GPU support and the model is on "
-                    f"{device}. Install the extra `gpu` instead of `cpu`, or use search 'auto' or 'torch'."
-                )
+                msg = f"This FAISS has no GPU support and the model is on {device}. Install `anomalib-exdd[gpu]`."
                 raise ValueError(msg)
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, device.index or 0, self._index)
@@ -69,23 +56,13 @@ class FaissIndex(NeighborIndex):
         return Proposal(index_QC, squared_Q.clamp_min(0).sqrt())
 
 
-def installed_flavours() -> list[str]:
-    """Return the names of the installed distributions that provide the module ``faiss``."""
-    return [name for name in FLAVOURS if any(metadata.distributions(name=name))]
-
-
 def faiss_available() -> bool:
-    """Tell whether FAISS is installed.
-
-    Raises:
-        ImportError: If two flavours are installed, which overwrite each other's files.
-    """
-    flavours = installed_flavours()
+    """Tell whether FAISS is installed; an ImportError if two flavours are, which overwrite each other's files."""
+    flavours = [name for name in FLAVOURS if any(metadata.distributions(name=name))]
     if len(flavours) > 1:
         msg = (
-            f"{' and '.join(flavours)} are installed together, but they overwrite each other's files. Uninstall all of "
-            f"them (`pip uninstall {' '.join(flavours)}`), then install one: `anomalib-exdd[cpu]` or "
-            "`anomalib-exdd[gpu]`."
+            f"{' and '.join(flavours)} are installed together, but they overwrite each other's files. "
+            f"`pip uninstall {' '.join(flavours)}`, then install one: `anomalib-exdd[cpu]` or `anomalib-exdd[gpu]`."
         )
         raise ImportError(msg)
     return util.find_spec("faiss") is not None
@@ -104,34 +81,19 @@ def load_faiss() -> ModuleType:
 
     Raises:
         ImportError: If FAISS is not installed, or two flavours of it are.
-        RuntimeError: In a worker of a data loader, where a forked FAISS can hang.
     """
     if not faiss_available():
-        msg = (
-            "Argument `search` is 'faiss', but FAISS is not installed. Install `anomalib-exdd[cpu]` or "
-            "`anomalib-exdd[gpu]`, or use search 'auto' or 'torch'."
-        )
+        msg = "FAISS is not installed. Install `anomalib-exdd[cpu]` or `anomalib-exdd[gpu]`, or use search 'torch'."
         raise ImportError(msg)
-    if torch.utils.data.get_worker_info() is not None:
-        msg = "FAISS cannot be used inside a data loader's worker: a search in a forked process can hang."
-        raise RuntimeError(msg)
-    kernel = None
-    if platform.machine() in {"x86_64", "AMD64"} and not os.environ.get("OPENBLAS_CORETYPE"):
-        kernel = OPENBLAS_KERNELS.get(torch.backends.cpu.get_cpu_capability())
-    if kernel and "faiss" in sys.modules:
-        logger.warning(
-            "FAISS was imported before anomalib-exdd and may use a slow matrix kernel. Set the environment variable "
-            "OPENBLAS_CORETYPE=%s, or import anomalib_exdd's model first.",
-            kernel,
-        )
-        kernel = None
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports every kernel that it does not find
-    try:
-        if kernel:
-            os.environ["OPENBLAS_CORETYPE"] = kernel
+    kernel = OPENBLAS_KERNELS.get(torch.backends.cpu.get_cpu_capability())
+    if kernel is None or "OPENBLAS_CORETYPE" in os.environ:
         faiss = import_module("faiss")
-    finally:
-        if kernel:  # the library has read it; other programs need not inherit it
+    else:
+        os.environ["OPENBLAS_CORETYPE"] = kernel
+        try:
+            faiss = import_module("faiss")
+        finally:  # the library has read it; other programs need not inherit it
             del os.environ["OPENBLAS_CORETYPE"]
     if platform.system() == "Darwin":  # two OpenMP runtimes in one process crash there
         faiss.omp_set_num_threads(1)

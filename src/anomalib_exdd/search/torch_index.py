@@ -11,7 +11,7 @@ three nearest entries of all but one query in a thousand; the others get more ca
 Shape suffixes: Q queries, M bank entries, D feature dimension, C candidates, F numbers of an augmented vector.
 """
 
-import time
+import timeit
 from functools import cache
 
 import torch
@@ -111,11 +111,6 @@ def bfloat16_is_fast() -> bool:
 
     def seconds(dtype: torch.dtype) -> float:
         query, points = torch.ones(512, 256, dtype=dtype), torch.ones(1024, 256, dtype=dtype)
-        taken = []
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.mm(query, points.T)
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+        return min(timeit.repeat(lambda: torch.mm(query, points.T), number=1, repeat=5))
 
     return _WORTHWHILE * seconds(torch.bfloat16) < seconds(torch.float32)

@@ -18,8 +18,6 @@ from .station import Station
 
 DRIFTED = 4
 """Exit code of `anomalib drift` after an alarm."""
-
-
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -67,15 +65,9 @@ class DriftCommand(Subcommand):
         parser.add_argument("--data", type=Path | None, help="Instead of a record, a folder of images, by name.")
         parser.add_argument("--ckpt_path", type=Path | None, help="With --data, the checkpoint of the model.")
         parser.add_argument("--last", type=int, default=LAST, help="How many images count as today's.")
-        parser.add_argument(
-            "--every", type=int, default=EVERY, help="Images for which one false alarm is allowed, on average."
-        )
-        parser.add_argument(
-            "--output",
-            type=Path,
-            default=Path("results/drift"),
-            help="Folder for drift.png and record.csv.",
-        )
+        parser.add_argument("--every", type=int, default=EVERY, help="Images for one allowed false alarm, on average.")
+        folder = Path("results/drift")
+        parser.add_argument("--output", type=Path, default=folder, help="Folder for drift.png and record.csv.")
         return parser
 
     def call(self, config: Namespace) -> None:

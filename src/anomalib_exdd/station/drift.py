@@ -10,7 +10,6 @@ Shape suffixes: M images, N training images, B bets.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,21 +58,14 @@ def from_record(record: Record) -> list[Watched]:
 
 
 def from_images(model: ExDD, paths: Iterable[Path]) -> list[Watched]:
-    """Predict images, in their order; those that cannot be read are left out.
-
-    Raises:
-        ValueError: If the model has too few training images to compare with.
-    """
+    """Predict images, in their order; those that cannot be read are left out."""
     training = np.array(model.facts()["training_distances"])
     if len(training) == 0:
         msg = "The model has one normal training image only: how much they differ is not known. Train with more."
         raise ValueError(msg)
     rows = (predict_file(model, path)[0] for path in paths)
-    return [
-        Watched(row.path, "", row.normal_distance, row.decision, training)
-        for row in rows
-        if row.normal_distance is not None
-    ]
+    seen = ((row, row.normal_distance) for row in rows)
+    return [Watched(row.path, "", distance, row.decision, training) for row, distance in seen if distance is not None]
 
 
 def shares(images: Sequence[Watched]) -> Floats:
@@ -103,37 +95,17 @@ def detect(share_M: Floats, sizes_M: Sequence[int], every: int = EVERY) -> tuple
     return evidence_M, alarms
 
 
-@dataclass
 class Drift:
-    """What the images say, those of today and all before.
+    """What images say, the ``last`` of which count as today's: see :func:`detect`; a ValueError if there are none."""
 
-    Args:
-        images: Images in the order in which they came, at least one.
-        last: How many of them count as today's.
-        every: How many images one false alarm is allowed for, on average.
-    """
-
-    images: Sequence[Watched]
-    last: int = LAST
-    every: int = EVERY
-    share_M: Floats = field(init=False)
-    evidence_M: Floats = field(init=False)
-    alarms: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Find the evidence.
-
-        Raises:
-            ValueError: If there are no images.
-        """
-        if not self.images:
-            msg = (
-                "There are no predictions to compare with the training images. Write some into the record "
-                "(`anomalib predict --model.record FILE`, `anomalib review`), or give a folder with images."
-            )
+    def __init__(self, images: Sequence[Watched], last: int = LAST, every: int = EVERY) -> None:
+        if not images:
+            msg = "There are no predictions. Write some into the record (`anomalib predict --model.record FILE`)."
             raise ValueError(msg)
-        self.share_M = shares(self.images)
-        self.evidence_M, self.alarms = detect(self.share_M, [len(each.training) for each in self.images], self.every)
+        self.images, self.last, self.every = images, last, every
+        self.today = images[-last:]
+        self.share_M = shares(images)
+        self.evidence_M, self.alarms = detect(self.share_M, [len(each.training) for each in images], every)
 
     @property
     def drifted(self) -> bool:
@@ -150,21 +122,18 @@ class Drift:
     @property
     def p_value(self) -> float:
         """Of today's images being no farther than the training images: a two-sample test for a single look."""
-        today = self.images[-self.last :]
-        distances = [each.distance for each in today]
-        return float(mannwhitneyu(distances, today[-1].training, alternative="greater").pvalue)
+        distances = [each.distance for each in self.today]
+        return float(mannwhitneyu(distances, self.today[-1].training, alternative="greater").pvalue)
 
     def __str__(self) -> str:
         """Say it in words."""
-        count, today = len(self.images), self.images[-self.last :]
+        count, today = len(self.images), self.today
         training = today[-1].training
         verdict = "The parts look like those of the training."
         if self.drifted:
             first = next(image for image in self.alarms if image >= count - self.last)
-            verdict = (
-                f"The parts have DRIFTED away from the training: alarm at image {first + 1} "
-                f"({self.images[first].path}, {self.images[first].time or 'no time'})."
-            )
+            where = f"{self.images[first].path}, {self.images[first].time or 'no time'}"
+            verdict = f"The parts have DRIFTED away from the training: alarm at image {first + 1} ({where})."
         median = np.median([each.distance for each in today])
         distances = (
             f"Distance to normal: median {median:.3g} of the last {len(today)} of {count} images, "
@@ -204,7 +173,7 @@ class Drift:
         review.set_ylim(-2, 102)
         review.set_title(f"for review, % of the last {width} images", fontsize=10)
         review.set_xlabel("image")
-        for axes in (distance, evidence, review):
+        for axes in figure.axes:
             axes.spines[["top", "right"]].set_visible(False)
         with write_atomically(path) as partial:
             figure.savefig(partial, dpi=110)

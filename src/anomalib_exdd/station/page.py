@@ -70,9 +70,8 @@ def _build_review(handlers: "Handlers", page: gr.Blocks) -> None:
     queue.select(handlers.pick, listed, shown, **_PRIVATE)
     answers: list[tuple[gr.Button, Answer]] = [(good, "good"), (defect, "defect"), (unsure, "not sure")]
     for button, answer in answers:
-        answered = button.click(
-            partial(handlers.answer, answer), [selected, editor, kind], [changed, *listing], **_PRIVATE
-        )
+        given = [selected, editor, kind]
+        answered = button.click(partial(handlers.answer, answer), given, [changed, *listing], **_PRIVATE)
         answered.success(handlers.show_first, None, shown, **_PRIVATE)
     undo.click(handlers.undo, None, [changed, *listing], **_PRIVATE)
 
@@ -117,10 +116,8 @@ class Handlers:
         except ValueError as error:
             raise gr.Error(str(error)) from error
         row = view.row
-        regions = [
-            f"{region.box[2]} x {region.box[3]} at ({region.box[0]}, {region.box[1]}), {region.kind or region.reason}"
-            for region in row.regions or []
-        ]
+        boxes = [(*region.box, region.kind or region.reason) for region in row.regions or []]
+        regions = [f"{width} x {height} at ({left}, {top}), {what}" for left, top, width, height, what in boxes]
         verdict = (
             f"### {str(row.decision).capitalize()}{view.reason and f': {view.reason}'}\n\n"
             f"Probability of a defect {_percent(row.probability)}; accept below {_percent(row.accept_threshold)}, "

@@ -21,12 +21,9 @@ from starlette.datastructures import UploadFile
 from .page import CSS, THEME, build_page
 from .station import Station
 
-USER = "review"
-"""User name that goes with the password."""
-MOST_BYTES = 100 << 20
-"""Of a request; larger ones are refused before they are read."""
-MOST_WAITING = 32
-"""Requests at once; further ones are told to come back."""
+USER = "review"  # goes with the password
+MOST_BYTES = 100 << 20  # of a request; larger ones are refused before they are read
+MOST_WAITING = 32  # requests at once; further ones are told to come back
 
 
 def make_app(station: Station, password: str | None = None) -> FastAPI:
@@ -55,23 +52,13 @@ def make_app(station: Station, password: str | None = None) -> FastAPI:
         return _error(400, row.error) if row.error is not None else JSONResponse(row.to_dict())
 
     app.add_api_route("/predict", predict, methods=["POST"])
-    return gr.mount_gradio_app(
-        app,
-        build_page(station),
-        path="/",
-        auth=None if password is None else (USER, password),
-        theme=THEME,
-        css=CSS,
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        max_file_size=MOST_BYTES,
-        app_kwargs={"docs_url": None, "redoc_url": None},
-    )
+    options: Any = {"theme": THEME, "css": CSS, "footer_links": [], "run_history": False, "ssr_mode": False}
+    options |= {"max_file_size": MOST_BYTES, "app_kwargs": {"docs_url": None, "redoc_url": None}}
+    auth = None if password is None else (USER, password)
+    return gr.mount_gradio_app(app, build_page(station), path="/", auth=auth, **options)
 
 
 def _knows(request: Request, password: str) -> bool:
-    """Tell whether a request has the password."""
     given = request.headers.get("authorization", "").encode()
     wanted = b"Basic " + base64.b64encode(f"{USER}:{password}".encode())
     return secrets.compare_digest(given, wanted)

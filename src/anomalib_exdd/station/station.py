@@ -50,29 +50,21 @@ class Station:
     """A trained model, its record, and the images that wait for an answer.
 
     Args:
-        checkpoint: Checkpoint of an ExDD model, which teaching changes.
+        checkpoint: Checkpoint of an ExDD model that makes decisions; teaching changes it.
         record: Record; a file that is not there is made.
-
-    Attributes:
-        lock: Held while the model is used.
-
-    Raises:
-        ValueError: If the checkpoint or the record is something else, or the model makes no decisions.
     """
 
     def __init__(self, checkpoint: Path, record: Path) -> None:
         self.checkpoint = checkpoint
         self.model = load_checkpoint(checkpoint)
         if self.model.decisions is None:
-            msg = (
-                f"{checkpoint} makes no decisions. Train with calibrated scoring, the default, on several good images."
-            )
+            msg = f"{checkpoint} makes no decisions. Train with calibrated scoring, on several good images."
             raise ValueError(msg)
         self.record = Record(record)
         self.folder = record.with_name(f"{record.name}.images")
         self.items: dict[str, PredictionRow] = {}
         self.taught: list[str] = []
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # held while the model is used
         self._record_state()
 
     def _record_state(self) -> None:
@@ -90,12 +82,7 @@ class Station:
             return sorted(self.items.values(), key=lambda row: (_ORDER[row.decision], -(row.probability or 0)))
 
     def predict(self, path: Path, name: str | None = None) -> PredictionRow:
-        """Predict a file and record it.
-
-        Args:
-            path: The file.
-            name: Its name in the answer if it is accepted or cannot be read, and so is not kept.
-        """
+        """Predict a file and record it, under ``name`` if it is accepted or cannot be read, and so is not kept."""
         with self.lock:
             row, _ = predict_file(self.model, path)
             gone = name is not None and row.decision in {"accept", None}
@@ -126,11 +113,7 @@ class Station:
         return row
 
     def view(self, path: str) -> View:
-        """Predict an image with the model as it is now, and draw what a person needs to judge it.
-
-        Raises:
-            ValueError: If the image cannot be read any more.
-        """
+        """Predict an image with the model as it is now, and draw what a person needs to judge it."""
         with self.lock:
             row, batch = predict_file(self.model, Path(path))
             if row.error is not None:
@@ -154,19 +137,10 @@ class Station:
         return _resized(whole_maps(mask_1hw, transform, size)[0].cpu().numpy() > 0.5, size)
 
     def answer(self, path: str, answer: Answer, mask_HW: NDArray[np.bool_] | None = None, kind: str = "") -> str:
-        """Take a person's answer; defects and false alarms are taught at once.
+        """Take a person's answer; defects and false alarms are taught at once. Return what that changed, in words.
 
-        Args:
-            path: The image.
-            answer: What the person says.
-            mask_HW: Where the defect is, of the image's size or scaled; without it, where the model sees it.
-            kind: Kind of the defect.
-
-        Returns:
-            What that changed, in words.
-
-        Raises:
-            ValueError: If neither a person nor the model sees where the defect is, or the image cannot be read.
+        The mask, of the image's size or scaled, is where the defect is; without it, where the model sees it. A
+        ValueError if it does not see any.
         """
         with self.lock:
             row, batch = predict_file(self.model, Path(path))
@@ -206,17 +180,16 @@ class Station:
         save_changed(self.model, self.checkpoint)
         self._record_state()
         now, after = predict_file(self.model, Path(row.path))[0], self.training_decisions()
-        moved = [
-            f"`{Path(path).name}` {was} → {after[path]}" for path, was in before.items() if after.get(path, was) != was
-        ]
+        pairs = [(Path(path).name, was, after.get(path, was)) for path, was in before.items()]
+        moved = [f"`{name}` {was} → {new}" for name, was, new in pairs if was != new]
         content = {"entries": entries, "before": row.probability, "after": now.probability, "changed_decisions": moved}
         self.record.add(action, self.version, row.path, content)
-        lines = [
+        changes = f"{len(moved)} of {len(before)}" + (f": {', '.join(moved[:10])}" if moved else "")
+        lines = (
             f"**{action.capitalize()}**: {entries} patches of `{Path(row.path).name}`.",
             f"Probability of a defect {row.probability:.3f} → {now.probability:.3f} ({row.decision} → {now.decision}).",
-            f"Training images whose decision changes: {len(moved)} of {len(before)}"
-            + (f": {', '.join(moved[:10])}." if moved else "."),
-        ]
+            f"Training images whose decision changes: {changes}.",
+        )
         return "\n\n".join(lines)
 
     def training_decisions(self) -> dict[str, str]:

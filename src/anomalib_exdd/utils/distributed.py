@@ -28,10 +28,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def gather_tensors(value: Tensor) -> Tensor:
-    """Concatenate the tensors of all processes, in their order, on the device of ``value``; all have to call.
-
-    The tensors may differ in the length of their first dimension only.
-    """
+    """Concatenate the tensors of all processes along their first dimension, on the device of ``value``."""
     if world_size() == 1:
         return value
     # NCCL takes tensors of the GPU only, gloo those of the CPU.

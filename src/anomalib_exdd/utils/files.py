@@ -13,19 +13,11 @@ from pathlib import Path
 
 PARTIAL_FILES = ".*.partial*"
 """Pattern of the names of files that are being written, or that a killed process has left."""
-_CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Give a path to write to; the file takes its place when the block ends without an error.
-
-    Args:
-        path: Where the file is to be. An old one stays until the new one is complete.
-
-    Yields:
-        A hidden path in the same folder, with the same suffix and different in every call.
-    """
+    """Give a hidden path of the same folder and suffix to write to; it becomes ``path`` at the end of the block."""
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield partial
@@ -44,16 +36,10 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def write_folder_atomically(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes its place when the block ends without an error.
-
-    Args:
-        path: Where the folder is to be: nothing, or an empty folder. Its parents are created.
-
-    Yields:
-        A folder within `NAME.partial-*` beside it, which is removed in the end.
+    """Give an empty folder to fill; it becomes ``path``, which may be an empty folder, at the end of the block.
 
     Raises:
-        FileExistsError: If another process has filled the folder by then.
+        FileExistsError: If another process has filled ``path`` by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial-", dir=path.parent) as temporary:
@@ -75,6 +61,6 @@ def sha256_of_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -19,12 +19,7 @@ def with_shared_callbacks(components: Any) -> list[Callback]:
 
 
 def start_run(model: Any, stage: str) -> None:
-    """Check and prepare a model's trainer; called from the model's ``setup``.
-
-    Raises:
-        ValueError: If the strategy would give a process parts of the model only, or if the trainer would change this
-            model's scores by another model's thresholds.
-    """
+    """Check and prepare a model's trainer; called from the model's ``setup``."""
     trainer = model.trainer
     check_strategy(trainer, model.name)
     check_post_processor(trainer, model.post_processor)

@@ -49,12 +49,9 @@ class FitRecorder(Callback):
 def restore_checkpoint(model: Any, trainer: Any, checkpoint: dict[str, Any]) -> None:
     """Prepare a model for a checkpoint that is loaded into it next; called from its ``on_load_checkpoint``.
 
-    Args:
-        model: The model. Its ``adopt_settings(given, saved)`` returns the arguments that change to the checkpoint's,
-            ``build_model()`` builds its torch model, and ``prepare_fit_from(checkpoint)`` changes the content that a
-            fit starts from.
-        trainer: Its trainer; None while ``load_from_checkpoint`` builds the model from the checkpoint's arguments.
-        checkpoint: The content; changed.
+    The model's ``adopt_settings(given, saved)`` returns the arguments that change to the checkpoint's, its method
+    ``build_model()`` builds the torch model, and ``prepare_fit_from(checkpoint)`` changes what a fit starts from. There
+    is no trainer while ``load_from_checkpoint`` builds the model from the checkpoint's arguments.
 
     Raises:
         ValueError: If a given argument, or the data module's ``white_level``, contradicts the checkpoint.
@@ -84,19 +81,13 @@ def restore_checkpoint(model: Any, trainer: Any, checkpoint: dict[str, Any]) -> 
     if trainer.datamodule is not None and model.white_level != _white_level_of(trainer):
         msg = (
             f"The model was trained with `white_level` {model.white_level}, but the data module has "
-            f"{_white_level_of(trainer)}. Give it the same: `--data.white_level {model.white_level}`."
+            f"{_white_level_of(trainer)}: give `--data.white_level {model.white_level}`."
         )
         raise ValueError(msg)
 
 
 def save_changed(model: LightningModule, checkpoint: str | Path, output: str | Path | None = None) -> Path:
-    """Write a changed model's state into a copy of the checkpoint that it was loaded from.
-
-    Args:
-        model: The changed model.
-        checkpoint: The checkpoint that it was loaded from.
-        output: The file to write and return; by default the checkpoint itself is replaced.
-    """
+    """Write a changed model's state into a copy of its checkpoint, by default over it; return the written file."""
     output = Path(output or checkpoint)
     content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     content["state_dict"] = model.state_dict()

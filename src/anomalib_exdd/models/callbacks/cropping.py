@@ -1,7 +1,6 @@
 """Pre-processors that crop: a warning, and a check that defects are not cut off."""
 
 import logging
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from torchvision.transforms.v2 import Resize, Transform
 
 from anomalib_exdd.images.masks import read_mask
 from anomalib_exdd.images.reading import map_files
-from anomalib_exdd.models.transforms import crops_of, first_resize, seen_part, steps_of
+from anomalib_exdd.models.transforms import covered_pixels, crops_of, first_resize, seen_part, steps_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +27,7 @@ class Cropping(Callback):
         # Anomalib's data modules resize before everything else.
         resizes_later = first_resize(transform) is None and any(isinstance(step, Resize) for step in steps)
         if isinstance(trainer.datamodule, AnomalibDataModule) and resizes_later:
-            msg = (
-                f"The pre-processor resizes after another step ({_joined(steps)}), but Anomalib's data modules resize "
-                "first. Put `Resize` first, or crop the image files themselves."
-            )
+            msg = f"Put `Resize` first in the pre-processor ({_joined(steps)}): Anomalib's data modules resize first."
             raise ValueError(msg)
         if lost := _lost_defects([trainer.train_dataloader, trainer.val_dataloaders], transform):
             msg = (
@@ -43,11 +39,8 @@ class Cropping(Callback):
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn of test images whose defects cannot be seen."""
         if lost := _lost_defects([trainer.test_dataloaders], _log_crops(pl_module)):
-            logger.warning(
-                "Nothing is left of the defects of %d test images after cropping, but they count as defective: %s.",
-                len(lost),
-                _joined(lost),
-            )
+            message = "Nothing is left of the defects of %d test images after cropping; they count as defective: %s."
+            logger.warning(message, len(lost), _joined(lost))
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn of crops."""
@@ -79,10 +72,8 @@ def _is_cut_off(mask_path: str, augmentations: Transform | None, transform: Tran
     part = seen_part([augmentations, transform], mask.shape) or seen_part([transform], mask.shape)
     if part is None:
         return False
-    rows, columns = (
-        slice(max(0, math.floor(start)), math.ceil(start + length))
-        for start, length in ((part.top, part.height), (part.left, part.width))
-    )
+    rows = slice(*covered_pixels(part.top, part.height, mask.shape[0]))
+    columns = slice(*covered_pixels(part.left, part.width, mask.shape[1]))
     return not np.any(mask[rows, columns])
 
 
@@ -90,11 +81,7 @@ def _log_crops(module: Any) -> Transform | None:
     """Warn if a module's pre-processor crops; return its transform."""
     transform: Transform | None = getattr(module.pre_processor, "transform", None)
     if crops := crops_of(transform):
-        logger.warning(
-            "The pre-processor crops images (%s): what it cuts off is not looked at. Pictures show the part that is; "
-            "boxes of regions are in pixels of the whole image.",
-            _joined(crops),
-        )
+        logger.warning("The pre-processor crops images (%s): what it cuts off is not looked at.", _joined(crops))
     return transform
 
 

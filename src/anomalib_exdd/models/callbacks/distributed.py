@@ -48,12 +48,10 @@ class CountImagesOnce(Callback):
         for loader in loaders if isinstance(loaders, list) else [loaders]:
             repeats = not isinstance(getattr(loader, "sampler", None), UnrepeatedDistributedSampler)
             if repeats and len(loader.dataset) % size:
-                logger.warning(
-                    "%d images cannot be split evenly between %d processes: some count twice in the metrics. Test with "
-                    "`--trainer.devices 1`, or with this package's data modules, which split them exactly.",
-                    len(loader.dataset),
-                    size,
+                message = (
+                    "%d images for %d processes: some count twice in the metrics. Test with `--trainer.devices 1`."
                 )
+                logger.warning(message, len(loader.dataset), size)
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Reset the metrics, which an interrupted epoch leaves as they were."""
@@ -65,34 +63,22 @@ class CountImagesOnce(Callback):
 
 
 def check_strategy(trainer: Any, model: str) -> None:
-    """Refuse strategies that give a process parts of the model only.
-
-    Raises:
-        ValueError: If the trainer's strategy is one of them.
-    """
+    """Raise a ValueError for strategies that give a process parts of the model only."""
     strategy = trainer.strategy
     # DeepSpeed is derived from DDP, and splits the model all the same.
     if isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy):
         return
-    msg = (
-        f"{model} cannot work with the strategy {type(strategy).__name__}: every process needs the whole model. Use "
-        "`--trainer.devices 1`, or `--trainer.strategy ddp` for several devices or machines."
-    )
+    name = type(strategy).__name__
+    msg = f"{model} cannot work with the strategy {name}, which splits the model: use `--trainer.strategy ddp`."
     raise ValueError(msg)
 
 
 def check_post_processor(trainer: Any, own: Any) -> None:
-    """Refuse a trainer that has worked for a model of another kind: its post-processor would change the scores.
-
-    Raises:
-        ValueError: If the trainer has another post-processor than the model's ``own``.
-    """
+    """Raise a ValueError if the trainer has the post-processor of another model, which would change the scores."""
     others = [each for each in trainer.callbacks if isinstance(each, PostProcessor) and each is not own]
     if own is not None and others:
-        msg = (
-            f"The trainer has the {type(others[0]).__name__} of another model, which would change this model's scores. "
-            "Use a new Engine for each kind of model."
-        )
+        name = type(others[0]).__name__
+        msg = f"The trainer has the {name} of another model: use a new Engine for each kind of model."
         raise ValueError(msg)
 
 

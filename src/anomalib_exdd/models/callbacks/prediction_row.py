@@ -57,14 +57,12 @@ class RawScores(Callback):
     seconds: float  # of the batch, from its arrival on the device to its scores
     _start: float
 
-    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
+    def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
         """Start the clock."""
-        del args, kwargs
         self._start = time.perf_counter()
 
-    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Keep the scores, and stop the clock."""
-        del trainer, pl_module, args, kwargs
         self.scores = torch.as_tensor(outputs.pred_score).flatten().tolist()  # waits for the GPU
         self.seconds = time.perf_counter() - self._start
 
@@ -77,27 +75,16 @@ def prediction_rows(
     raw: RawScores,
     decisions: Any,
 ) -> list[PredictionRow]:
-    """Describe the images of a post-processed batch.
-
-    Args:
-        module: The model.
-        batch: The batch.
-        names: Paths of its images.
-        transforms: What the images went through, one after the other.
-        raw: What it measured of this batch.
-        decisions: The model's decisions, if it is calibrated.
-    """
-    regions: list[list[Region] | None] = [None] * len(names)
-    if _has_threshold(module.post_processor, "pixel_threshold"):
-        regions = locate_regions(batch, names, transforms)
+    """Describe the images of a post-processed batch, which went through ``transforms``, one after the other."""
+    has_masks = _has_threshold(module.post_processor, "pixel_threshold")
+    regions = locate_regions(batch, names, transforms) if has_masks else [None] * len(names)
     return [_row(module, batch, number, name, regions[number], raw, decisions) for number, name in enumerate(names)]
 
 
 def predict_file(module: Any, path: Path) -> tuple[PredictionRow, Any]:
-    """Predict one file as `anomalib predict` does, without a trainer.
+    """Predict one file as `anomalib predict` does, without a trainer: its row, and the post-processed batch.
 
-    Returns:
-        The row, and the post-processed batch of this image; None if it cannot be read.
+    There is no batch if the file cannot be read.
     """
     transform = getattr(module.pre_processor, "transform", None)
     loader = PredictLoader([path])
@@ -127,7 +114,10 @@ def _row(
     raw_score = _finite(raw.scores[number])
     is_probability = decisions is not None or getattr(module, "scores_are_probabilities", False)
     probability = raw_score if is_probability else None
-    threshold, label = _threshold(module.post_processor), None
+    threshold, label = None, None
+    if _has_threshold(module.post_processor, "image_threshold"):
+        normalized = getattr(module.post_processor, "normalized_image_threshold", None)
+        threshold = None if normalized is None else _finite(float(normalized))
     # Without a threshold, Anomalib's "label" is the score itself.
     if threshold is not None and batch.pred_label is not None and batch.pred_label.dtype == torch.bool:
         label = "defective" if bool(batch.pred_label[number]) else "normal"
@@ -153,13 +143,6 @@ def _row(
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _threshold(post_processor: Any) -> float | None:
-    threshold = getattr(post_processor, "normalized_image_threshold", None)
-    if threshold is None or not _has_threshold(post_processor, "image_threshold"):
-        return None
-    return _finite(float(threshold))
 
 
 def _has_threshold(post_processor: Any, name: str) -> bool:

@@ -115,8 +115,7 @@ class Predictions(Callback):
         self._transforms = [[*_transforms_of(loader), transform] for loader in _as_list(trainer.predict_dataloaders)]
         if any(seen_part(transforms, (1000, 1000)) is None for transforms in self._transforms):
             logger.warning(
-                "Images are transformed by more than resizing, cropping at the centre and normalising: defect regions "
-                "cannot be located in the original images, and are left out."
+                "The transforms of the images may move pixels: defect regions cannot be located, and are left out."
             )
         loaders = _predict_loaders(trainer)
         for loader in loaders:
@@ -188,10 +187,9 @@ def partial_path(folder: str | Path, process: int) -> Path:
 
 
 def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
-    """Write the rows of all processes, one process after the other, to CSV and JSON; then remove all partial files.
+    """Write the rows of all processes and their summary to CSV and JSON; then remove all partial files.
 
-    Both files hold the same. In the CSV an empty cell stands for None, and the regions are JSON. The summary counts the
-    rows, and goes behind those of the JSON file.
+    In the CSV an empty cell stands for None, and the regions are JSON.
     """
     with (
         write_atomically(folder / CSV_NAME) as csv_path,
@@ -217,12 +215,7 @@ def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
 
 
 def _report(folder: Path, summary: Summary, *, by_command: bool) -> None:
-    """Log a finished prediction.
-
-    Raises:
-        SystemExit: If the command could not read some files (code 3) or any (a message).
-        ValueError: If no file could be read, outside the command.
-    """
+    """Log a finished prediction; raise an error, or end the command, if files could not be read."""
     if summary.images:
         logger.info("%s", summary)
     logger.info("Predictions: %s and %s", (folder / CSV_NAME).resolve(), JSON_NAME)

@@ -25,10 +25,10 @@ from anomalib_exdd.models.callbacks import start_run, with_shared_callbacks
 from anomalib_exdd.models.callbacks.checkpoint import WHITE_LEVEL_KEY, CheckpointState, restore_checkpoint
 from anomalib_exdd.models.metrics import default_evaluator
 from anomalib_exdd.models.pre_processor import ONNX_OPSET, AntialiasedPreProcessor
-from anomalib_exdd.models.settings import check_at_least, checkpoint_settings
+from anomalib_exdd.models.settings import check, check_at_least, checkpoint_settings
 from anomalib_exdd.models.visualization import LABEL_SIZE, SeenImageVisualizer
 
-from .loss import LabelLoss, PositiveWeight
+from .loss import LabelLoss, PositiveWeight, label_weights
 from .post_processor import ProbabilityPostProcessor, decide_at_even_odds
 from .presets import PRESETS, OptimizerName, PresetName, TrainingSettings, training_settings
 from .selection import (
@@ -124,9 +124,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         settings = training_settings(locals())
         if patience is not None:
             check_at_least("patience", patience, 1)
-        if pos_weight != "balanced" and not float(pos_weight) > 0:
-            msg = f'Argument `pos_weight` has to be "balanced" or a positive number, but got {pos_weight}.'
-            raise ValueError(msg)
+        fits = pos_weight == "balanced" or pos_weight > 0
+        check("pos_weight", pos_weight, '"balanced" or a positive number', fits=fits)
         if freeze_batch_norm and not (pre_trained or weights):
             msg = "Argument `freeze_batch_norm` keeps loaded statistics, but with `pre_trained` false none are loaded."
             raise ValueError(msg)
@@ -151,7 +150,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         """Build the torch model and the loss from the hyper-parameters."""
         names = ("backbone", "pre_trained", "weights", "freeze_batch_norm", "seed")
         self.model = DefectClassifierModel(**{name: self.hparams[name] for name in names})
-        self.loss = LabelLoss(self.hparams["pos_weight"])
+        self.loss = LabelLoss()
         self.validation = ValidationRecord(self.loss)
 
     @property
@@ -206,11 +205,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         """Set the number of epochs, and load the backbone's weights if no checkpoint was restored."""
         loop = self.trainer.fit_loop
         if self.trainer.current_epoch and self.checkpoint_state.fitting_from is None:
-            msg = (
-                "The trainer has trained before: it would compare this training's epochs with those of that one, and "
-                "train fewer of them or none. The model stays as it was. Train with a new Engine, or go on from a "
-                "checkpoint (`ckpt_path`)."
-            )
+            msg = "The trainer has trained before: use a new Engine, or go on from a checkpoint (`ckpt_path`)."
             raise ValueError(msg)
         if loop.max_epochs == _DEFAULT_MAX_EPOCHS:
             loop.max_epochs = self.settings.max_epochs
@@ -231,20 +226,14 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         if not self.validates:
             check_monitors(self.trainer)
             logger.warning(
-                "There are no validation images: all epochs are trained, the last one is kept, and the threshold is a "
-                "probability of 0.5. For the best epoch and a threshold of its own, give `--data.val_split_ratio 0.2`."
+                "There are no validation images: the last epoch is kept, and the threshold is a probability of 0.5. "
+                "For the best epoch and a threshold of its own, give `--data.val_split_ratio 0.2`."
             )
         loader: Any = self.trainer.train_dataloader
-        samples = getattr(getattr(loader, "dataset", None), "samples", None)
-        if samples is None:
-            msg = (
-                "A classifier counts its training images by label, in the table `samples` of Anomalib's data sets. "
-                "Train with a data module of Anomalib or of this package."
-            )
-            raise ValueError(msg)
+        samples = loader.dataset.samples
         defective = int((samples["label_index"] == 1).sum())
         normal = len(samples) - defective
-        self.loss.count(normal, defective)
+        self.loss.weights = label_weights(normal, defective, self.hparams["pos_weight"])
         settings, patience = self.settings, self.hparams["patience"]
         for callback in cast("Any", self.trainer).early_stopping_callbacks:
             if callback.monitor == SELECTION:  # its state, restored from a checkpoint, has the patience of that one
@@ -266,12 +255,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             *(normal, self.loss.weights[0], defective, self.loss.weights[1]),
         )
         if batch_size != settings.batch_size:
-            logger.warning(
-                "The preset %s was published with batches of %d images, but a step takes %d. For the published size: "
-                "`--data.train_batch_size %d`%s.",
-                *(self.hparams["preset"], settings.batch_size, batch_size, settings.batch_size),
-                ", divided by the number of processes" if self.trainer.world_size > 1 else "",
-            )
+            message = "The preset %s was published with batches of %d images, but a step takes %d (train_batch_size)."
+            logger.warning(message, self.hparams["preset"], settings.batch_size, batch_size)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of a batch."""
@@ -308,9 +293,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         values = self.validation.compute(self.current_epoch)
         shown = {name: value for name, value in values.items() if name != SELECTION}
         if not shown and self.current_epoch == 0:
-            logger.warning(
-                "The validation images are of one kind only: training does not stop early, and the last epoch is kept."
-            )
+            logger.warning("Validation images of one kind: training does not stop early, and the last epoch is kept.")
         self.log_dict(shown, prog_bar=True, sync_dist=True)  # the same in all processes already
         self.log(SELECTION, values[SELECTION], sync_dist=True)
 

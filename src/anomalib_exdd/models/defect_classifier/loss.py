@@ -13,16 +13,9 @@ PositiveWeight = float | Literal["balanced"]
 
 
 class LabelLoss(nn.Module):
-    """Weighted binary cross-entropy of images' logits; all images count 1 until :meth:`count` is called."""
+    """Weighted binary cross-entropy of images' logits; all images count 1 until ``weights`` are set."""
 
-    def __init__(self, pos_weight: PositiveWeight) -> None:
-        super().__init__()
-        self.pos_weight = pos_weight
-        self.weights = (1.0, 1.0)
-
-    def count(self, normal: int, defective: int) -> None:
-        """Set the weights for a training set of so many images."""
-        self.weights = label_weights(normal, defective, self.pos_weight)
+    weights = (1.0, 1.0)  # of a normal and of a defective image
 
     def forward(self, logits_B: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean of the images' weighted losses, float32."""
@@ -32,13 +25,9 @@ class LabelLoss(nn.Module):
 
 
 def label_weights(normal: int, defective: int, pos_weight: PositiveWeight) -> tuple[float, float]:
-    """Return the weights of a normal and of a defective image, whose mean over the training images is 1.
+    """Return the weights of a normal and of a defective image, whose mean over so many training images is 1.
 
-    Args:
-        normal: Number of normal training images, at least 1.
-        defective: Number of defective training images, at least 1.
-        pos_weight: Weight of a defective image relative to a normal one; "balanced": both kinds count the same
-            together, as scikit-learn's rule of that name, ``n / (2 n_class)``.
+    "balanced" is scikit-learn's rule of that name, ``n / (2 n_class)``: both kinds count the same together.
 
     Example:
         >>> label_weights(30, 10, "balanced"), label_weights(30, 10, 1.0)
@@ -46,10 +35,7 @@ def label_weights(normal: int, defective: int, pos_weight: PositiveWeight) -> tu
     """
     if normal == 0 or defective == 0:
         kind = "defective" if defective == 0 else "normal"
-        msg = (
-            f"The training images have no {kind} one, but a classifier learns from both. Add {kind} images, or "
-            "synthetic defects: `--data SyntheticDefects` with images of `anomalib synthesize`."
-        )
+        msg = f"The training images have no {kind} one. Add some; defects may be made by `anomalib synthesize`."
         raise ValueError(msg)
     ratio = normal / defective if pos_weight == "balanced" else float(pos_weight)
     scale = (normal + defective) / (normal + ratio * defective)

@@ -58,9 +58,7 @@ class ProbabilityPostProcessor(PostProcessor):  # type: ignore[misc]
 def decide_at_even_odds(post_processor: PostProcessor, max_log_odds: float) -> None:
     """Set threshold and ranges where there are no validation images to find them on: a probability of 0.5.
 
-    Args:
-        post_processor: This package's or Anomalib's; changed.
-        max_log_odds: Log-odds in maps that are normalised to 1, and to 0 where they are negative.
+    Maps are normalised from ``-max_log_odds`` to ``max_log_odds``.
     """
     for name, value in (("_image", 0.5), ("_pixel", 0.0)):  # Anomalib's wants log-odds for pixels
         getattr(post_processor, f"{name}_threshold").fill_(value)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from anomalib_exdd.models.settings import check_at_least, check_choice, check_image_size
+from anomalib_exdd.models.settings import check, check_at_least, check_choice, check_image_size
 
 PresetName = Literal["in_and_out", "diag"]
 OptimizerName = Literal["sgd", "adam"]
@@ -30,14 +30,7 @@ PRESETS: dict[PresetName, TrainingSettings] = {
 
 
 def training_settings(arguments: Mapping[str, Any]) -> TrainingSettings:
-    """Replace a preset's values by the arguments that were given.
-
-    Args:
-        arguments: Name of the ``preset``, and values by the names of :class:`TrainingSettings`; None for the preset's.
-
-    Raises:
-        ValueError: If a value is out of its range.
-    """
+    """Replace a preset's values by the arguments that are not None; a ValueError if one is out of its range."""
     check_choice("preset", arguments["preset"], get_args(PresetName))
     values = dict(vars(PRESETS[arguments["preset"]]))
     values |= {name: arguments[name] for name in values if arguments.get(name) is not None}
@@ -45,13 +38,7 @@ def training_settings(arguments: Mapping[str, Any]) -> TrainingSettings:
     check_image_size(settings.image_size)
     check_choice("optimizer", settings.optimizer, get_args(OptimizerName))
     check_at_least("weight_decay", settings.weight_decay, 0)
-    if settings.learning_rate <= 0:
-        msg = f"Argument `learning_rate` has to be positive, but got {settings.learning_rate}."
-        raise ValueError(msg)
-    if not 0 <= settings.momentum < 1:
-        msg = f"Argument `momentum` has to be in [0, 1), but got {settings.momentum}."
-        raise ValueError(msg)
-    if settings.momentum and settings.optimizer != "sgd":
-        msg = f"Argument `momentum` is for the optimizer sgd, but got {settings.momentum} with {settings.optimizer}."
-        raise ValueError(msg)
+    check("learning_rate", settings.learning_rate, "positive", fits=settings.learning_rate > 0)
+    check("momentum", settings.momentum, "in [0, 1)", fits=0 <= settings.momentum < 1)
+    check("momentum", settings.momentum, "0 without SGD", fits=settings.optimizer == "sgd" or not settings.momentum)
     return settings

@@ -43,10 +43,8 @@ class ValidationRecord(nn.Module):
     def compute(self, epoch: int) -> dict[str, Tensor]:
         """Return the values to log, of all processes together, and reset the metrics.
 
-        Returns:
-            :data:`SELECTION`, and where there are images of both kinds ``val_AP`` and ``val_loss``. The selection is
-            the average precision; the loss decides between equal ones. Images of one kind cannot rank epochs: then it
-            is the number of the epoch, so that the last one is kept and training never stops early.
+        The selection is the average precision; the loss decides between equal ones. Images of one kind cannot rank
+        epochs: then it is the number of the epoch, so that the last one is kept and training never stops early.
         """
         share, loss = self.defective.compute(), self.loss.compute()
         values = {SELECTION: torch.tensor(float(epoch), device=loss.device)}
@@ -91,20 +89,13 @@ def check_monitors(trainer: Any) -> None:
     for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor != SELECTION and str(monitor).startswith("val_"):
-            msg = (
-                f"The callback {type(callback).__name__} monitors `{monitor}`, but there are no validation images. "
-                "Give `--data.val_split_ratio 0.2`, or take the callback away."
-            )
+            name = type(callback).__name__
+            msg = f"{name} monitors `{monitor}`, but there are no validation images: give `--data.val_split_ratio 0.2`."
             raise ValueError(msg)
 
 
 def carry_over_best(checkpoint: dict[str, Any], keeper: Any) -> None:
-    """Let a resumed training know the best epoch of the interrupted one, whose folder is another.
-
-    Args:
-        checkpoint: Content of the checkpoint that the training resumes from; changed.
-        keeper: The new training's checkpoint callback.
-    """
+    """Let a resumed training know the best epoch of the interrupted one, whose folder is another."""
     for state in checkpoint.get("callbacks", {}).values():
         if isinstance(state, dict) and state.get("monitor") == SELECTION and keeper is not None:
             state["dirpath"] = keeper.dirpath  # Lightning forgets the scores of another folder
@@ -112,20 +103,15 @@ def carry_over_best(checkpoint: dict[str, Any], keeper: Any) -> None:
 
 
 def best_checkpoint(keeper: Any) -> Path | None:
-    """Return the checkpoint of the best epoch, in the folder of this training.
-
-    If no epoch was better than the best one before an interruption, that one is copied there.
-    """
-    if getattr(keeper, "monitor", None) != SELECTION or not keeper.best_model_path:
+    """Return the checkpoint of the best epoch; if that was before an interruption, it is copied into this folder."""
+    if getattr(keeper, "monitor", None) != SELECTION or not Path(keeper.best_model_path).is_file():
         return None
-    best, folder = Path(keeper.best_model_path), Path(keeper.dirpath)
-    if not best.is_file():
-        return None
-    if best.parent.resolve() != folder.resolve():
-        folder.mkdir(parents=True, exist_ok=True)
-        copied = folder / f"{keeper.filename}.ckpt"
-        with write_atomically(copied) as partial:  # every process of a distributed training does it
+    best = Path(keeper.best_model_path)
+    own = Path(keeper.dirpath) / best.name
+    if best.resolve() != own.resolve():
+        own = own.with_name(f"{keeper.filename}.ckpt")
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(own) as partial:  # every process of a distributed training does it
             shutil.copyfile(best, partial)
-        keeper.best_model_path = str(copied)
-        return copied
-    return best
+        keeper.best_model_path = str(own)
+    return own

@@ -41,15 +41,8 @@ class DefectClassifierModel(nn.Module):
     The architecture is built without weights. They are loaded by :meth:`load_weights` when training starts, unless a
     checkpoint was restored before, which needs neither network nor file.
 
-    Args:
-        backbone: Name of a timm model with feature maps, such as a ResNet.
-        pre_trained: Whether to take timm's ImageNet weights where no ``weights`` are given.
-        weights: Local file of the backbone's weights. Layers at the end that it lacks are learned from scratch.
-        freeze_batch_norm: Keep the statistics of the batch norms that have loaded weights.
-        seed: Seed of the linear layer and of all layers that are learned from scratch.
-
-    Raises:
-        ValueError: If timm does not know the backbone, or it has no feature maps.
+    The arguments are those of :class:`.DefectClassifier`; a ValueError if timm does not know the backbone, or it has no
+    feature maps.
     """
 
     def __init__(
@@ -118,14 +111,8 @@ class DefectClassifierModel(nn.Module):
             return F.conv2d(features_BChw.float(), weight_11C, self.head.bias.float()).squeeze(1)
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
-        """Classify normalised images, floating point.
-
-        Returns:
-            ``pred_score``, the probability of a defect, float32, shape (B,), and ``anomaly_map``, log-odds, float32,
-            shape (B, 1, H, W).
-        """
-        activation_Bhw = self.activation(images_BCHW)
-        return predictions(activation_Bhw, images_BCHW)
+        """Classify normalised images: probabilities of shape (B,), and maps of log-odds of shape (B, 1, H, W)."""
+        return predictions(self.activation(images_BCHW), images_BCHW)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Keep in checkpoints which layers were learned from scratch: their batch norms are never frozen."""
@@ -159,7 +146,7 @@ def _num_channels(backbone: str) -> int:
     except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
     msg = (
-        f"Argument `backbone` has to be a timm model whose output without a head is feature maps of shape (B, C, h, w) "
-        f"for images of any size, such as resnet50 or convnext_tiny, but {backbone!r} is not: {reason}."
+        "Argument `backbone` has to be a timm model whose output is feature maps for images of any size, such as "
+        f"resnet50, but {backbone!r} is not: {reason}."
     )
     raise ValueError(msg)
