@@ -25,11 +25,8 @@ _LARGEST_REST = 0.2  # share of the variance that short vectors keep as one numb
 class CandidateSelection:
     """Ranks the patches of images by distances in few dimensions to entries of other images, and by the boundary.
 
-    Args:
-        model: Model with filled banks and, where there are enough defects, a learnt boundary.
-        projected_dimension: Dimension of the random projection of features that vary in all directions alike.
-        seed: Seed of this projection.
-        folds: Folds of the images, if the networks of the boundary were trained on them.
+    Dimensions are principal axes or, where features vary in all directions alike, a random projection. ``folds`` are
+    those of the images, if the networks of the boundary were trained on them.
     """
 
     def __init__(self, model: ExDDModel, projected_dimension: int, seed: int, folds: Folds | None = None) -> None:
@@ -48,11 +45,7 @@ class CandidateSelection:
             self._banks.append((entries_MS, entries_MS.square().sum(dim=-1), bank.source[: len(entries_MS)], shared))
 
     def candidates(self, path: str, features_PD: Tensor) -> Tensor:
-        """Choose the patches of an image that are among the highest by one of three rankings.
-
-        Returns:
-            Rows of the patches, ascending, int64, on the CPU.
-        """
+        """Choose the patches of an image that are among the highest by one of three rankings; rows, on the CPU."""
         features_PD = features_PD.to(self._axes_DS.device)
         query_PS = self._short(features_PD)
         rows = torch.arange(len(query_PS), device=query_PS.device)
@@ -63,11 +56,10 @@ class CandidateSelection:
                 rows = rows[highest_rows(negative, positive, spare * wanted)]
         if self._boundary.is_fitted:
             count = min(len(features_PD), _STAGES[-1][1] * wanted)
-            log_odds_P = (
-                self._boundary(features_PD)
-                if self._folds is None
-                else self._boundary.of_fold(features_PD, self._folds.of(path))
-            )
+            if self._folds is None:
+                log_odds_P = self._boundary(features_PD)
+            else:
+                log_odds_P = self._boundary.of_fold(features_PD, self._folds.of(path))
             rows = torch.cat([rows, log_odds_P.topk(count).indices]).unique()
         return rows.cpu()
 
@@ -99,11 +91,7 @@ class CandidateSelection:
 
 
 def highest_rows(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:
-    """Choose the ``count`` patches that are farthest from normal, and as many with the highest log-ratio of distances.
-
-    Returns:
-        Rows, ascending, int64.
-    """
+    """Choose the ``count`` patches farthest from normal, and as many with the highest log-ratio of distances."""
     count = min(len(log_negative_P), count)
     rows = [log_negative_P.topk(count).indices]
     if log_positive_P is not None:
