@@ -165,17 +165,6 @@ def test_a_fit_that_fails_leaves_no_half_built_banks(
     assert_same(fit(same, model, small_data()), fresh)
 
 
-def test_a_fit_that_is_refused_loads_no_checkpoint(
-    trained: tuple[ExDD, Path], small_model: Make, small_data: Make, engine: Make
-) -> None:
-    model = fit(engine(), small_model(seed=1, visualizer=False), small_data(**FEW))
-    before = copy.deepcopy(model)
-    with pytest.raises(ValueError, match="would train nothing"):
-        fit(engine(limit_train_batches=0), model, small_data(white_level=4095), ckpt_path=trained[1])
-    assert_same(model, before)
-    assert model.white_level == before.white_level
-
-
 def test_models_take_turns_with_one_engine_and_one_data_module(
     small_model: Make, small_data: Make, engine: Make
 ) -> None:

@@ -296,20 +296,6 @@ def test_weights_keep_their_digits_whatever_the_norm_of_the_features(norm: float
         assert found == pytest.approx(expected, rel=1e-5), (weight.__name__, published)
 
 
-def test_missing_pieces_are_named() -> None:
-    distances = PatchDistances(torch.ones(1, 2), None, 4)
-    with pytest.raises(ValueError, match="neighbourhood, but they were not computed"):
-        get_scoring("paper").image(distances, distances)
-    with pytest.raises(ValueError, match="needs distances to a positive bank"):
-        get_scoring("ratio").patch(distances, None)
-    with pytest.raises(ValueError, match="has to be one of"):
-        get_scoring("best")
-    with pytest.raises(ValueError, match="needs its coefficients"):
-        get_scoring("calibrated")
-    with pytest.raises(ValueError, match="only the nearest was searched"):
-        get_scoring("calibrated", COEFFICIENTS).patch(distances, distances)
-
-
 def test_a_bank_with_fewer_entries_repeats_its_last_distance() -> None:
     found = bank(np.array([[0.0], [3.0]], np.float32), 3).distances(
         torch.tensor([[[1.0]]]), neighborhood=False, num_ranked=3

@@ -96,21 +96,6 @@ def test_the_checkpoint_has_banks_and_thresholds_and_is_what_is_tested(
     assert all(row["num_regions"] is not None for row in rows)
 
 
-@pytest.mark.parametrize("limit", [{"max_steps": 2}, {"limit_train_batches": 0}])
-def test_a_trainer_that_would_train_nothing_is_refused_and_leaves_the_banks(
-    limit: dict[str, Any], trained: tuple[ExDD, Path], small_data: Make, engine: Make
-) -> None:
-    model = copy.deepcopy(trained[0])
-    again = engine(**limit)
-    if "max_steps" in limit:
-        again.fit(model=model, datamodule=small_data(train_batch_size=14))  # the two steps that are allowed
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"would train nothing.*The memory banks stay as they were"):
-        again.fit(model=model, datamodule=small_data())
-    assert_same_state(model.state_dict(), before, "model.", "post_processor.")
-    assert len(model.model.negative_bank) > 0
-
-
 def test_lightnings_trainer_takes_one_pass_and_saves_after_it(
     small_model: Make, small_data: Make, tmp_path: Path
 ) -> None:

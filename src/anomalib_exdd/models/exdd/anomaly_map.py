@@ -53,8 +53,7 @@ class PublishedMap(Float32Buffers):
 
     Every map is divided by its maximum, truncated to 8 bits, blurred by ``ImageFilter.GaussianBlur(radius)`` and
     multiplied by the maximum again. Pillow's blur is three box blurs along the rows, then three along the columns, each
-    rounded to 8 bits by fixed-point sums, with the border repeated. The sums are integers here too: the result is
-    Pillow's to the last bit, by plain convolutions that run in batches and can be exported.
+    rounded to 8 bits by fixed-point sums. The result here is Pillow's to the last bit, and can be exported.
     """
 
     kernel: Tensor

@@ -19,20 +19,19 @@ from .training_stores import FeatureStoreName
 
 PositivePatches = Literal["mask", "crop", "farthest"]
 
-DEFAULT_IMAGE_SCORING: dict[str, ScoringName] = {
-    "calibrated": "calibrated",
-    "paper": "paper",
-    "published": "published",
-    "normal": "normal",
-    "ratio": "normal",  # the best on validation and on test images: benchmarks/results/scorings_magnetic_tile.md
-}
-"""What scores images by default, for each way to score the map."""
-
 _FIXED_BY_BANKS = {
     *("backbone", "layers", "image_size", "tile_size", "tile_overlap", "top_fraction"),
     *("defect_rate", "unknown_rate", "synthetic_weight"),
 }
 """Arguments that the memory banks or the calibration depend on."""
+_CHOICES = {
+    "positive_patches": get_args(PositivePatches),
+    "scoring": get_args(ScoringName),
+    "image_scoring": (*get_args(ScoringName), "auto"),
+    "bank_precision": get_args(BankPrecision),
+    "feature_store": get_args(FeatureStoreName),
+    "search": get_args(SearchBackend),
+}
 
 
 def check_settings(settings: Any) -> None:
@@ -47,12 +46,8 @@ def check_settings(settings: Any) -> None:
         raise ValueError(msg)
     for name in ("false_reject_rate", "false_accept_rate", "defect_rate", "unknown_rate"):
         check_rate(name, getattr(settings, name))
-    check_choice("positive_patches", settings.positive_patches, get_args(PositivePatches))
-    check_choice("scoring", settings.scoring, get_args(ScoringName))
-    check_choice("image_scoring", settings.image_scoring, (*get_args(ScoringName), "auto"))
-    check_choice("bank_precision", settings.bank_precision, get_args(BankPrecision))
-    check_choice("feature_store", settings.feature_store, get_args(FeatureStoreName))
-    check_choice("search", settings.search, get_args(SearchBackend))
+    for name, choices in _CHOICES.items():
+        check_choice(name, getattr(settings, name), choices)
     check_image_size(settings.image_size)
     if settings.sigma is not None and settings.sigma <= 0:
         msg = f"Argument `sigma` has to be positive or null, but got {settings.sigma}."
@@ -61,14 +56,12 @@ def check_settings(settings: Any) -> None:
 
 def adopted_settings(model: type, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that a model takes over from a checkpoint; see :func:`.checkpoint_settings`."""
-    if saved.get("search") == "approximate":  # a search that was removed; old checkpoints name it
-        saved = {**saved, "search": "auto"}
     changes = checkpoint_settings(model, given, saved, _FIXED_BY_BANKS)
     scoring, trained = changes.get("scoring", given.get("scoring")), saved.get("scoring", given.get("scoring"))
     if scoring != trained and "published" in {scoring, trained}:
         msg = (
-            f"Argument `scoring` is {scoring!r}, but the checkpoint was trained with {trained!r}: 'published' pools "
-            "features in another way, so that its banks and those of the other rules do not fit each other. Train anew."
+            f"Argument `scoring` is {scoring!r}, but the checkpoint was trained with {trained!r}. 'published' pools "
+            "features in another way than the other rules: train anew."
         )
         raise ValueError(msg)
     return changes

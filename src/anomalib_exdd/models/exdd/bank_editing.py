@@ -53,10 +53,8 @@ def bank_info(model: "ExDD") -> list[SourceInfo]:
 
 def teach(model: "ExDD", image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
     """Add a newly found defect to the positive bank and to the calibration; see :meth:`.ExDD.teach`."""
-    _check_trained(model)
     if mask_HW.shape != image_CHW.shape[-2:]:
-        sizes = f"{tuple(mask_HW.shape)}, but the image is {tuple(image_CHW.shape[-2:])}"
-        msg = f"The mask of {source} is {sizes} (height, width). Give a mask of the image's size."
+        msg = f"The mask of {source} is {tuple(mask_HW.shape)}. Give a mask of the image's size."
         raise ValueError(msg)
     if not bool((mask_HW != 0).any()):
         msg = f"The mask of {source} is empty: it has to show where the defect is."
@@ -91,7 +89,6 @@ def teach(model: "ExDD", image_CHW: Tensor, mask_HW: Tensor, source: str, kind: 
 
 def teach_good(model: "ExDD", image_CHW: Tensor, source: str) -> int:
     """Add a good part to the negative bank and to the calibration; see :meth:`.ExDD.teach_good`."""
-    _check_trained(model)
     bank, settings = model.model.negative_bank, model.settings
     batch = pre_processed(model, image_CHW)
     with torch.inference_mode():
@@ -125,7 +122,6 @@ def _uncovered(features_PD: Tensor, bank: MemoryBank, count: int) -> Tensor:
 
 def forget(model: "ExDD", source: str) -> int:
     """Drop everything that came from an image, synthetic defects included; see :meth:`.ExDD.forget`."""
-    _check_trained(model)
     banks = (model.model.negative_bank, model.model.positive_bank)
     path = _find(source, sorted({path for bank in banks for path in bank.sources}))
     made_of_it = [name for name, paths in model.model.positive_bank.origins.items() if path in paths]
@@ -149,12 +145,6 @@ def pre_processed(model: "ExDD", image_CHW: Tensor) -> Tensor:
     with torch.inference_mode():
         batch: Tensor = model.pre_processor(image_CHW[None].to(model.model.negative_bank.features.device))
     return batch
-
-
-def _check_trained(model: "ExDD") -> None:
-    if len(model.model.negative_bank) == 0:
-        msg = "The model is not trained: there are no banks to change. Train it, or load a trained checkpoint."
-        raise ValueError(msg)
 
 
 def _find(source: str, known: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ Shape suffixes: N patches, D features, H hidden units of one network, K networks
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -85,31 +86,23 @@ class LearntBoundary(DynamicBufferMixin, Float32Buffers):
 
     def forward(self, features_ND: Tensor) -> Tensor:
         """Return the mean log-odds of all networks for patches (..., D), float32, shape (...)."""
-        if torch.compiler.is_compiling():
-            return self._mean_log_odds(features_ND)
-        with full_float32(features_ND.device):
-            return self._mean_log_odds(features_ND)
-
-    def _mean_log_odds(self, features_ND: Tensor) -> Tensor:
-        count = len(self.bias_out)
-        log_odds_N = _log_odds(
-            features_ND, self.weight_in, self.bias_in, self.weight_out / count, self.bias_out / count
-        )
+        weight_out, bias_out = self.weight_out / self.folds, self.bias_out / self.folds
+        with nullcontext() if torch.compiler.is_compiling() else full_float32(features_ND.device):
+            log_odds_N = _log_odds(features_ND, self.weight_in, self.bias_in, weight_out, bias_out)
         return log_odds_N.reshape(features_ND.shape[:-1])
 
     def of_fold(self, features_ND: Tensor, fold: int) -> Tensor:
         """Return the log-odds of one network, float32, shape (N,)."""
         block, one = slice(fold * HIDDEN, (fold + 1) * HIDDEN), slice(fold, fold + 1)
+        inner, outer = (self.weight_in[:, block], self.bias_in[block]), (self.weight_out[one], self.bias_out[one])
         with full_float32(features_ND.device):
-            weight_in, bias_in = self.weight_in[:, block], self.bias_in[block]
-            return _log_odds(features_ND, weight_in, bias_in, self.weight_out[one], self.bias_out[one])
+            return _log_odds(features_ND, *inner, *outer)
 
     def fit(self, data: BoundaryData, seed: int = 0) -> None:
         """Learn the networks on the device of the features, reproducibly for any number of threads and processes.
 
-        Cross-entropy of batches with normal and defect patches, each defective image with the same share, by AdamW with
-        a one-cycle schedule. Features are centred on the normal ones and divided by one number: to standardise each of
-        them was worse on the development sets.
+        Batches have normal and defect patches, each defective image with the same share. Features are centred on the
+        normal ones and divided by one number: to standardise each of them was worse on the development sets.
         """
         # Half precision takes away what differs between batch sizes, threads and processes in a feature's last digits.
         features_ND = data.features.half().float()
@@ -186,12 +179,8 @@ def _batches(data: BoundaryData, fold: int, generator: torch.Generator) -> Tenso
 class Folds:
     """Assigns training images to folds, by the hashes of their names: the same ones whatever order and folder.
 
-    Args:
-        normal: Paths of the normal images.
-        defective: Paths of the defective images; those in ``origins`` are synthetic.
-        origins: What synthetic images were made from: they share the fold of the real defect among these, and are held
-            out wherever one of these is.
-        synthetic_count: Whether synthetic images have folds of their own where there are no real ones.
+    Synthetic images, those in ``origins``, share the fold of the real defect that they were made from, and are held out
+    wherever one of their origins is. With ``synthetic_count`` they have folds of their own if there are no real ones.
     """
 
     def __init__(
@@ -236,12 +225,9 @@ def name_hash(path: str) -> tuple[bytes, str]:
 def boundary_data(
     parts: Sequence[tuple[Tensor, Sequence[str], bool]], folds: Folds, weights: Mapping[str, float]
 ) -> BoundaryData:
-    """Put patches from several places together.
+    """Put patches from several places together: features (N, D), the image of each, and whether they are defect.
 
-    Args:
-        parts: Features (N, D), the image of each of them, and whether they are defect.
-        folds: Folds of the images.
-        weights: How much defective images count, where it is not 1.
+    Defective images count 1 but for ``weights``.
     """
     names = sorted({name for _, images, _ in parts for name in images})
     row = {name: index for index, name in enumerate(names)}

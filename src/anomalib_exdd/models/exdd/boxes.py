@@ -25,13 +25,9 @@ class BoxedImage(NamedTuple):
 
     @classmethod
     def of(cls, mask_HW: Tensor, grid: tuple[int, int], min_coverage: float, fine_Fhw: Tensor | None) -> "BoxedImage":
-        """Take an image's boxes by its mask, non-zero in boxes.
+        """Take an image's boxes by its mask, non-zero in boxes, and fine features, if there are any.
 
-        Args:
-            mask_HW: Mask of the pre-processed image.
-            grid: Rows and columns of patches.
-            min_coverage: Share of a patch that has to lie in a box.
-            fine_Fhw: Fine features, float32, on a finer grid, if there are any.
+        ``min_coverage`` is the share of a patch that has to lie in a box.
         """
         patches = box_patches(mask_HW, grid, min_coverage)
         if fine_Fhw is None:
@@ -71,12 +67,7 @@ def outstanding_patches(distance_P: Tensor, boxes_NP: Tensor, usual: float) -> T
     """Tell which patches in the boxes around defects are taken for the defects, boolean, shape (P,).
 
     Those that are farther from the negative bank than the farthest patch of a normal image usually is, and the farthest
-    of every box.
-
-    Args:
-        distance_P: Distances to the negative bank.
-        boxes_NP: Which patches belong to each box, boolean, each box with one at least.
-        usual: Distance that the farthest patch of a normal image usually has.
+    of every box, which has one at least.
     """
     taken_P = boxes_NP.any(dim=0) & (distance_P > usual)
     taken_P[distance_P.masked_fill(~boxes_NP, -torch.inf).argmax(dim=1)] = True

@@ -2,9 +2,8 @@
 
 Three pieces of evidence: a patch is *unfamiliar* (far from the negative bank), or it resembles a *known kind* of defect
 by its neighbours (nearer to the positive bank than its distance to the negative one suggests) or by the learnt
-boundary. The score is the log-likelihood ratio against a mixture of known and unknown kinds of defects. Everything is
-fitted to out-of-fold scores. The choices were made on training folds of all development sets: see
-``docs/calibration.md``.
+boundary. The score is the log-likelihood ratio against a mixture of known and unknown kinds of defects, fitted to
+out-of-fold scores. ``docs/calibration.md`` tells how the choices were made.
 
 Shape suffixes: I images, C patches of all images together, E columns of evidence, J pieces of evidence.
 """
@@ -74,14 +73,13 @@ class Piece(NamedTuple):
 class Calibration(DynamicBufferMixin, Float32Buffers):
     """What the calibrated score has learnt, as buffers that are saved, moved and exported with the model.
 
-    Args:
-        top_fraction: Share of an image's patches that make its score.
-
-    Attributes:
-        pieces: After :meth:`fit` the pieces of evidence, each with median 0 and highest tenth from 1.28 on good images:
-            unfamiliar; with known defects also resemblance by neighbours and by the boundary. Not in the checkpoint.
+    ``top_fraction`` is the share of an image's patches that make its score.
     """
 
+    pieces: list[Piece]
+    """After :meth:`fit`, not in the checkpoint: unfamiliar; with known defects resemblance by neighbours and boundary.
+
+    Each has median 0 and its highest tenth from 1.28 on good images."""
     known_weights: Tensor  # this and the next five: see `Coefficients`
     known_bias: Tensor
     unknown_slope: Tensor
@@ -100,7 +98,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     def clear(self) -> None:
         """Forget what was learnt."""
         device = self.slope.device if "slope" in self._buffers else None
-        self.pieces: list[Piece] = []
+        self.pieces = []
         self.register_buffer("known_weights", torch.zeros(len(EVIDENCE), device=device))
         numbers = {"known_bias": _NOTHING, "unknown_slope": 1.0, "slope": 1.0}
         for name in ("known_bias", "unknown_slope", "unknown_offset", "slope", "offset", "resemblance"):
@@ -121,7 +119,7 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
     def fit(
         self, patches: ImagePatches, defect_rate: float, unknown_rate: float = 0.1, synthetic_weight: float = 0.0
     ) -> Thresholds:
-        """Learn everything from the patches of the training images.
+        """Learn everything from the patches of the training images; return what Anomalib's post-processor needs.
 
         Args:
             patches: The patches.
@@ -129,9 +127,6 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
             unknown_rate: Share of the defects to come that are of no known kind, in (0, 1).
             synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1. Without any real defect they
                 count nothing below 1. Thresholds come from real images.
-
-        Returns:
-            Thresholds and ranges for Anomalib's post-processor.
         """
         images = _Images(patches, self.top_fraction, synthetic_weight)
         self.pieces = [images.standardised(Piece(np.eye(len(EVIDENCE))[0], 0.0))]
@@ -144,25 +139,22 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         score_C = np.logaddexp(known.of(images.evidence_CE), unknown.of(images.evidence_CE))
         score_I = images.top_means(score_C)
         slope, offset = fit_probability(score_I, images.defective_I, defect_rate, images.count_I)
-        device = self.slope.device
-        self.known_weights = torch.from_numpy(known.weights).to(self.slope)
+        log_odds_I, log_odds_C = (
+            bounded_log_odds(torch.from_numpy(slope * score + offset)).numpy() for score in (score_I, score_C)
+        )
         values = {
+            "known_weights": known.weights,
             "known_bias": known.bias,
             "unknown_slope": unknown.weights[0],
             "unknown_offset": unknown.bias,
             "slope": slope,
             "offset": offset,
             "resemblance": resemblance_limit(patches),
+            "training_probability": expit(log_odds_I[images.real_I]),
+            "training_defective": images.defective_I[images.real_I],
         }
-        for name, value in values.items():
-            setattr(self, name, torch.tensor(float(value), dtype=torch.float32, device=device))
-        log_odds_I, log_odds_C = (
-            bounded_log_odds(torch.from_numpy(slope * score + offset)).numpy() for score in (score_I, score_C)
-        )
-        real_I = images.real_I
-        self.training_probability = torch.from_numpy(expit(log_odds_I[real_I])).to(self.slope)
-        # Its own memory: it may be resized.
-        self.training_defective = torch.tensor(images.defective_I[real_I], device=device)
+        for name, value in values.items():  # as copies, which may be resized
+            setattr(self, name, torch.tensor(value).to(getattr(self, name)))
         return _thresholds(images, patches.population.numpy(), log_odds_I, log_odds_C)
 
     def decisions(self, false_reject_rate: float, false_accept_rate: float) -> Decisions:
@@ -172,15 +164,6 @@ class Calibration(DynamicBufferMixin, Float32Buffers):
         return decision_thresholds(
             probability[~defective], probability[defective], false_reject_rate, false_accept_rate
         )
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        if f"{prefix}reference" in state_dict:
-            msg = (
-                "This checkpoint was written by an older version of anomalib-exdd, whose calibrated score is another "
-                "one. Train the model again, or use the version that wrote it."
-            )
-            raise ValueError(msg)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class _Images:
@@ -232,7 +215,7 @@ def resemblance_limit(patches: ImagePatches) -> float:
     """Find the log-ratio of the two distances up to which a patch resembles known defects.
 
     Nine tenths of the defect patches of real training images are within it, out of fold, every image with the same
-    weight. With fewer than two such images it is 0: the patch is nearer to known defects than to normal patches.
+    weight. With fewer than two such images it is 0.
     """
     defective_I = (patches.defective & ~patches.synthetic).numpy()
     image_C = patches.image.numpy()
@@ -278,15 +261,11 @@ def _mixture(pieces: list[Piece], images: _Images, unknown_rate: float) -> tuple
     alone = images.likelihood_ratio(top_IJ[:, :1], least=_LEAST_UNKNOWN_SLOPE)
     if together[0] < _LEAST_TOGETHER and found[:-1].max() < _LEAST_ALONE:
         found[:-1] = 0.0  # whatever small weights are fitted to noise would decide the order of images
-    known = Piece(
-        np.sum([weight * piece.weights for weight, piece in zip(found, pieces, strict=False)], axis=0),
-        sum(weight * piece.bias for weight, piece in zip(found, pieces, strict=False))
-        + found[-1]
-        + math.log(1 - unknown_rate),
-    )
+    weights = np.sum([weight * piece.weights for weight, piece in zip(found, pieces, strict=False)], axis=0)
+    bias = sum(weight * piece.bias for weight, piece in zip(found, pieces, strict=False))
+    known = Piece(weights, bias + found[-1] + math.log(1 - unknown_rate))
     unfamiliar = pieces[0]
-    unknown = Piece(alone[0] * unfamiliar.weights, alone[0] * unfamiliar.bias + alone[1] + math.log(unknown_rate))
-    return known, unknown
+    return known, Piece(alone[0] * unfamiliar.weights, alone[0] * unfamiliar.bias + alone[1] + math.log(unknown_rate))
 
 
 def _thresholds(images: _Images, population_I: NDArray[np.int64], log_odds_I: Floats, log_odds_C: Floats) -> Thresholds:
@@ -299,10 +278,9 @@ def _thresholds(images: _Images, population_I: NDArray[np.int64], log_odds_I: Fl
     weight_C = np.where(sampled_C, (population_I / sizes_I)[image_C], 1.0)
     used_C = real_I[image_C] & (sampled_C | ~defective_I[image_C])
     image = best_f1_threshold(log_odds_I[real_I], defective_I[real_I], np.ones(int(real_I.sum())))
-    pixel = best_f1_threshold(log_odds_C[used_C], defective_I[image_C[used_C]], weight_C[used_C])
-    return Thresholds.around(
-        float(expit(image)), (0.0, 1.0), pixel, (float(log_odds_C[used_C].min()), float(log_odds_C[used_C].max()))
-    )
+    pixels, defective = log_odds_C[used_C], defective_I[image_C[used_C]]
+    pixel = best_f1_threshold(pixels, defective, weight_C[used_C])
+    return Thresholds.around(float(expit(image)), (0.0, 1.0), pixel, (float(pixels.min()), float(pixels.max())))
 
 
 def fit_probability(
@@ -310,9 +288,9 @@ def fit_probability(
 ) -> tuple[float, float]:
     """Map image scores to log-odds of being defective, by Platt's method; return slope (> 0) and offset.
 
-    Targets are smoothed by one image of each kind (Platt, 1999; Lin, Lin & Weng, Machine Learning 68, 2007), so that
-    few images never give certainty. With fewer than two defective images the mapping only keeps the order, with 0.5
-    where a score exceeds the normal images' median by three of their robust deviations.
+    Targets are smoothed by one image of each kind (Lin, Lin & Weng, Machine Learning 68, 2007): few images never give
+    certainty. With fewer than two defective images the mapping only keeps the order, with 0.5 where a score exceeds
+    the normal images' median by three of their robust deviations.
     """
     defects, normals = float(count_I[defective_I].sum()), float(count_I[~defective_I].sum())
     if defects < 2:

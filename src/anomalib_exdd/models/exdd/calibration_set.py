@@ -1,8 +1,8 @@
 """The training patches that calibration is fitted on, kept in the checkpoint.
 
-For every calibration image the patches that may be among its highest are kept, and a sample: of a normal image from all
-its patches, of a defective one from its defect patches. That is enough to learn the boundary and to fit the calibration
-again, without any image, whenever the banks change.
+Of every calibration image these are the patches that may be among its highest, and a sample: of a normal image from all
+its patches, of a defective one from its defect patches. Boundary and calibration can be learnt anew from them, without
+any image, whenever the banks change.
 
 Shape suffixes: I images, C patches kept of all images together, P patches of an image, D features, M bank entries.
 """
@@ -68,7 +68,7 @@ class KeptPatches(NamedTuple):
             features_PD: All its patch features, float32.
             high: Rows of the patches that may be among the highest, int64.
             defects_QD: Features of its defect patches, float32; None for a normal image.
-            outline: Cells in and beside its defects, if they are known that finely.
+            outline: Cells in and beside its defects, if any are known.
         """
         population = features_PD if defects_QD is None else defects_QD
         sample = population[evenly_spaced(len(population), SAMPLED_PATCHES)]
@@ -219,19 +219,17 @@ class CalibrationSet(DynamicBufferMixin, Float32Buffers):
 def others_distances(
     query_CD: Tensor, image_C: Tensor, left_out: Sequence[Sequence[int]], bank_MD: Tensor, source_M: Tensor, k: int
 ) -> Tensor:
-    """Find the distances to the k nearest entries of other images.
+    """Find the distances to the k nearest entries of other images, float32, shape (C, k), nearest first.
+
+    Where other images have fewer than k entries, the last distance is repeated.
 
     Args:
-        query_CD: Queries, float32, shape (C, D), those of an image next to each other.
-        image_C: Image of each query, int64, shape (C,).
+        query_CD: Queries, float32, those of an image next to each other.
+        image_C: Image of each query, int64.
         left_out: For every image, the sources whose entries it is not compared with; some entry has to be left.
-        bank_MD: Bank, float32, shape (M, D).
-        source_M: Source of each entry, shape (M,).
+        bank_MD: Bank, float32.
+        source_M: Source of each entry.
         k: Number of neighbours.
-
-    Returns:
-        Euclidean distances by direct difference, float32, shape (C, k), nearest first. Where other images have fewer
-        than k entries, the last is repeated.
     """
     index = TorchIndex(bank_MD)
     found = []

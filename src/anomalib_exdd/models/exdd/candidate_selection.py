@@ -27,11 +27,8 @@ _COARSE_SPARE, _SPARE = 16, 2  # times as many patches as make an image's score:
 class CandidateSelection:
     """Ranks patches by distances to entries of other images, first in few dimensions, and by the boundary.
 
-    Args:
-        model: Model with filled banks and, where there are enough defects, a learnt boundary.
-        projected_dimension: Dimension of the random projection that short vectors are.
-        seed: Seed of this projection.
-        folds: Folds of the images, if the networks of the boundary were trained on them.
+    Few dimensions are a random projection. ``folds`` are those of the images, if the networks of the boundary were
+    trained on them.
     """
 
     def __init__(self, model: ExDDModel, projected_dimension: int, seed: int, folds: Folds | None = None) -> None:
@@ -50,11 +47,7 @@ class CandidateSelection:
         ]
 
     def candidates(self, path: str, features_PD: Tensor) -> Tensor:
-        """Choose the patches of an image that are among the highest by one of three rankings.
-
-        Returns:
-            Rows of the patches, ascending, int64, on the CPU.
-        """
+        """Choose the patches of an image that are among the highest by one of three rankings; rows, on the CPU."""
         features_PD = features_PD.to(self._matrix_DS.device)
         wanted = top_count(len(features_PD), self._top_fraction)
         rows = torch.arange(len(features_PD), device=features_PD.device)
@@ -66,11 +59,10 @@ class CandidateSelection:
             rows = rows[highest_rows(negative_P, positive_P, _SPARE * wanted)]
         if self._boundary.is_fitted:
             count = min(len(features_PD), _SPARE * wanted)
-            log_odds_P = (
-                self._boundary(features_PD)
-                if self._folds is None
-                else self._boundary.of_fold(features_PD, self._folds.of(path))
-            )
+            if self._folds is None:
+                log_odds_P = self._boundary(features_PD)
+            else:
+                log_odds_P = self._boundary.of_fold(features_PD, self._folds.of(path))
             rows = torch.cat([rows, log_odds_P.topk(count).indices]).unique()
         return rows.cpu()
 
@@ -109,11 +101,7 @@ class CandidateSelection:
 
 
 def highest_rows(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:
-    """Choose the ``count`` patches that are farthest from normal, and as many with the highest log-ratio of distances.
-
-    Returns:
-        Rows, ascending, int64.
-    """
+    """Choose the ``count`` patches farthest from normal, and as many with the highest log-ratio of distances."""
     count = min(len(log_negative_P), count)
     rows = [log_negative_P.topk(count).indices]
     if log_positive_P is not None:

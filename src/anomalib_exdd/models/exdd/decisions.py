@@ -59,9 +59,7 @@ class Decisions(NamedTuple):
                 else "Without defective training images nothing backs a false-accept rate: `accept` equals `reject`."
             )
         if not self.reject_backed:
-            parts.append(
-                "Too few normal training images back the false-reject rate: `reject` is extrapolated from them."
-            )
+            parts.append("Too few normal training images back the false-reject rate: `reject` is extrapolated.")
         return " ".join(parts)
 
 
@@ -117,15 +115,14 @@ def decision_thresholds(
     """Choose thresholds that keep the two kinds of error at the rates that the user allows.
 
     With images enough (``1 / rate - 1``) they are order statistics of the training images' out-of-fold probabilities
-    (cross-conformal prediction; Vovk, Gammerman & Shafer, 2005; Barber et al., 2021): a further good image exceeds
-    ``reject`` with at most the first rate, a further defective one of the known kinds falls below ``accept`` with at
-    most the second. With fewer, the threshold is the prediction limit of Student's t on the log-odds, if that is lower,
-    with a spread to which the good images' counts for one more image. Where both rates hold without a gap, there is
-    nothing to review.
+    (cross-conformal prediction; Barber et al., 2021): a further good image exceeds ``reject`` with at most the first
+    rate, a further defective one of the known kinds falls below ``accept`` with at most the second. With fewer, the
+    threshold is the prediction limit of Student's t on the log-odds, if that is lower, with a spread to which the good
+    images' counts for one more image. Where both rates hold without a gap, there is nothing to review.
 
     Args:
-        normal: Out-of-fold probabilities of normal training images, shape (N,), N >= 1.
-        defective: The same of defective training images, shape (M,); may be empty.
+        normal: Out-of-fold probabilities of normal training images, one at least.
+        defective: The same of defective training images; may be empty.
         false_reject_rate: Share of good images that may be rejected, in (0, 1).
         false_accept_rate: Share of defective images that may be accepted, in (0, 1).
     """
@@ -149,10 +146,7 @@ def decision_thresholds(
 def _lower_limit(score: Floats, rate: float, spread: float) -> tuple[float, bool, tuple[float, float]]:
     """Find what a further score falls below at a rate: the limit, whether it is backed, and the rate's interval.
 
-    Args:
-        score: Log-odds, ascending, shape (N,), N >= 1.
-        rate: Allowed rate, in (0, 1).
-        spread: Standard deviation to expect where there are few scores.
+    Scores are log-odds, ascending; ``spread`` is the standard deviation to expect where there are few.
     """
     count = len(score)
     tail = (1 - _CONFIDENCE) / 2

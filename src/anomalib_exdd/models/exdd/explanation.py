@@ -20,6 +20,7 @@ from anomalib_exdd.models.regions import Reason
 
 from .decisions import Decisions
 from .memory_bank import MemoryBank
+from .patches import patch_centres
 from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel, ScoredImages
 
@@ -36,7 +37,7 @@ class TrainingPatch:
     distance: float
 
     def __str__(self) -> str:
-        """State it in words."""
+        """Return it in words."""
         return f"{self.source} (row {self.row}, column {self.column}) at distance {self.distance:.3g}"
 
 
@@ -90,28 +91,18 @@ class Explanation:
 def explain_image(
     model: ExDDModel, image_CHW: Tensor, source: str, count: int, decisions: Decisions | None
 ) -> Explanation:
-    """Explain the score of a pre-processed image by ``count`` patches at most, no two of them neighbours.
-
-    Decisions are those of a calibrated model, if it is one.
-    """
+    """Explain the score of a pre-processed image by ``count`` patches at most, no two of them neighbours."""
     height, width = image_CHW.shape[-2:]
     with torch.inference_mode():
         scored = model.score_images(image_CHW[None])
         grid, score_P = scored.grid, scored.scores.patches[0]
-        chosen = _highest_apart(score_P.reshape(grid), count)
-        rows = torch.tensor([row * grid[1] + column for row, column in chosen], device=score_P.device)
+        rows = _highest_apart(score_P.reshape(grid), count)
         patches_ND = model.embed(image_CHW[None])[0].flatten(1).T[rows]
-        normal = _nearest(model.negative_bank, patches_ND)
-        defect = _nearest(model.positive_bank, patches_ND) if len(model.positive_bank) else None
+        normal, defect = (_nearest(bank, patches_ND) for bank in (model.negative_bank, model.positive_bank))
+    centres, scores = patch_centres(grid, (height, width))[rows.cpu()].tolist(), score_P[rows].tolist()
     explained = [
-        PatchExplanation(
-            (2 * row + 1) * height // (2 * grid[0]),
-            (2 * column + 1) * width // (2 * grid[1]),
-            float(score_P[rows[index]]),
-            normal[index],
-            None if defect is None else defect[index],
-        )
-        for index, (row, column) in enumerate(chosen)
+        PatchExplanation(row, column, *rest)
+        for (row, column), *rest in zip(centres, scores, normal, defect, strict=True)
     ]
     score = float(scored.scores.images[0])
     reason = None if decisions is None else reasons_of(model, scored, decisions)[0].image
@@ -125,26 +116,27 @@ def explain_image(
     return Explanation(source, (height, width), score, decision, explained, heat_map.cpu(), reason)
 
 
-def _highest_apart(scores_hw: Tensor, count: int) -> list[tuple[int, int]]:
-    """Return the cells with the highest scores, leaving out the neighbours of those taken before."""
+def _highest_apart(scores_hw: Tensor, count: int) -> Tensor:
+    """Return the patches with the highest scores, leaving out the neighbours of those taken before, int64."""
     left = scores_hw.clone()
-    chosen: list[tuple[int, int]] = []
+    chosen: list[int] = []
     while len(chosen) < count and bool(torch.isfinite(left).any()):
-        row, column = divmod(int(left.argmax()), left.shape[1])
-        chosen.append((row, column))
+        chosen.append(int(left.argmax()))
+        row, column = divmod(chosen[-1], left.shape[1])
         left[max(0, row - _APART) : row + _APART + 1, max(0, column - _APART) : column + _APART + 1] = -torch.inf
-    return chosen
+    return torch.tensor(chosen, dtype=torch.int64, device=scores_hw.device)
 
 
-def _nearest(bank: MemoryBank, patches_PD: Tensor) -> list[TrainingPatch]:
+def _nearest(bank: MemoryBank, patches_PD: Tensor) -> list[TrainingPatch | None]:
+    """Find each patch's nearest entry; an empty bank has none."""
+    if len(bank) == 0:
+        return [None] * len(patches_PD)
     found = bank.nearest(patches_PD)
-    entries = found.indices[:, 0]
-    sources = bank.source[entries].tolist()
-    positions = bank.position[entries].tolist()
-    distances = found.distances[:, 0].tolist()
+    entry = found.indices[:, 0]
+    columns = bank.source[entry].tolist(), bank.position[entry].tolist(), found.distances[:, 0].tolist()
     return [
         TrainingPatch(bank.sources[source], row, column, distance)
-        for source, (row, column), distance in zip(sources, positions, distances, strict=True)
+        for source, (row, column), distance in zip(*columns, strict=True)
     ]
 
 
@@ -168,8 +160,7 @@ class ImageReasons:
     def of_box(self, box: tuple[int, int, int, int]) -> Reason:
         """Return the reason of a region, by those patches in its box that make the image's score, at least one.
 
-        Args:
-            box: Left, top, width and height in pixels of the map.
+        The box is left, top, width and height in pixels of the map.
         """
         left, top, width, height = box
         rows = _cells(top, height, self.image_size[0], self.grid[0])
@@ -180,7 +171,6 @@ class ImageReasons:
         return self._majority(self.order[inside_P][: max(1, int(inside_P[: self.top].sum()))])
 
     def _majority(self, patches: NDArray[np.int64]) -> Reason:
-        """Let patches, the one with the highest score first, decide."""
         kinds = self.kinds[patches].tolist()
         known = Counter(self.kinds[patches[self.resembles[patches]]].tolist())
         if 2 * known.total() <= len(patches):
@@ -202,11 +192,10 @@ def reasons_of(model: ExDDModel, scored: ScoredImages, decisions: Decisions) -> 
     order_BP = scores.deciding.argsort(dim=1, descending=True, stable=True).cpu().numpy()
     top = top_count(patches, model.calibration.top_fraction)
     size = (scored.anomaly_map.shape[-2], scored.anomaly_map.shape[-1])
+    accepted = [decisions.name(probability) == "accept" for probability in scores.images.tolist()]
     return [
-        ImageReasons(order, top, resembles, kinds, scored.grid, size, decisions.name(probability) == "accept")
-        for order, resembles, kinds, probability in zip(
-            order_BP, resembles_BP, kinds_BP, scores.images.tolist(), strict=True
-        )
+        ImageReasons(order, top, resembles, kinds, scored.grid, size, is_accepted)
+        for order, resembles, kinds, is_accepted in zip(order_BP, resembles_BP, kinds_BP, accepted, strict=True)
     ]
 
 

@@ -2,15 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anomalib.visualization import visualize_anomaly_map
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.transforms.v2 import Resize, Transform
+from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
@@ -65,11 +63,8 @@ def save_explanation(explanation: Explanation, folder: Path, model: Any = None) 
 def draw_explanation(explanation: Explanation, model: Any = None) -> Image.Image:
     """Draw an explanation: image and heat map, and for every patch the nearest normal one and the nearest defect.
 
-    Training patches are cut out of the images of the data folder; where those are gone, a blank says so.
-
-    Args:
-        explanation: The explanation.
-        model: The model, whose pre-processor tells which part of an image it sees. By default it sees the whole.
+    Training patches are cut out of the images of the data folder; where those are gone, a blank says so. The model's
+    pre-processor tells which part of an image it sees; by default it sees the whole.
     """
     marked, overlay = image_and_heat_map(explanation, model)
     body = max(marked.height, len(explanation.patches) * (_TILE + _TILE_TEXT))
@@ -93,7 +88,7 @@ def image_and_heat_map(explanation: Explanation, model: Any = None) -> tuple[Ima
     """Draw the image with the explained patches marked, and with its heat map; arguments as before."""
     height, width = explanation.image_size
     panel = panel_size((height, width))
-    image = _opener(explanation, model)(explanation.source, panel)
+    image = _open_seen(explanation, model, explanation.source, panel)
     heat = visualize_anomaly_map(explanation.heat_map, colormap=True, normalize=False).resize(panel).convert("RGB")
     overlay = Image.blend(image, heat, 0.45) if image else heat
     marked = image or Image.new("RGB", panel, _BLANK)
@@ -109,35 +104,28 @@ def image_and_heat_map(explanation: Explanation, model: Any = None) -> tuple[Ima
 def patch_tiles(explanation: Explanation, model: Any = None) -> list[list[tuple[Image.Image, str]]]:
     """Cut out every explained patch, the closest normal one and, if there is one, the closest defect, with labels."""
     height, width = explanation.image_size
-    open_seen, window = _opener(explanation, model), _WINDOW * max(height, width)
+    window = _WINDOW * max(height, width)
     found = []
     for number, patch in enumerate(explanation.patches):
-        tiles = [(explanation.source, patch.row, patch.column, f"{number + 1}: score {patch.score:.3g}")]
-        tiles += [
+        places = [(explanation.source, patch.row, patch.column, f"{number + 1}: score {patch.score:.3g}")]
+        places += [
             (near.source, near.row, near.column, f"{Path(near.source).name}  d={near.distance:.3g}")
             for near in (patch.normal, patch.defect)
             if near
         ]
-        # Twice as fine: it is enlarged.
-        wholes = [open_seen(source, (width * 2, height * 2)) for source, *_ in tiles]
-        found.append(
-            [
-                (_cut(whole, row, column, window), label)
-                for whole, (_, row, column, label) in zip(wholes, tiles, strict=True)
-            ]
-        )
+        tiles = []
+        for source, row, column, label in places:
+            whole = _open_seen(explanation, model, source, (width * 2, height * 2))  # twice as fine: it is enlarged
+            tiles.append((_cut(whole, row, column, window), label))
+        found.append(tiles)
     return found
 
 
-def _opener(explanation: Explanation, model: Any) -> Callable[[str, tuple[int, int]], Image.Image | None]:
-    transform = getattr(getattr(model, "pre_processor", None), "transform", None) or Resize(explanation.image_size)
-    return partial(_open_seen, transform=transform, white_level=getattr(model, "white_level", WHITE_LEVEL))
-
-
-def _open_seen(source: str, size: tuple[int, int], transform: Transform, white_level: int) -> Image.Image | None:
+def _open_seen(explanation: Explanation, model: Any, source: str, size: tuple[int, int]) -> Image.Image | None:
     """Open the part of an image that a model sees, in a given size (width, height); None where that cannot be done."""
+    transform = getattr(getattr(model, "pre_processor", None), "transform", None) or Resize(explanation.image_size)
     try:
-        image: Image.Image = to_pil_image(read_image(source, white_level))
+        image: Image.Image = to_pil_image(read_image(source, getattr(model, "white_level", WHITE_LEVEL)))
     except ValueError:
         return None
     part = seen_part([transform], (image.height, image.width))

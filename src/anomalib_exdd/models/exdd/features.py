@@ -44,10 +44,7 @@ class PatchFeatureExtractor(nn.Module):
     own, and needs neither network nor file.
 
     Args:
-        backbone: Name of a timm model that supports ``features_only``, or ``"filter_bank"``.
-        layers: Names of its layers, the one with the finest grid first; the filter bank has none.
-        pre_trained: Take timm's ImageNet weights where no ``weights`` are given; False: a fixed random network.
-        weights: Local ``.safetensors``, ``.pth`` or ``.pt`` file of the backbone's weights.
+        backbone: As ``layers``, ``pre_trained`` and ``weights`` an argument of :class:`.ExDD`.
         padded: Average over 3 x 3 neighbourhoods with padding, as PatchCore does; False averages without padding and
             pools back to the grid adaptively, as the published code of ExDD does.
 
@@ -90,12 +87,7 @@ class PatchFeatureExtractor(nn.Module):
         self.reductions = tuple(getattr(self.backbone, "reductions", ()))[-len(self.layers) :]
 
     def load_weights(self) -> None:
-        """Load the backbone's weights if they have not been loaded or restored yet.
-
-        Raises:
-            ValueError: If the file cannot be read or does not fit the backbone.
-            RuntimeError: If timm's weights are neither cached nor within reach.
-        """
+        """Load the backbone's weights if they have not been loaded or restored yet."""
         with _PREPARING:
             if self.weights_ready:
                 return
@@ -119,11 +111,9 @@ class PatchFeatureExtractor(nn.Module):
         return self.extract(images_BCHW)[0]
 
     def extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extract patch features of normalised images, and those of the layer before, which has a grid twice as fine.
+        """Extract patch features of normalised images, (B, D, h, w), and those of the layer before, on a finer grid.
 
-        Returns:
-            Features in the backbone's precision, shape (B, D, h, w); and the fine ones, not averaged, shape
-            (B, F, 2 h, 2 w), or None if the backbone has no such layer.
+        The fine ones are not averaged, shape (B, F, 2 h, 2 w); None if the backbone has no such layer.
         """
         if not self.weights_ready:
             self.load_weights()
@@ -154,11 +144,9 @@ class PatchFeatureExtractor(nn.Module):
 
     def _inference_network(self) -> nn.Module:
         """Return the backbone with its batch norms folded into the convolutions, which is faster."""
-        if not self._folded:
-            with _PREPARING:
-                if not self._folded:
-                    self._folded = (with_folded_norms(self.backbone),)
-        return self._folded[0]
+        with _PREPARING:
+            self._folded = self._folded or (with_folded_norms(self.backbone),)
+            return self._folded[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PatchFeatureExtractor":
         self._folded = ()
@@ -178,8 +166,8 @@ class PatchFeatureExtractor(nn.Module):
 def with_folded_norms(network: nn.Module) -> nn.Module:
     """Return a copy with batch norms folded into the convolutions that they follow; outputs differ by rounding.
 
-    ``torch.fx``, which could trace the network, would change ``nn.Module`` for all threads of the process. Batch norms
-    of unknown modules stay; without any that can be folded, the network itself is returned.
+    ``torch.fx`` would change ``nn.Module`` for all threads of the process. Batch norms of unknown modules stay; without
+    any that can be folded, the network itself is returned.
     """
     found = [(path, *pair) for path, module in network.named_modules() for pair in _conv_norm_pairs(module)]
     if not found or any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):  # noqa: SLF001

@@ -34,12 +34,10 @@ class KindTable(Callback):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Start counting."""
-        del trainer, pl_module
         self._counts = Counter()
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
         """Count the images of a batch."""
-        del trainer, pl_module, args, kwargs
         kinds, reasons = getattr(outputs, "kinds", None), getattr(outputs, "reasons", None)
         if not kinds or reasons is None or outputs.gt_label is None:
             return
@@ -64,16 +62,11 @@ class KindTable(Callback):
 
 
 def confusion_table(counts: Mapping[Case, int], known: Collection[str]) -> list[list[str]]:
-    """Arrange test images by what they are, in rows, and by what they are taken for, in columns.
+    """Arrange test images by what they are, in rows, and by what they are taken for, in columns, below a header.
 
-    Args:
-        counts: How many images there are of each case.
-        known: Kinds of the defects in the positive bank.
-
-    Returns:
-        Header and rows: good images, then each kind of the data, then defects of which the kind is not known, if there
-        are any. Columns are the kinds of the bank, defects of it that have no kind, if any image resembles these,
-        "unfamiliar" and "accepted".
+    Rows are good images, each kind of the data, and defects of which the kind is not known, if there are any. Columns
+    are the known kinds of the bank, its defects without a kind, if any image resembles these, "unfamiliar" and
+    "accepted".
     """
     rows = sorted({(False, ""), *(case[:2] for case in counts)}, key=lambda row: (row[0], not row[1], row[1]))
     columns: dict[Reason | None, str] = {Reason("known", kind): kind for kind in sorted(known)}

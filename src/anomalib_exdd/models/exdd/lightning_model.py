@@ -1,10 +1,10 @@
 """ExDD as an Anomalib model: builds the banks during one pass over the training images."""
 
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
@@ -30,7 +30,7 @@ from anomalib_exdd.models.pre_processor import ONNX_OPSET, AntialiasedPreProcess
 from anomalib_exdd.models.visualization import LABEL_SIZE
 from anomalib_exdd.search import SearchBackend
 
-from .arguments import DEFAULT_IMAGE_SCORING, PositivePatches, adopted_settings, check_settings
+from .arguments import PositivePatches, adopted_settings, check_settings
 from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach, teach_good
 from .compression import compress
 from .decisions import Decisions, Thresholds
@@ -166,7 +166,6 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        check_settings(SimpleNamespace(**{k: v for k, v in locals().items() if k not in {"self", "__class__"}}))
         super().__init__(
             pre_processor=AntialiasedPreProcessor.of(
                 self.configure_pre_processor((image_size[0], image_size[1])) if pre_processor is True else pre_processor
@@ -188,33 +187,15 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
 
     def build_model(self) -> None:
         """Build the torch model from the hyper-parameters."""
-        settings = self.settings
-        image_scoring = settings.image_scoring
-        self.model = ExDDModel(
-            settings.backbone,
-            settings.layers,
-            pre_trained=settings.pre_trained,
-            weights=settings.weights,
-            scoring=settings.scoring,
-            image_scoring=DEFAULT_IMAGE_SCORING[settings.scoring] if image_scoring == "auto" else image_scoring,
-            num_neighbors=settings.num_neighbors,
-            sigma=settings.sigma,
-            search=settings.search,
-            bank_precision=settings.bank_precision,
-            top_fraction=settings.top_fraction,
-            tile_size=settings.tile_size,
-            tile_overlap=settings.tile_overlap,
-        )
+        if self.settings.search == "approximate":  # a search that was removed; old checkpoints name it
+            self.settings.search = "auto"
+        check_settings(self.settings)
+        self.model = ExDDModel(**{name: self.hparams[name] for name in inspect.signature(ExDDModel).parameters})
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "ExDD":  # type: ignore[override]
-        """Load a model as Anomalib does; "approximate" search, which old checkpoints may ask for, becomes "auto"."""
-        try:
-            return cast("ExDD", super().load_from_checkpoint(*args, **kwargs))
-        except ValueError as error:
-            if "search" in kwargs or "'approximate'" not in str(error):
-                raise
-            return cast("ExDD", super().load_from_checkpoint(*args, search="auto", **kwargs))
+        """Load a model as Anomalib does, which knows no model's own type."""
+        return cast("ExDD", super().load_from_checkpoint(*args, **kwargs))
 
     @property
     def learning_type(self) -> LearningType:
@@ -245,24 +226,22 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
 
     def setup(self, stage: str) -> None:
-        """Plan one pass over the training images, before a checkpoint or the fit changes anything."""
+        """Plan one pass over the training images."""
         start_run(self, stage)
         if stage == TrainerFn.FITTING:
             loop: Any = self.trainer.fit_loop
             loop.max_epochs = loop.epoch_progress.current.processed + 1  # also if the trainer has trained before
-            if loop.skip:
-                msg = (
-                    "The trainer would train nothing: it has reached `max_steps`, or its `limit_train_batches` is 0. "
-                    "The memory banks stay as they were. Train with a new Engine, or without these limits."
-                )
-                raise ValueError(msg)
 
     def on_fit_start(self) -> None:
         """Start from empty banks, also where the model was fitted before, and from a backbone with weights."""
         self.model.feature_extractor.load_weights()  # not in setup: a checkpoint may be restored in between
         self.clear()
-        place = self.settings.feature_store_dir
-        stores = TrainingStores(self.settings.feature_store, place, self._num_images, lambda: features_identity(self))
+        stores = TrainingStores(
+            self.settings.feature_store,
+            self.settings.feature_store_dir,
+            lambda: 0 if self._trainer is None else len(cast("Any", self.trainer.train_dataloader).dataset),
+            lambda: features_identity(self),
+        )
         self.builder = BankBuilder(self.model, BankSettings.of(self.settings), stores)
 
     def clear(self) -> None:
@@ -282,17 +261,9 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         """Leave out what a fit collects, which may be in files: it belongs to its trainer."""
         return {**super().__getstate__(), "builder": None}
 
-    def _num_images(self) -> int:
-        """Return the number of training images, of all processes together."""
-        return 0 if self._trainer is None else len(cast("Any", self.trainer.train_dataloader).dataset)
-
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank."""
-        del args, kwargs
-        if self.builder is None:
-            msg = "Patches are collected during fit only. Train through Anomalib's Engine or Lightning's Trainer."
-            raise RuntimeError(msg)
-        self.builder.add_batch(batch)
+        cast("BankBuilder", self.builder).add_batch(batch)
         loss: Tensor = self.gradient_anchor()
         return loss
 
@@ -303,7 +274,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             ValueError: If no normal image was seen.
         """
         if self.builder is None:
-            msg = "There are no patches to build banks from: `fit` is called by the trainer after the training images."
+            msg = "There are no patches to build banks from: train the model, or load a trained checkpoint."
             raise RuntimeError(msg)
         self.builder.build()
         self.calibrate(learn_boundary=False)  # the builder has learnt it
@@ -332,16 +303,13 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         thresholds = self.model.calibrate(rate, self.settings.unknown_rate, weight)
         if thresholds is None:
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
-        self._give_thresholds(thresholds or Thresholds(*[math.nan] * len(Thresholds._fields)))
+        # Anomalib's post-processor finds those that no calibration gives on validation images.
+        scorings = {"image": self.model.image_scoring, "pixel": self.model.scoring}
+        for name, buffer in self._thresholds().items():
+            if scorings[name.partition("_")[0]] == "calibrated":
+                buffer.fill_(math.nan if thresholds is None else getattr(thresholds, name))
         if self.decisions is not None:
             logger.info("%s", self.decisions)
-
-    def _give_thresholds(self, thresholds: Thresholds) -> None:
-        """Give Anomalib's post-processor the thresholds that it otherwise finds on validation images."""
-        calibrated = {"image": self.model.image_scoring == "calibrated", "pixel": self.model.scoring == "calibrated"}
-        for name, buffer in self._thresholds().items():
-            if calibrated[name.partition("_")[0]]:
-                buffer.fill_(getattr(thresholds, name))
 
     def _thresholds(self) -> dict[str, Tensor]:
         """Return the buffers of Anomalib's post-processor by the names of :class:`Thresholds`; none without it."""
@@ -372,19 +340,17 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
     def explain(self, image_CHW: Tensor, source: str, count: int = 3) -> Explanation:
         """Explain the score of an image by the training patches that are nearest to its highest patches.
 
+        :func:`.draw_explanation` draws the explanation, given this model too; ``str()`` of it is in words.
+
         Args:
             image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
             source: Its path, for the explanation's text and picture.
             count: Patches to explain, at most.
-
-        Returns:
-            The explanation; ``str()`` of it tells it in words, :func:`.draw_explanation` draws it, given this
-            model too.
         """
         return explain_image(self.model, pre_processed(self, image_CHW)[0], source, count, self.decisions)
 
     def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
-        """Add a newly found defect to the positive bank and to the calibration.
+        """Add a newly found defect to the positive bank and to the calibration; return the number of new entries.
 
         Args:
             image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
@@ -392,42 +358,24 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             source: Path of the image. What either bank has of it is replaced.
             kind: Kind of the defect, such as "scratch"; empty if it is not known.
 
-        Returns:
-            Number of entries added.
-
         Raises:
-            ValueError: If the mask is empty, of another size or cut off, or the model is not trained.
+            ValueError: If the mask is empty, of another size or cut off.
         """
         return teach(self, image_CHW, mask_HW, source, kind)
 
     def teach_good(self, image_CHW: Tensor, source: str) -> int:
-        """Add a good part that was not accepted to the negative bank and to the calibration.
+        """Add a good part that was not accepted to the negative bank and to the calibration; arguments as before.
 
         The patches that the bank covers least are added. As any normal training image, it is judged without its own
         entries when thresholds and probabilities are fitted anew.
-
-        Args:
-            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
-            source: Path of the image. What either bank has of it is replaced.
-
-        Returns:
-            Number of entries added.
-
-        Raises:
-            ValueError: If the model is not trained.
         """
         return teach_good(self, image_CHW, source)
 
     def forget(self, source: str) -> int:
-        """Drop everything that came from an image: entries in both banks, and its part in the calibration.
-
-        Synthetic defects that were made from it are dropped too.
+        """Drop all that came from an image, with synthetic defects made from it; return the number of entries.
 
         Args:
             source: Path of the image, or its file name if no other image has the same.
-
-        Returns:
-            Number of entries dropped.
 
         Raises:
             ValueError: If no image or several images are called so, or nothing would be left of the negative bank.
@@ -436,12 +384,10 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, for thresholds and normalisation."""
-        del args, kwargs
         scored = self.model.score_images(cast("Tensor", batch.image))
         updated: Any = batch.update(pred_score=scored.scores.images, anomaly_map=scored.anomaly_map)
         updated.normal_distance = normal_distance(scored.scores.negative.nearest)
-        decisions = self.decisions
-        if decisions is not None:
+        if decisions := self.decisions:
             # Before Anomalib's post-processor replaces the scores by normalised ones.
             updated.reasons = reasons_of(self.model, scored, decisions)
             updated.explanation = [
@@ -475,15 +421,11 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         checkpoint.update(epoch=0, global_step=0)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
-        """Export to ONNX, which OpenVINO is made from too, with :func:`.export_metadata` in the file.
-
-        Raises:
-            ValueError: If the model works on tiles.
-        """
+        """Export to ONNX, which OpenVINO is made from too, with :func:`.export_metadata` in the file."""
         if self.settings.tile_size is not None:
             msg = (
-                f"The model works on tiles (`tile_size` {self.settings.tile_size}), which ONNX and OpenVINO cannot "
-                "express. Export it with `--export_type torch`, which keeps the tiles, or train without `tile_size`."
+                f"ONNX and OpenVINO cannot express tiles (`tile_size` {self.settings.tile_size}). Export with "
+                "`--export_type torch`, which keeps them, or train without."
             )
             raise ValueError(msg)
         path = Path(super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs))
@@ -500,11 +442,4 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         max_drop: float = 0.01,
     ) -> Any:
         """Compress the backbone alone, for Anomalib's ``to_openvino``; see :func:`.compress`."""
-        del task
         return compress(model, CompressionType(compression_type), datamodule, metric, max_drop)
-
-    def on_predict_start(self) -> None:
-        """Warn where explanations were asked for and cannot be drawn."""
-        super().on_predict_start()
-        if self.settings.explain and self.visualizer is None:
-            logger.warning("`explain` has no effect with `visualizer` false: explanations are pictures as well.")

@@ -132,11 +132,9 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             raise ValueError(msg)
         if torch.compiler.is_compiling():
             return dense_search(query_QD, self.vectors, k)
-        if self._index is None:
-            with _BUILDING:
-                if self._index is None:
-                    self._index = create_index(self.vectors, self.search)
-        return self._index.search(query_QD, k)
+        with _BUILDING:
+            index = self._index = self._index or create_index(self.vectors, self.search)
+        return index.search(query_QD, k)
 
     def distances(self, patches_BPD: Tensor, *, neighborhood: bool, num_ranked: int = 1) -> PatchDistances:
         """Measure how far patches are from the bank.
@@ -150,15 +148,13 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         *places, dimension = patches_BPD.shape
         query_QD = patches_BPD.reshape(-1, dimension)
         nearest = self.nearest(query_QD, min(num_ranked, max(1, len(self))))
-        around = None
+        entry_Q, around = nearest.indices[:, 0], None
         if neighborhood:
-            index_QK = self.neighborhood[nearest.indices[:, 0]]
-            around = direct_distances(query_QD, self.features, index_QK).reshape(*places, -1)
+            around = direct_distances(query_QD, self.features, self.neighborhood[entry_Q]).reshape(*places, -1)
         ranked = nearest.distances.reshape(*places, -1)
         if ranked.shape[-1] < num_ranked:
             ranked = torch.cat([ranked, *[ranked[..., -1:]] * (num_ranked - ranked.shape[-1])], dim=-1)
-        entry = nearest.indices[:, 0].reshape(places)
-        return PatchDistances(ranked[..., 0], around, dimension, ranked, entry)
+        return PatchDistances(ranked[..., 0], around, dimension, ranked, entry_Q.reshape(places))
 
     def _neighborhoods(self) -> Tensor:
         """Find each entry's neighbourhood, itself first even where the bank holds duplicates."""

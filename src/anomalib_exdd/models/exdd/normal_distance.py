@@ -28,15 +28,11 @@ def training_distances(model: ExDDModel) -> NDArray[np.float64] | None:
 
     None if the model has one normal training image only: without its own entries, nothing is left.
     """
-    kept = model.calibration_set
-    measured = kept.measure(model.negative_bank, model.positive_bank, model.boundary, model.folds(0.0))
+    measured = model.measure_training(0.0)
     if measured is None:
         return None
     rows = measured.sampled & ~measured.defective[measured.image]
-    total, count = (
-        torch.zeros(len(kept), dtype=torch.float64).index_add(0, measured.image[rows], values)
-        for values in (measured.log_negative[rows, 0], torch.ones(int(rows.sum()), dtype=torch.float64))
-    )
-    normal = count > 0
-    found: NDArray[np.float64] = (total[normal] / count[normal]).exp().numpy()
+    image = measured.image[rows]
+    total, count = torch.bincount(image, measured.log_negative[rows, 0]), torch.bincount(image)
+    found: NDArray[np.float64] = (total / count)[count > 0].exp().numpy()
     return found

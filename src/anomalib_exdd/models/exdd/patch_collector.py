@@ -19,11 +19,8 @@ from .memory_bank import BankContent
 class PatchCollector:
     """Patches of training images; with several processes, each collects those of the images that it sees.
 
-    Args:
-        projected_dimension: Dimension that features are projected to for the selection, d*.
-        seed: Seed of the projection and of the first centre.
-        open_store: Makes the :attr:`store` when the first patches come, given the number of patches of an image, of
-            features, and of dimensions of the projection.
+    ``open_store`` makes the :attr:`store` when the first patches come, given the number of patches of an image, of
+    features, and of dimensions of the projection in which the coreset is selected.
     """
 
     def __init__(

@@ -54,14 +54,9 @@ def outline_cells(
 ) -> tuple[Tensor, Tensor]:
     """Choose some of h x w cells in and beside a defect, by a mask that is non-zero on defects.
 
-    Args:
-        mask_HW: The mask.
-        grid: Rows and columns of cells.
-        most_defective: Cells to choose in the defect, at most.
-
     Returns:
         Cells, numbered row by row, int64, shape (N,), and whether each is at least half defect (where none is: the
-        fullest), boolean.
+        fullest), boolean. At most ``most_defective`` are.
     """
     coverage_1hw = F.adaptive_avg_pool2d((mask_HW.cpu() != 0)[None].float(), grid)
     near_N = F.max_pool2d(coverage_1hw, 2 * _OUTLINE_REACH + 1, stride=1, padding=_OUTLINE_REACH).flatten() > 0
@@ -86,13 +81,8 @@ def evenly_spaced(length: int, most: int) -> Tensor:
 def farthest_patches(distance_P: Tensor, usual: float, most: float) -> Tensor:
     """Tell which patches of a defective image without a mask are taken for its defect, boolean, shape (P,).
 
-    Those that are farther from the negative bank than the farthest patch of a normal image usually is: one at least,
-    and at most a share, so that an image of another brightness does not fill the bank with normal patches.
-
-    Args:
-        distance_P: Distances to the negative bank.
-        usual: Distance that the farthest patch of a normal image usually has.
-        most: Largest share of the image's patches, in (0, 1].
+    Those that are farther from the negative bank than the farthest patch of a normal image ``usual``-ly is: one at
+    least, and at most a share of ``most``, so that an image of another brightness does not fill the bank.
     """
     count = max(1, int(most * len(distance_P)))
     farthest = torch.zeros(len(distance_P), dtype=torch.bool, device=distance_P.device)

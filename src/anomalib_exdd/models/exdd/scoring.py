@@ -1,8 +1,7 @@
 """Scores as pure functions of distances to the two banks.
 
-Every rule turns the distances of an image's patches into a map of patch scores and into one image score. The paper is
-Aqeel, Leonardi & Setti, "ExDD", arXiv:2507.15335; its equation numbers are given. Patches whose score is high are
-defective.
+Every rule turns the distances of an image's patches into patch scores and one image score, the higher the more
+defective. Equation numbers are those of Aqeel, Leonardi & Setti, "ExDD", arXiv:2507.15335.
 
 Shape suffixes: B images, P patches of an image, K neighbours in the bank.
 """
@@ -11,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -62,8 +61,8 @@ def _identity(values: Tensor) -> Tensor:
 class ScoringRule:
     """A named way to score patches and images from the distances to the negative and to the positive bank."""
 
-    patch: Callable[[PatchDistances, PatchDistances | None], Tensor]  # the map's scores, (B, P)
-    image: Callable[[PatchDistances, PatchDistances | None], Tensor]  # (B,)
+    patch: Callable[..., Tensor]  # the map's scores, (B, P), from `PatchDistances` to the negative and positive bank
+    image: Callable[..., Tensor]  # the same of images, (B,)
     needs_positive: bool = True
     patch_neighborhood: bool = False  # whether `patch` needs `PatchDistances.neighborhood`
     image_neighborhood: bool = False
@@ -87,10 +86,9 @@ def calibrated_patch(
 ) -> Tensor:
     """Score a patch by its log-likelihood ratio against a mixture of known and unknown kinds of defects.
 
-    k-nearest-neighbour density estimates make the log of a likelihood ratio a weighted difference of log-distances
-    (Loftsgaarden & Quesenberry, 1965; Wang, Kulkarni & Verdu, IEEE TIT 55(5), 2009); the learnt boundary adds what
-    neighbours miss. Defects of unknown kinds are only known to be far from normal. Without a positive bank there is no
-    known kind.
+    By k-nearest-neighbour density estimates, the log of a likelihood ratio is a weighted difference of log-distances
+    (Wang, Kulkarni & Verdu, IEEE TIT 55(5), 2009); the learnt boundary adds what neighbours miss. Of unknown kinds it
+    is only known that they are far from normal. Without a positive bank there is no known kind.
     """
     unknown = negative.nearest * coefficients.unknown_slope + coefficients.unknown_offset
     if positive is None:
@@ -105,10 +103,8 @@ def calibrated_patch(
 
 def _log_ranked(distances: PatchDistances) -> Tensor:
     """Return the log-distances to the entries that the calibrated score looks at, shape (B, P, 2)."""
-    if distances.ranked is None:
-        msg = "The calibrated score needs the distances to several entries, but only the nearest was searched."
-        raise ValueError(msg)
-    chosen = torch.stack([distances.ranked[..., k - 1] for k in CALIBRATED_NEIGHBORS], dim=-1)
+    ranked = cast("Tensor", distances.ranked)
+    chosen = torch.stack([ranked[..., k - 1] for k in CALIBRATED_NEIGHBORS], dim=-1)
     return chosen.clamp_min(EPSILON).log()
 
 
@@ -147,32 +143,25 @@ def negative_weight(distances: PatchDistances, *, published: bool = False) -> Te
     With ``published`` as the published code does: positive exponents, m* itself left out of the sum. The weights, shape
     (B, P), are 1 if the neighbourhood is m* alone, where the equation would always give 0.
     """
-    if _neighborhood(distances).shape[-1] < 2:
+    around = cast("Tensor", distances.neighborhood)
+    if around.shape[-1] < 2:
         return torch.ones_like(distances.nearest)
-    return -torch.expm1(_log_share(distances, published=published))
+    return -torch.expm1(_log_share(around, distances.dimension, published=published))
 
 
 def positive_weight(distances: PatchDistances, *, published: bool = False) -> Tensor:
     """Compute w_P of equation 17: ``exp(-s/sqrt(d)) / sum over N_b(m+) of exp(-dist/sqrt(d))``, shape (B, P)."""
-    if _neighborhood(distances).shape[-1] < 2:
+    around = cast("Tensor", distances.neighborhood)
+    if around.shape[-1] < 2:
         return torch.ones_like(distances.nearest)
-    return torch.exp(_log_share(distances, published=published))
+    return torch.exp(_log_share(around, distances.dimension, published=published))
 
 
-def _log_share(distances: PatchDistances, *, published: bool) -> Tensor:
+def _log_share(neighborhood: Tensor, dimension: int, *, published: bool) -> Tensor:
     """Compute the logarithm of a share from differences of distances, which keep the digits of shares near 1."""
-    neighborhood = _neighborhood(distances)
     sign = 1.0 if published else -1.0
-    farther = sign * (neighborhood[..., 1:] - neighborhood[..., :1]) / distances.dimension**0.5
-    others = torch.logsumexp(farther, dim=-1)
+    others = torch.logsumexp(sign * (neighborhood[..., 1:] - neighborhood[..., :1]) / dimension**0.5, dim=-1)
     return -others if published else -F.softplus(others)
-
-
-def _neighborhood(distances: PatchDistances) -> Tensor:
-    if distances.neighborhood is None:
-        msg = "This weight needs the distances to the nearest entry's neighbourhood, but they were not computed."
-        raise ValueError(msg)
-    return distances.neighborhood
 
 
 def patchcore_weight(distances: PatchDistances) -> Tensor:
@@ -180,10 +169,10 @@ def patchcore_weight(distances: PatchDistances) -> Tensor:
 
     Shape (B, P); 1 if the neighbourhood is m* alone, as Anomalib's ``Patchcore`` does.
     """
-    neighborhood = _neighborhood(distances)
-    if neighborhood.shape[-1] < 2:
+    around = cast("Tensor", distances.neighborhood)
+    if around.shape[-1] < 2:
         return torch.ones_like(distances.nearest)
-    return 1 - torch.softmax(neighborhood, dim=-1)[..., 0]
+    return 1 - torch.softmax(around, dim=-1)[..., 0]
 
 
 def normal_patch(negative: PatchDistances, _: PatchDistances | None) -> Tensor:
@@ -196,27 +185,24 @@ def normal_image(negative: PatchDistances, _: PatchDistances | None) -> Tensor:
     return _at_farthest(negative, patchcore_weight(negative))
 
 
-def ratio_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+def ratio_patch(negative: PatchDistances, positive: PatchDistances) -> Tensor:
     """Score a patch by the unweighted ratio of its two distances, ``d_N / (d_P + eps)``."""
-    return negative.nearest / (_given(positive).nearest + EPSILON)
+    return negative.nearest / (positive.nearest + EPSILON)
 
 
-def ratio_image(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+def ratio_image(negative: PatchDistances, positive: PatchDistances) -> Tensor:
     """Score an image by its largest patch ratio: one patch for both distances."""
     return ratio_patch(negative, positive).amax(dim=1)
 
 
-def paper_patch(negative: PatchDistances, positive: PatchDistances | None) -> Tensor:
+def paper_patch(negative: PatchDistances, positive: PatchDistances) -> Tensor:
     """Score a patch by the ratio of its weighted distances (equations 21-23)."""
-    positive = _given(positive)
-    weighted_negative = negative_weight(negative) * negative.nearest
     weighted_positive = positive_weight(positive) * positive.nearest
-    return weighted_negative / (weighted_positive + EPSILON)
+    return negative_weight(negative) * negative.nearest / (weighted_positive + EPSILON)
 
 
-def paper_image(negative: PatchDistances, positive: PatchDistances | None, *, published: bool = False) -> Tensor:
+def paper_image(negative: PatchDistances, positive: PatchDistances, *, published: bool = False) -> Tensor:
     """Score an image by equations 12-20, or with the published weights: each distance is from its own patch."""
-    positive = _given(positive)
     score_negative = _at_farthest(negative, negative_weight(negative, published=published))
     score_positive = _at_farthest(positive, positive_weight(positive, published=published))
     return score_negative / (score_positive + EPSILON)
@@ -226,13 +212,6 @@ def _at_farthest(distances: PatchDistances, weight: Tensor) -> Tensor:
     """Take every image's weighted distance at the patch that is farthest from the bank (equations 12 and 14)."""
     farthest = distances.nearest.argmax(dim=1, keepdim=True)
     return (weight * distances.nearest).gather(1, farthest).squeeze(1)
-
-
-def _given(positive: PatchDistances | None) -> PatchDistances:
-    if positive is None:
-        msg = "This score needs distances to a positive bank. Without one, use scoring 'normal'."
-        raise ValueError(msg)
-    return positive
 
 
 _RULES: dict[str, ScoringRule] = {
@@ -248,23 +227,15 @@ def get_scoring(name: str, coefficients: Coefficients | None = None, boundary_BP
 
     Args:
         name: The rule.
-        coefficients: What "calibrated" has learnt.
+        coefficients: What "calibrated" has learnt; the others need none.
         boundary_BP: Log-odds of the learnt boundary for the patches that "calibrated" scores, if there is one.
-
-    Raises:
-        ValueError: If there is no such rule, or "calibrated" has no coefficients.
     """
-    if name == "calibrated" and coefficients is not None:
-        return ScoringRule(
-            partial(calibrated_patch, coefficients=coefficients, boundary_BP=boundary_BP),
-            partial(calibrated_image, coefficients=coefficients, boundary_BP=boundary_BP),
-            num_ranked=max(CALIBRATED_NEIGHBORS),
-            map_values=partial(probability, coefficients=coefficients),
-            smoothed_values=log_odds,
-        )
-    if name not in _RULES:
-        msg = f"A scoring rule has to be one of {get_args(ScoringName)}, but got {name!r}."
-        if name == "calibrated":
-            msg = "The scoring rule 'calibrated' needs its coefficients."
-        raise ValueError(msg)
-    return _RULES[name]
+    if name != "calibrated" or coefficients is None:
+        return _RULES[name]
+    return ScoringRule(
+        partial(calibrated_patch, coefficients=coefficients, boundary_BP=boundary_BP),
+        partial(calibrated_image, coefficients=coefficients, boundary_BP=boundary_BP),
+        num_ranked=max(CALIBRATED_NEIGHBORS),
+        map_values=partial(probability, coefficients=coefficients),
+        smoothed_values=log_odds,
+    )

@@ -63,15 +63,11 @@ class Tiling:
         if not extractor.reductions:
             msg = (
                 f"Argument `tile_size` is {size}, but the backbone {extractor.backbone_name!r} relates every patch to "
-                "the whole image and cannot work on tiles. Leave `tile_size` out, or take a convolutional network such "
-                "as resnet18."
+                "the whole image. Leave `tile_size` out, or take a convolutional network such as resnet18."
             )
             raise ValueError(msg)
         if not extractor.padded:
-            msg = (
-                f"Argument `tile_size` is {size}, but scoring 'published' pools features over the whole image. Leave "
-                "`tile_size` out, or take another `scoring`."
-            )
+            msg = f"Argument `tile_size` is {size}, but scoring 'published' pools features over the whole image."
             raise ValueError(msg)
         self.size, self.overlap = size, overlap
         self.stride, self.step = extractor.reductions[0], max(extractor.reductions)
@@ -80,8 +76,7 @@ class Tiling:
             fitting[0] = max(fitting[0], fitting[1] + self.step)
             msg = (
                 "Arguments `tile_size` and `tile_overlap` have to be multiples of the coarsest layer's reduction "
-                f"{self.step}, the overlap smaller than the tile, but got {size} and {overlap}. Give {fitting[0]} and "
-                f"{fitting[1]}."
+                f"{self.step}, the overlap smaller, but got {size} and {overlap}. Give {fitting[0]} and {fitting[1]}."
             )
             raise ValueError(msg)
 
@@ -97,10 +92,7 @@ class Tiling:
             extract: Returns the features of tiles, shape (B, D, h, w), and fine ones, shape (B, F, 2 h, 2 w), or None.
             images_BCHW: Normalised images.
             work: Takes such features of a part of the images, and returns for each of the two grids a tensor with the
-                channels last, None, or a named tuple of these.
-
-        Returns:
-            The same for whole images.
+                channels last, None, or a named tuple of these. The same is returned for whole images.
         """
         height, width = images_BCHW.shape[-2:]
         axes = [spans(length, self.size, self.overlap, self.step) for length in (height, width)]
@@ -108,25 +100,17 @@ class Tiling:
         whole: list[Any] = []  # on the two grids
         for row, column in product(*axes):
             maps = extract(images_BCHW[..., row.start : row.stop, column.start : column.stop])
-            grid = (-((row.start - row.stop) // self.stride), -((column.start - column.stop) // self.stride))
-            if maps[0].shape[-2:] != grid:
-                msg = (
-                    f"Argument `tile_size` is {self.size}, but the backbone's patches do not tile its images: it gives "
-                    f"{tuple(maps[0].shape[-2:])} of them where {grid} of {self.stride} pixels are. Leave `tile_size` "
-                    "out, or take another backbone, such as resnet18."
-                )
-                raise ValueError(msg)
             own: list[Any] = [
                 None if each is None else each[..., row.cells(stride, row.start), column.cells(stride, column.start)]
                 for each, stride in zip(maps, strides, strict=True)
             ]
             found = work(*own)
-            whole = whole or [
-                _whole_grid(part, -(-height // stride), -(-width // stride))
-                for part, stride in zip(found, strides, strict=True)
-            ]
-            for each, part, stride in zip(whole, found, strides, strict=True):
-                _paste(each, part, row.cells(stride), column.cells(stride))
+            for grid, (part, stride) in enumerate(zip(found, strides, strict=True)):
+                if len(whole) == grid:  # the first tile
+                    size = (-(-height // stride), -(-width // stride))
+                    whole.append(mapped(lambda new, n=size: new.new_empty(len(new), *n, *new.shape[3:]), part))
+                place = (slice(None), row.cells(stride), column.cells(stride))
+                mapped(lambda all_of_it, new, at=place: all_of_it[at].copy_(new), whole[grid], part)
         return whole[0], whole[1]
 
 
@@ -137,11 +121,3 @@ def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, tuple):
         return type(tree)(*(mapped(function, *parts) for parts in zip(tree, *others, strict=True)))
     return tree
-
-
-def _whole_grid(part: Tree, rows: int, columns: int) -> Tree:
-    return mapped(lambda tensor: tensor.new_empty(len(tensor), rows, columns, *tensor.shape[3:]), part)
-
-
-def _paste(whole: Tree, part: Tree, rows: slice, columns: slice) -> None:
-    mapped(lambda all_of_it, tensor: all_of_it[:, rows, columns].copy_(tensor), whole, part)

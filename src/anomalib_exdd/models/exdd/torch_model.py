@@ -17,7 +17,7 @@ from anomalib_exdd.search import SearchBackend
 
 from .anomaly_map import PublishedMap, SmoothMap
 from .boundary import Folds, LearntBoundary, boundary_data
-from .calibration import Calibration
+from .calibration import Calibration, ImagePatches
 from .calibration_set import CalibrationSet
 from .decisions import Thresholds
 from .features import PatchFeatureExtractor
@@ -46,11 +46,11 @@ class PatchScores(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What patches are scored by."""
+    """What patches are scored by; None where no rule needs it."""
 
     negative: PatchDistances
-    positive: PatchDistances | None  # None where no rule needs them
-    boundary: Tensor | None  # log-odds of the learnt boundary, float32, shape (B, P), where a rule needs them
+    positive: PatchDistances | None
+    boundary: Tensor | None  # log-odds of the learnt boundary, float32, shape (B, P)
 
 
 class ScoredImages(NamedTuple):
@@ -64,7 +64,7 @@ class ScoredImages(NamedTuple):
 class ExDDModel(nn.Module):
     """Scores images by their patches' distances to a bank of normal and a bank of defective patches.
 
-    Arguments are those of :class:`anomalib_exdd.models.exdd.ExDD`, with ``image_scoring`` resolved.
+    Arguments are those of :class:`anomalib_exdd.models.exdd.ExDD`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ExDDModel(nn.Module):
         pre_trained: bool = True,
         weights: str | Path | None = None,
         scoring: str = "calibrated",
-        image_scoring: str = "calibrated",
+        image_scoring: str = "auto",
         num_neighbors: int = 3,
         sigma: float | None = None,
         search: SearchBackend = "auto",
@@ -85,6 +85,8 @@ class ExDDModel(nn.Module):
         tile_overlap: int = 256,
     ) -> None:
         super().__init__()
+        if image_scoring == "auto":  # for "ratio" the best one in benchmarks/results/scorings_magnetic_tile.md
+            image_scoring = "normal" if scoring == "ratio" else scoring
         self.scoring = scoring
         self.image_scoring = image_scoring
         self.feature_extractor = PatchFeatureExtractor(
@@ -113,12 +115,8 @@ class ExDDModel(nn.Module):
 
     @tiler.setter
     def tiler(self, tiler: Tiler) -> None:
-        overlap = tiler.tile_size_h - tiler.stride_h
-        msg = (
-            "ExDD does not work with Anomalib's `TilerConfigurationCallback`, whose tiles are not in the checkpoint. "
-            "Remove the callback, and give the model its tiles: "
-            f"`--model.tile_size {tiler.tile_size_h} --model.tile_overlap {overlap}`, or more overlap."
-        )
+        given = f"`--model.tile_size {tiler.tile_size_h} --model.tile_overlap {tiler.tile_size_h - tiler.stride_h}`"
+        msg = f"ExDD does not work with Anomalib's `TilerConfigurationCallback`. Remove it, and give the model {given}."
         raise ValueError(msg)
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
@@ -136,19 +134,17 @@ class ExDDModel(nn.Module):
         return features_BhwD.permute(0, 3, 1, 2), None if fine_BhwF is None else fine_BhwF.permute(0, 3, 1, 2)
 
     def _by_tiles(self, images_BCHW: Tensor, work: Callable[[Tensor, Tensor | None], tuple[A, B]]) -> tuple[A, B]:
-        """Compute something from the features of images, tile by tile if asked to; see :meth:`.Tiling.apply`."""
         extract = self.feature_extractor.extract
         return work(*extract(images_BCHW)) if self.tiling is None else self.tiling.apply(extract, images_BCHW, work)
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
-        """Score normalised images, floating point, shape (B, C, H, W).
+        """Score normalised images, floating point, shape (B, C, H, W): the higher, the more defective.
 
         Returns:
-            ``pred_score``, float32, shape (B,), and ``anomaly_map``, float32, shape (B, 1, H, W): the higher, the more
-            defective.
+            ``pred_score``, float32, shape (B,), and ``anomaly_map``, float32, shape (B, 1, H, W).
 
         Raises:
-            ValueError: If the negative bank is empty, because the model was neither trained nor loaded.
+            ValueError: If the model was neither trained nor loaded.
         """
         scored = self.score_images(images_BCHW)
         return InferenceBatch(pred_score=scored.scores.images, anomaly_map=scored.anomaly_map)
@@ -184,8 +180,8 @@ class ExDDModel(nn.Module):
         uses_boundary = self.boundary.is_fitted and "calibrated" in {self.scoring, self.image_scoring}
         return Measured(negative, positive, self.boundary(patches_BPD) if uses_boundary else None)
 
-    def _scores(self, measured_BP: Measured) -> PatchScores:
-        negative, positive, boundary_BP = measured_BP
+    def _scores(self, measured: Measured) -> PatchScores:
+        negative, positive, boundary_BP = measured
         patch_rule, image_rule = self.rules(boundary_BP)
         patches = patch_rule.patch(negative, positive)
         deciding = patches if self.scoring == self.image_scoring else image_rule.patch(negative, positive)
@@ -194,20 +190,16 @@ class ExDDModel(nn.Module):
     def inside(self, fine_BFhw: Tensor | None) -> Tensor | None:
         """Return the probability that a cell of the fine grid lies inside a defect, not beside it, (B, 2 h, 2 w).
 
-        None where the map does not follow the outline of defects: without fine features, where no outline was learnt,
-        or with another scoring than "calibrated".
+        None where the map does not follow the outline of defects, because none was learnt or the scoring has no use.
         """
         if fine_BFhw is None or self.scoring != "calibrated" or not self.refinement.is_fitted:
             return None
         return torch.sigmoid(self.refinement(_rows(fine_BFhw)))
 
     def draw_map(self, scores_Bhw: Tensor, image_size: Sequence[int], inside_Bhw: Tensor | None = None) -> Tensor:
-        """Turn patch scores into maps of the images' size, float32, shape (B, 1, H, W).
+        """Turn patch scores into maps of the images' size (height, width), float32, shape (B, 1, H, W).
 
-        Args:
-            scores_Bhw: Patch scores.
-            image_size: Height and width of the images.
-            inside_Bhw: What :meth:`inside` returns, with which the calibrated map follows the outline of defects.
+        With what :meth:`inside` returns, the calibrated map follows the outline of defects.
         """
         rule = self.rules()[0]
         values_B1hw = rule.map_values(scores_Bhw).unsqueeze(1)
@@ -221,14 +213,14 @@ class ExDDModel(nn.Module):
     def rules(self, boundary_BP: Tensor | None = None) -> tuple[ScoringRule, ScoringRule]:
         """Return the rules of patches and of images: without a positive bank "normal" or "calibrated".
 
-        Args:
-            boundary_BP: Log-odds of the learnt boundary for the patches to score, if there is one.
+        The learnt boundary's log-odds are those of the patches to score, if there is one.
         """
         coefficients = self.calibration.coefficients
-        names = (self.scoring, self.image_scoring)
-        if len(self.positive_bank) == 0:
-            names = tuple(name if name == "calibrated" else "normal" for name in names)  # type: ignore[assignment]
-        return get_scoring(names[0], coefficients, boundary_BP), get_scoring(names[1], coefficients, boundary_BP)
+        patch, image = (
+            name if name == "calibrated" or len(self.positive_bank) else "normal"
+            for name in (self.scoring, self.image_scoring)
+        )
+        return get_scoring(patch, coefficients, boundary_BP), get_scoring(image, coefficients, boundary_BP)
 
     def folds(self, synthetic_weight: float) -> Folds:
         """Assign the training images to the networks of the boundary."""
@@ -238,9 +230,7 @@ class ExDDModel(nn.Module):
     def learn_boundary(self, synthetic_weight: float = 0.0, seed: int = 0) -> None:
         """Learn the boundary from both banks and the samples of the calibration set, if there are two defects.
 
-        Args:
-            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1.
-            seed: Seed of the networks.
+        A synthetic image counts ``synthetic_weight`` beside a real one, 0 to 1.
         """
         self.boundary.clear()
         self.refinement.clear()
@@ -262,22 +252,21 @@ class ExDDModel(nn.Module):
             self.refinement.fit(outline, seed)
 
     def calibrate(self, defect_rate: float, unknown_rate: float, synthetic_weight: float = 0.0) -> Thresholds | None:
-        """Fit the calibrated score to the calibration set, the banks and the boundary as they are.
-
-        Args:
-            defect_rate: Share of defective images among those to come, in (0, 1).
-            unknown_rate: Share of the defects to come that are of no known kind, in (0, 1).
-            synthetic_weight: How much a synthetic image counts beside a real one, 0 to 1.
+        """Fit the calibrated score to the calibration set, the banks and the boundary; see :meth:`.Calibration.fit`.
 
         Returns:
             What Anomalib's post-processor needs; None if there are too few normal images.
         """
-        folds = self.folds(synthetic_weight)
-        patches = self.calibration_set.measure(self.negative_bank, self.positive_bank, self.boundary, folds)
+        patches = self.measure_training(synthetic_weight)
         if patches is None:
             self.calibration.clear()
             return None
         return self.calibration.fit(patches, defect_rate, unknown_rate, synthetic_weight)
+
+    def measure_training(self, synthetic_weight: float) -> ImagePatches | None:
+        """Measure the training patches out of fold; see :meth:`.CalibrationSet.measure`."""
+        folds = self.folds(synthetic_weight)
+        return self.calibration_set.measure(self.negative_bank, self.positive_bank, self.boundary, folds)
 
 
 def _rows(features_BDhw: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Builds the banks and the calibration set from training images that stream by.
 
-The way of the data: image -> patch features -> normal and defect patches -> projection -> coreset -> bank. What the
-calibration needs is kept beside it.
+The way of the data: image -> patch features -> normal and defect patches -> projection -> coreset -> bank.
 
 Shape suffixes: B images, P patches of an image, D features, h x w patches, H x W pixels.
 """
@@ -10,7 +9,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, cast
+from statistics import median_low
+from typing import Any, TypeVar, cast
 
 import torch
 from anomalib.data import ImageBatch
@@ -29,6 +29,8 @@ from .torch_model import ExDDModel
 from .training_stores import TrainingStores
 
 logger = logging.getLogger(__name__)
+
+V = TypeVar("V")
 
 MOST_FARTHEST = 0.02
 """With weak labels, the largest share of a defective image's patches that is taken for its defect."""
@@ -85,11 +87,12 @@ class BankBuilder:
         images_BCHW = cast("Tensor", batch.image)
         count = len(self.negative.paths) + len(self.defective.paths)
         names = batch.image_path or [f"image {count + index}" for index in range(len(images_BCHW))]
-        origins = getattr(batch, "origins", None) or [[] for _ in names]
+        # What only this package's data sets give.
+        origins, kinds, has_boxes = (
+            getattr(batch, column, None) or [None] * len(names) for column in ("origins", "kinds", "has_boxes")
+        )
         self.origins |= {name: paths for name, paths in zip(names, origins, strict=True) if paths}
-        kinds = getattr(batch, "kinds", None) or ["" for _ in names]
         self.kinds |= {name: kind for name, kind in zip(names, kinds, strict=True) if kind}
-        has_boxes = getattr(batch, "has_boxes", None) or [False for _ in names]
         new = [index for index, name in enumerate(names) if not self._has(name)]
         if not new:
             return
@@ -103,16 +106,14 @@ class BankBuilder:
                 self.add_defective(name, image_CHW, features_Dhw, None)
             else:
                 mask_HW = _mask_of(batch, index, name)
-                self.add_defective(name, image_CHW, features_Dhw, mask_HW, fine_Fhw, has_boxes=has_boxes[index])
+                self.add_defective(name, image_CHW, features_Dhw, mask_HW, fine_Fhw, has_boxes=bool(has_boxes[index]))
 
     def _has(self, path: str) -> bool:
         """Tell whether an image's patches are there, as they may be when an interrupted training is resumed."""
-        if path in self.negative:
+        if path in self.negative or path in self.boxes:
             return True
         if self.settings.positive_patches == "farthest":
             return path in self.defective
-        if path in self.boxes:
-            return True
         outlined = path in self.outlines or self.model.feature_extractor.fine_layer is None  # never on disk
         return path in self.defective and path in self.positive and outlined
 
@@ -169,18 +170,16 @@ class BankBuilder:
         """
         self.negative.share()
         self.defective.share()
-        self.origins = {path: paths for part in gather_objects(self.origins) for path, paths in part.items()}
-        self.kinds = {path: kind for part in gather_objects(self.kinds) for path, kind in part.items()}
+        self.origins, self.kinds = _of_all_processes(self.origins), _of_all_processes(self.kinds)
         if not self.negative.paths:
             msg = "ExDD needs normal training images for its negative bank, but the training data has none."
             raise ValueError(msg)
         self.build_negative_bank()
         self.build_positive_bank()
-        for name, bank, collector in (
-            ("Negative", self.model.negative_bank, self.negative),
-            ("Positive", self.model.positive_bank, self.positive),
-        ):
-            counts = (len(bank), collector.num_patches, len(collector.paths))
+        model = self.model
+        collected = (("Negative", model.negative_bank, self.negative), ("Positive", model.positive_bank, self.positive))
+        for name, bank, patches in collected:
+            counts = len(bank), patches.num_patches, len(patches.paths)
             logger.info("%s bank: %d of %d patches from %d images.", name, *counts)
         self.fill_calibration_set()
         self.stores.remove()
@@ -211,10 +210,9 @@ class BankBuilder:
     def _choose_by_distance(self) -> None:
         """Fill the positive collector with patches that are least like normal ones: of images, or within boxes."""
         bank, usual = self.model.negative_bank, self._usual_distance()
-        paths = list(self.boxes)
-        if self.settings.positive_patches == "farthest":
-            paths = [path for path in self.defective.paths if path not in self.origins]
-        own_paths = [path for path in sorted(paths) if self.defective.is_own(path)]
+        weak = [path for path in self.defective.paths if path not in self.origins]
+        paths = weak if self.settings.positive_patches == "farthest" else sorted(self.boxes)
+        own_paths = list(filter(self.defective.is_own, paths))
         for path in tqdm(own_paths, "Choosing defect patches", delay=_PROGRESS_DELAY, disable=rank() > 0):
             features = self.defective.store.features(path)
             distance_P = bank.nearest(features.to(bank.features.device)).distances[:, 0].cpu()
@@ -238,8 +236,8 @@ class BankBuilder:
             if bool((bank.source != row[path]).any()):
                 distances = others_distances(features, own, [[row[path]]], vectors, bank.source, 1)
                 farthest.append(float(distances.max()))
-        everywhere = sorted(distance for part in gather_objects(farthest) for distance in part)
-        return everywhere[(len(everywhere) - 1) // 2] if everywhere else 0.0
+        everywhere = [distance for part in gather_objects(farthest) for distance in part]
+        return median_low(everywhere) if everywhere else 0.0
 
     def fill_calibration_set(self) -> None:
         """Keep the patches that calibration needs, and learn the boundary, by which some of them are chosen."""
@@ -264,7 +262,7 @@ class BankBuilder:
             defects = self.positive.store.features(path) if collector is self.defective else None
             features = collector.store.features(path)
             kept[path] = KeptPatches.of(path, features, candidates(path, features), defects, self.outlines.get(path))
-        everywhere = {path: image for part in gather_objects(kept) for path, image in part.items()}
+        everywhere = _of_all_processes(kept)
         self.model.calibration_set.clear()
         self.model.calibration_set.add([everywhere[path] for path, _ in images])
 
@@ -273,20 +271,20 @@ def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
     """Return the mask of a defective training image; refuse one that has none, or an empty one."""
     if batch.gt_mask is None:
         msg = (
-            f"The defective training image {name} has no mask, but ExDD takes the patches of defects by mask. Give the "
-            "masks of defective training images to the data module (with DefectFolder: `--data.masks`), do without "
-            "them (`--model.positive_patches farthest`), or leave the defective images out of training "
-            "(`--data.num_defects 0`): ExDD then works with normal images alone."
+            f"The defective training image {name} has no mask. Give the data module masks (`--data.masks`), do without "
+            "(`--model.positive_patches farthest`), or train on normal images alone (`--data.num_defects 0`)."
         )
         raise ValueError(msg)
     mask_HW: Tensor = batch.gt_mask[index]
     if not bool((mask_HW != 0).any()):
-        msg = (
-            f"The mask of the defective training image {name} is empty after pre-processing. The image's label says "
-            "that it is defective: correct the label or the mask, or leave the image out."
-        )
+        msg = f"The mask of the defective training image {name} is empty: correct mask or label, or leave it out."
         raise ValueError(msg)
     return mask_HW
+
+
+def _of_all_processes(own: dict[str, V]) -> dict[str, V]:
+    """Join what each process has of its images."""
+    return {path: value for part in gather_objects(own) for path, value in part.items()}
 
 
 def _centres(image_CHW: Tensor, features_Dhw: Tensor) -> Tensor:

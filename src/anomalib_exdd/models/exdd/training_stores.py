@@ -65,10 +65,9 @@ class TrainingStores:
         place = default_folder() if self._place is None else Path(self._place).expanduser()
         self._folder = StoreFolder(place, {**self._identity(), "process": f"{rank()} of {world_size()}"}, needed)
         logger.info(
-            "Features of the training images (up to %.1f GB) wait on disk in %s. If training is interrupted, the same "
-            "command goes on from there; at the end they are removed.",
-            needed / 1e9,
-            self._folder.path,
+            "Features of the training images (up to %.1f GB) wait on disk in %s until training ends. If it is "
+            "interrupted, the same command goes on from there.",
+            *(needed / 1e9, self._folder.path),
         )
 
     def state(self, name: str) -> Path | None:
@@ -79,13 +78,11 @@ class TrainingStores:
         """Unlock what is on disk, for a training that resumes later."""
         if self._folder is not None:
             self._folder.release()
-            self._folder = None
 
     def remove(self) -> None:
         """Remove what is on disk."""
         if self._folder is not None:
             self._folder.remove()
-            self._folder = None
 
 
 class ReleaseStores(Callback):
@@ -93,10 +90,8 @@ class ReleaseStores(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Unlock what is on disk, and empty banks that were built from some of the images only."""
-        del trainer, exception
-        builder = getattr(pl_module, "builder", None)
-        if builder is not None:
-            builder.stores.release()
+        if pl_module.builder is not None:
+            pl_module.builder.stores.release()
             pl_module.clear()
 
 
