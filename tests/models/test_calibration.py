@@ -159,6 +159,19 @@ def test_pieces_are_on_the_scale_of_good_images() -> None:
         assert np.quantile(top, 0.9) == pytest.approx(1.2816)
 
 
+def test_defects_that_look_like_anything_else_do_not_change_the_order() -> None:
+    """Small weights fitted to noise would make the order of images random; defects that show get weights."""
+
+    def weighed(shifts: tuple[float, float, float]) -> list[bool]:
+        made = [fitted(made_up(40, 8, seed=seed, shifts=shifts)) for seed in range(8)]
+        assert all(calibration.unknown_slope.item() > 0 for calibration in made)
+        return [bool(calibration.known_weights.any()) for calibration in made]
+
+    assert sum(weighed((0.0, 0.0, 0.0))) <= 2  # eight images may look special by chance
+    assert all(weighed((0.3, 0.6, 3.0)))
+    assert all(weighed((3.0, 6.0, 30.0)))  # weights are small here, because so much is told apart
+
+
 def test_the_mixture_minimises_its_losses() -> None:
     """No step within the bounds makes the losses smaller; the prior is the best weight that all pieces share."""
     patches = made_up(40, 12, shifts=(0.15, 0.2, 1.5))

@@ -112,5 +112,5 @@ def test_a_full_disk_stops_the_training_before_it_starts(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     model = small_model(feature_store="disk", feature_store_dir=tmp_path / "stores")
-    with pytest.raises(OSError, match=r"GB free\. Name a folder on a larger disk \(`--model\.feature_store_dir`\)"):
+    with pytest.raises(OSError, match=r"GB free\. Name a folder on a larger disk: `--model\.feature_store_dir`"):
         engine().fit(model=model, datamodule=small_data())

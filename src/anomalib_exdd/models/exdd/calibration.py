@@ -26,7 +26,7 @@ from .scoring import EVIDENCE, Coefficients, bounded_log_odds, top_count
 
 _NEIGHBOR_RIDGE = 0.3  # on the weights of the log-distances, per spread; weighs as much as so many images
 _EQUAL_RIDGE = 10.0  # pulls the weights of the three pieces towards each other: so many images move them apart
-_LEAST_TOGETHER, _LEAST_ALONE = 0.1, 0.3  # weight of all pieces, or of one, below which known defects tell nothing
+_LEAST_GAP = 0.3  # between the mean log-odds of defective and good images, below which known defects tell nothing
 _LEAST_UNKNOWN_SLOPE = 0.05  # of the unfamiliar piece against unknown defects
 _LEAST_SLOPE = 1e-3
 _RESEMBLANCE_SHARE = 0.9  # of the defect patches of the training images, which count as known
@@ -259,8 +259,10 @@ def _mixture(pieces: list[Piece], images: _Images, unknown_rate: float) -> tuple
     together = images.likelihood_ratio(top_IJ.sum(axis=1, keepdims=True))
     found = images.likelihood_ratio(top_IJ, np.full(len(pieces), together[0]), _EQUAL_RIDGE)
     alone = images.likelihood_ratio(top_IJ[:, :1], least=_LEAST_UNKNOWN_SLOPE)
-    if together[0] < _LEAST_TOGETHER and found[:-1].max() < _LEAST_ALONE:
-        found[:-1] = 0.0  # whatever small weights are fitted to noise would decide the order of images
+    log_odds_I, count_I, defective_I = top_IJ @ found[:-1], images.count_I, images.defective_I
+    means = [np.average(log_odds_I[rows], weights=count_I[rows]) for rows in (defective_I, ~defective_I)]
+    if means[0] - means[1] < _LEAST_GAP:
+        found[:-1] = 0.0  # small weights, fitted to noise, would decide the order of images
     weights = np.sum([weight * piece.weights for weight, piece in zip(found, pieces, strict=False)], axis=0)
     bias = sum(weight * piece.bias for weight, piece in zip(found, pieces, strict=False))
     known = Piece(weights, bias + found[-1] + math.log(1 - unknown_rate))
