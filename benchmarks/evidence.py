@@ -439,19 +439,25 @@ def figure(results: list[dict[str, Any]], path: Path) -> None:
     plt.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Run the study and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that all studies of these sets have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument(
         "--sets", nargs="*", default=list(IMAGE_SIZES), help="names of the sets; none: only write the tables"
     )
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of resnet18")
+    parser.add_argument("--output", type=Path, required=True, help="result file without ending")
+    return parser
+
+
+def main() -> None:
+    """Run the study and write it down."""
+    parser = study_parser(__doc__)
     parser.add_argument("--image-size", type=int, nargs=2, help="input size of sets that are not listed here")
     parser.add_argument("--ratio", type=float, default=0.01, help="coreset ratio of normal patches")
     parser.add_argument("--draws", type=int, default=5, help="draws of each number of defective images")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
-    parser.add_argument("--output", type=Path, required=True, help="result file without ending")
     parser.add_argument("--figure", type=Path, help="picture of image and pixel AP")
     options = parser.parse_args()
     settings = {"ratio": options.ratio, "split": options.split, "image_sizes": IMAGE_SIZES}

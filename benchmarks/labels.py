@@ -12,7 +12,6 @@ defect:
 - `label`: no mask, `positive_patches: farthest`.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.training import BankBuilder
-from evidence import IMAGE_SIZES, METRICS, Images, Study
+from evidence import METRICS, Images, Study, study_parser
 from machine import describe, known_results, markdown_table, save_results, spread
 
 WAYS = ("outline", "box", "box, no outline learnt", "box as mask", "label")
@@ -93,13 +92,9 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def main() -> None:
     """Run the study and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
-    parser.add_argument("--sets", nargs="+", default=list(IMAGE_SIZES))
-    parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of resnet18")
+    parser = study_parser(__doc__)
     parser.add_argument("--ratio", type=float, default=0.01, help="coreset ratio of normal patches")
     parser.add_argument("--split", choices=["test", "validation"], default="validation")
-    parser.add_argument("--output", type=Path, required=True, help="result file without ending")
     options = parser.parse_args()
     options.image_size = None
     settings = {"ratio": options.ratio, "split": options.split, "growth of boxes": GROWTH}

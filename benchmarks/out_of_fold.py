@@ -13,8 +13,6 @@ What `calibration` misses beside `exact` comes from the choice of patches; what 
 bank: without an image's own entries it has holes that a bank selected without the image would not have.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from anomalib_exdd.models.exdd.calibration_set import others_distances
 from anomalib_exdd.models.exdd.scoring import top_count, top_mean
-from evidence import IMAGE_SIZES, Study
+from evidence import Study, study_parser
 from machine import describe, known_results, markdown_table, save_results
 
 
@@ -66,13 +64,9 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def main() -> None:
     """Run the study and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
-    parser.add_argument("--sets", nargs="+", default=list(IMAGE_SIZES))
-    parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of resnet18")
+    parser = study_parser(__doc__)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.01, 0.02, 0.1], help="of the negative bank")
     parser.add_argument("--image-size", type=int, nargs=2, help="input size; default: as in evidence.py")
-    parser.add_argument("--output", type=Path, required=True, help="result file without ending")
     options = parser.parse_args()
     options.split = "validation"
     settings = {"image size": options.image_size}
