@@ -124,6 +124,14 @@ def test_excluded_entries_are_not_found(index: TorchIndex, bank: Tensor, draw_fe
     torch.testing.assert_close(found.distances, expected, rtol=1e-5, atol=0)
 
 
+def test_approximate_distances_have_two_digits(index: TorchIndex, bank: Tensor, draw_features: Draw) -> None:
+    query = draw_features(1500, 13)  # several blocks
+    excluded = torch.rand(len(bank), generator=torch.Generator().manual_seed(14)) < 0.3
+    found = index.approximate_distances(query, excluded)
+    torch.testing.assert_close(found, nearest_in_float64(query, bank[~excluded], 1)[:, 0], rtol=1e-2, atol=0)
+    assert index.approximate_distances(query[:0], excluded).shape == (0,)
+
+
 def test_a_bank_of_equal_entries() -> None:
     same = TorchIndex(torch.ones(5000, 8))
     assert torch.equal(same.search(torch.zeros(2, 8), 1).distances, torch.full((2, 1), 8**0.5))

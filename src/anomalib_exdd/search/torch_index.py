@@ -12,11 +12,14 @@ Shape suffixes: Q queries, M bank entries, D feature dimension, C candidates, F 
 """
 
 import timeit
+from collections.abc import Iterator
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from anomalib_exdd.utils.precision import full_float32
 
 from .exact import NeighborIndex, Neighbors, Proposal
 
@@ -58,24 +61,13 @@ class TorchIndex(NeighborIndex):
 
     def candidates(self, centred_QD: Tensor, count: int, excluded_QM: Tensor | None) -> Proposal:
         """See :meth:`NeighborIndex.candidates`."""
-        bank_size, size = len(self.bank_MD), len(self._augmented_MF)
         rounded_QD = centred_QD.to(self._augmented_MF.dtype)
-        augmented_QF = F.pad(rounded_QD, (0, self._norms), value=1.0)
-        if centred_QD.device.type == "cpu":
-            rows = max(1, _CPU_BLOCK // size, min(_CPU_ROWS, _CPU_LIMIT // size))
-        else:
-            rows = max(1, _ACCELERATOR_BLOCK // size)
-        # One buffer for all blocks: fresh memory of this size costs as much as filling it.
-        buffer = augmented_QF.new_empty(min(rows, len(augmented_QF)) * size)
-        found = []
-        for start in range(0, len(augmented_QF), rows):
-            block = augmented_QF[start : start + rows]
-            score_QM = buffer[: len(block) * size].view(len(block), size)
-            torch.mm(block, self._augmented_MF.T, out=score_QM)
+        bank_size, found = len(self.bank_MD), []
+        for queries, score_QM in self._score_blocks(rounded_QD):
             if excluded_QM is not None:
                 # Less than the padding has, so that no padding is found.
                 farthest = torch.finfo(score_QM.dtype).max
-                score_QM[:, :bank_size].masked_fill_(excluded_QM[start : start + rows], farthest)
+                score_QM[:, :bank_size].masked_fill_(excluded_QM[queries], farthest)
             found.append(smallest(score_QM, count))
         score_QC, index_QC = (torch.cat(parts) for parts in zip(*found, strict=True))
         last_Q = score_QC[:, -1].float()
@@ -84,6 +76,39 @@ class TorchIndex(NeighborIndex):
         rounding_Q = torch.linalg.vector_norm(centred_QD - rounded_QD, dim=1) + self._rounding
         # Where scores are no numbers, what is found may be padding.
         return Proposal(index_QC.clamp_max(bank_size - 1), squared_Q.clamp_min(0).sqrt() - rounding_Q)
+
+    def approximate_distances(self, query_QD: Tensor, excluded_M: Tensor) -> Tensor:
+        """Estimate distances to the nearest entries by the products alone, to their two or three digits.
+
+        Args:
+            query_QD: Queries on the bank's device, float32, shape (Q, D).
+            excluded_M: Entries that no query is compared with, boolean, shape (M,).
+
+        Returns:
+            Distances, float32, shape (Q,).
+        """
+        excluded = excluded_M.nonzero().squeeze(1)
+        with torch.no_grad(), full_float32(query_QD.device):
+            rounded_QD = (query_QD - self.mean_D).to(self._augmented_MF.dtype)
+            nearest = [query_QD.new_empty(0)]
+            for _, score_QM in self._score_blocks(rounded_QD):
+                nearest.append(smallest(score_QM.index_fill_(1, excluded, torch.inf), 1).distances[:, 0].float())
+            return (2 * torch.cat(nearest) + rounded_QD.float().square().sum(dim=1)).clamp_min(0).sqrt()
+
+    def _score_blocks(self, rounded_QD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the scores of some queries at a time, padding included, in a buffer that all blocks share."""
+        size = len(self._augmented_MF)
+        augmented_QF = F.pad(rounded_QD, (0, self._norms), value=1.0)
+        if rounded_QD.device.type == "cpu":
+            rows = max(1, _CPU_BLOCK // size, min(_CPU_ROWS, _CPU_LIMIT // size))
+        else:
+            rows = max(1, _ACCELERATOR_BLOCK // size)
+        # One buffer for all blocks: fresh memory of this size costs as much as filling it.
+        buffer = augmented_QF.new_empty(min(rows, len(augmented_QF)) * size)
+        for start in range(0, len(augmented_QF), rows):
+            block = augmented_QF[start : start + rows]
+            score_QM = buffer[: len(block) * size].view(len(block), size)
+            yield slice(start, start + rows), torch.mm(block, self._augmented_MF.T, out=score_QM)
 
 
 def smallest(score_QM: Tensor, count: int) -> Neighbors:

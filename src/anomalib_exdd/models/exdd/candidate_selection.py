@@ -1,7 +1,8 @@
 """Finds the patches of training images that may be among their highest, cheaply, for the calibration.
 
-Missed ones would make good training images look better than new ones, and thresholds too low: what short vectors leave
-is ranked by exact distances to the whole banks.
+Missed ones would make good training images look better than new ones, and thresholds too low. Distances of short
+vectors leave some patches, which those of whole vectors rank. Both are measured to all entries of a bank: to a part of
+them even usual patches can be far.
 
 Shape suffixes: N patches, P patches of an image, D features, S numbers of a short vector, M bank entries.
 """
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from anomalib_exdd.coreset import gaussian_projection
 from anomalib_exdd.search.torch_index import TorchIndex
-from anomalib_exdd.utils.distances import expanded_distances
 from anomalib_exdd.utils.precision import full_float32
 
 from .boundary import Folds
@@ -20,8 +20,7 @@ from .memory_bank import SharedSources
 from .scoring import EPSILON, top_count
 from .torch_model import ExDDModel
 
-_COARSE_ENTRIES = 4096  # of each bank, to compare short vectors with; greedy selection puts a coarse coreset first
-_COARSE_SPARE, _SPARE = 16, 2  # times as many patches as make an image's score: kept by short vectors, and in the end
+_SHORT_SPARE, _SPARE = 16, 2  # times as many patches as make an image's score: kept by short vectors, and in the end
 
 
 class CandidateSelection:
@@ -36,27 +35,20 @@ class CandidateSelection:
         vectors_MD = model.negative_bank.vectors
         self._centre_D = vectors_MD.mean(dim=0)
         self._matrix_DS = gaussian_projection(vectors_MD.shape[1], projected_dimension, seed).to(vectors_MD)
-        self._banks = [
-            (
-                self._short(bank.features[:_COARSE_ENTRIES].float()),
-                TorchIndex(bank.vectors) if len(bank) else None,
-                bank.source,
-                SharedSources(bank.sources, model.positive_bank.origins),
-            )
-            for bank in (model.negative_bank, model.positive_bank)
-        ]
+        banks = [bank for bank in (model.negative_bank, model.positive_bank) if len(bank)]
+        self._short = [TorchIndex(self._shortened(bank.vectors)) for bank in banks]
+        self._whole = [TorchIndex(bank.vectors) for bank in banks]
+        self._sources = [(bank.source, SharedSources(bank.sources, model.positive_bank.origins)) for bank in banks]
 
     def candidates(self, path: str, features_PD: Tensor) -> Tensor:
         """Choose the patches of an image that are among the highest by one of three rankings; rows, on the CPU."""
         features_PD = features_PD.to(self._matrix_DS.device)
         wanted = top_count(len(features_PD), self._top_fraction)
+        own = [entries_of(shared.rows(path), source_M) for source_M, shared in self._sources]
         rows = torch.arange(len(features_PD), device=features_PD.device)
-        negative_P, positive_P = self._coarse_distances(path, self._short(features_PD))
-        if negative_P is not None:  # else its first entries are all of this image
-            rows = highest_rows(negative_P, positive_P, _COARSE_SPARE * wanted)
-        negative_P, positive_P = self._distances(path, features_PD[rows])
-        if negative_P is not None:  # else this is the only normal image
-            rows = rows[highest_rows(negative_P, positive_P, _SPARE * wanted)]
+        if not bool(own[0].all()):  # else this is the only normal image
+            rows = self._highest(self._short, self._shortened(features_PD), own, _SHORT_SPARE * wanted)
+            rows = rows[self._highest(self._whole, features_PD[rows], own, _SPARE * wanted)]
         if self._boundary.is_fitted:
             count = min(len(features_PD), _SPARE * wanted)
             if self._folds is None:
@@ -66,38 +58,20 @@ class CandidateSelection:
             rows = torch.cat([rows, log_odds_P.topk(count).indices]).unique()
         return rows.cpu()
 
-    def _short(self, features_ND: Tensor) -> Tensor:
+    def _shortened(self, features_ND: Tensor) -> Tensor:
         """Project centred features at random, float32, shape (N, S)."""
-        if len(features_ND) == 0:
-            return features_ND
         with full_float32(features_ND.device):
             return (features_ND - self._centre_D) @ self._matrix_DS
 
-    def _coarse_distances(self, path: str, query_PS: Tensor) -> list[Tensor | None]:
-        """Return short vectors' log-distances to the first entries of each bank, those of other images, if any are."""
-        found: list[Tensor | None] = []
-        for entries_MS, _, source_M, shared in self._banks:
-            own_M = entries_of(shared.rows(path), source_M[: len(entries_MS)])
-            if bool(own_M.all()):
-                found.append(None)
-                continue
-            with full_float32(query_PS.device):
-                norms = entries_MS.square().sum(dim=-1).masked_fill(own_M, torch.inf)
-                nearest_P = expanded_distances(query_PS, entries_MS, norms).amin(dim=1)
-                found.append((nearest_P + query_PS.square().sum(dim=1)).clamp_min(EPSILON).log() / 2)
-        return found
-
-    def _distances(self, path: str, query_QD: Tensor) -> list[Tensor | None]:
-        """Return log-distances to the nearest entry of each bank that is of another image, if any is."""
-        found: list[Tensor | None] = []
-        for _, index, source_M, shared in self._banks:
-            own_M = entries_of(shared.rows(path), source_M)
-            if index is None or bool(own_M.all()):
-                found.append(None)
-            else:
-                nearest = index.search(query_QD, 1, own_M.expand(len(query_QD), -1))
-                found.append(nearest.distances[:, 0].clamp_min(EPSILON).log())
-        return found
+    @staticmethod
+    def _highest(indices: list[TorchIndex], query_PD: Tensor, own: list[Tensor], count: int) -> Tensor:
+        """Choose patches by their distances to the entries of each bank that are no own ones, if there are others."""
+        log_distances = [
+            index.approximate_distances(query_PD, own_M).clamp_min(EPSILON).log()
+            for index, own_M in zip(indices, own, strict=True)
+            if not bool(own_M.all())
+        ]
+        return highest_rows(log_distances[0], log_distances[1] if len(log_distances) > 1 else None, count)
 
 
 def highest_rows(log_negative_P: Tensor, log_positive_P: Tensor | None, count: int) -> Tensor:
