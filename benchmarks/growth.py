@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from end_to_end import in_a_process, subset
 from machine import describe, known_results, markdown_table, save_results
@@ -58,7 +59,10 @@ def figure(series: dict[str, list[dict[str, Any]]], path: Path) -> None:
             values = [SCALES.get(key, 1) * result[key] for result in results]
             axis.loglog([patches(result) for result in results], values, marker="o", label=name)
         axis.set(xlabel="normal patches", title=MEASURES[key])
-        axis.grid(visible=True, which="both", alpha=0.3)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(visible=True, alpha=0.3)
     axes[0].legend()
     plt.savefig(path, dpi=110)
 
