@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, size: int) -> list[dict[str, float]]:
     batch = images[:size]
     noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0)).to(batch)
     works: dict[str, Callable[[], Any]] = {
-        "features": lambda: ours.feature_extractor.extract(batch),
+        "features": lambda: ours.extract(batch),
         "ExDD": lambda: ours(batch),
         "Patchcore": lambda: theirs(batch),
         "noise": lambda: ours(noise),

@@ -33,7 +33,6 @@ from .filter_bank import FilterBank
 FILTER_BANK = "filter_bank"
 """Name of the backbone that needs no weights."""
 
-_CPU_IMAGES = 4  # that a processor works on at a time
 _PREPARING = threading.RLock()  # first predictions may come from several threads at once
 
 
@@ -119,15 +118,10 @@ class PatchFeatureExtractor(nn.Module):
             self.load_weights()
         parameter = next(self.backbone.parameters(), images_BCHW)
         images_BCHW = images_BCHW.to(parameter.dtype)
-        if torch.compiler.is_compiling():
-            return self._extract(images_BCHW)
-        # Convolutions are faster with the channels last, and patches are rows of such features without a copy.
-        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
-        if images_BCHW.device.type != "cpu":
-            return self._extract(images_BCHW)
-        # What the layers hold for a few images stays near a processor's cache, and memory is bounded.
-        features, fine = zip(*(self._extract(images) for images in images_BCHW.split(_CPU_IMAGES)), strict=True)
-        return torch.cat(features), None if self.fine_layer is None else torch.cat(fine)
+        if not torch.compiler.is_compiling():
+            # Convolutions are faster with the channels last, and patches are rows of such features without a copy.
+            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        return self._extract(images_BCHW)
 
     def _extract(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         network = self.backbone if torch.compiler.is_compiling() else self._inference_network()

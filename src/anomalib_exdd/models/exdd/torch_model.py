@@ -32,6 +32,7 @@ PAPER_SIGMA = 2.0  # the paper's blur (after equation 23), for its own scoring
 DEFAULT_SIGMA = 4.0  # PatchCore's blur, for every other scoring
 REFINED_SIGMA = 2.0  # of a refined map, whose cells are half as large
 REFINED_FLOOR = 0.3  # share of its probability that a cell keeps at least, where it looks like no inside of a defect
+_CPU_IMAGES = 4  # that a processor works on at a time
 _REFINEMENTS = 2  # networks that refine the map, averaged
 
 
@@ -135,7 +136,13 @@ class ExDDModel(nn.Module):
 
     def _by_tiles(self, images_BCHW: Tensor, work: Callable[[Tensor, Tensor | None], tuple[A, B]]) -> tuple[A, B]:
         extract = self.feature_extractor.extract
-        return work(*extract(images_BCHW)) if self.tiling is None else self.tiling.apply(extract, images_BCHW, work)
+        if self.tiling is not None:
+            return self.tiling.apply(extract, images_BCHW, work)
+        if images_BCHW.device.type != "cpu" or torch.compiler.is_compiling():
+            return work(*extract(images_BCHW))
+        # What is held for a few images stays near a processor's cache, and memory is bounded.
+        coarse, fine = zip(*(work(*extract(images)) for images in images_BCHW.split(_CPU_IMAGES)), strict=True)
+        return tuple(mapped(lambda *parts: torch.cat(parts), *found) for found in (coarse, fine))
 
     def forward(self, images_BCHW: Tensor) -> InferenceBatch:
         """Score normalised images, floating point, shape (B, C, H, W): the higher, the more defective.
