@@ -132,8 +132,10 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
             raise ValueError(msg)
         if torch.compiler.is_compiling():
             return dense_search(query_QD, self.vectors, k)
-        with _BUILDING:
-            index = self._index = self._index or create_index(self.vectors, self.search)
+        index = self._index
+        if index is None:
+            with _BUILDING:
+                index = self._index = self._index or create_index(self.vectors, self.search)
         return index.search(query_QD, k)
 
     def distances(self, patches_BPD: Tensor, *, neighborhood: bool, num_ranked: int = 1) -> PatchDistances:
