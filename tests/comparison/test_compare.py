@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,28 @@ from anomalib_exdd.models.defect_classifier.presets import PRESETS
 from made_up_surfaces import make_surfaces
 
 
-class Finished:
-    """A process that has ended."""
+class Process:
+    """A process that goes through some states, then has ended."""
 
-    def __init__(self, returncode: int = 0) -> None:
+    def __init__(self, returncode: int = 0, states: Sequence[Callable[[], Any]] = ()) -> None:
         self.returncode = returncode
+        self.states = list(states)
+        self.stopped: list[str] = []
 
-    def poll(self) -> int:
-        return self.returncode
+    def poll(self) -> int | None:
+        if not self.states:
+            return self.returncode
+        self.states.pop(0)()
+        return None
+
+    def terminate(self) -> None:
+        self.stopped.append("terminate")
+
+    def wait(self, timeout: float) -> None:
+        raise subprocess.TimeoutExpired([], timeout)
+
+    def kill(self) -> None:
+        self.stopped.append("kill")
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +83,13 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     start, done = PlannedRun.start, []
 
-    def execute(run: PlannedRun) -> Finished:
+    def execute(run: PlannedRun) -> Process:
         with monkeypatch.context() as patch:
-            patch.setattr(subprocess, "Popen", lambda *_args, **_kwargs: Finished())
+            patch.setattr(subprocess, "Popen", lambda *_args, **_kwargs: Process())
             start(run)
         done.append(str(run).replace(", seed", ""))
         worker.main(run.folder)
-        return Finished()
+        return Process()
 
     monkeypatch.setattr(PlannedRun, "start", execute)
     return done
@@ -276,14 +290,14 @@ def test_bar_tells_how_far_the_run_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def waited(process: Any, tick: Callable[[], Any]) -> int:
-        tick()  # before the first batch
-        folder = tmp_path / "out" / "runs" / executed[-1].replace(" ", "/")
-        (folder / PROGRESS_NAME).write_text("epoch 3/10, batch 45/120, 12:00 left")
-        tick()
-        return 0
+    works = PlannedRun.start
 
-    monkeypatch.setattr(scheduler, "wait", waited)
+    def execute(run: PlannedRun) -> Process:
+        works(run)
+        told = lambda: (run.folder / PROGRESS_NAME).write_text("epoch 3/10, batch 45/120, 12:00 left")  # noqa: E731
+        return Process(states=[lambda: None, told])
+
+    monkeypatch.setattr(PlannedRun, "start", execute)
     monkeypatch.setattr(scheduler, "tqdm", lambda **settings: tqdm(**{**settings, "mininterval": 0}))
     compare(configuration(root, tmp_path / "out", EXDD, seeds=[0, 1]))
     drawn = [line for line in re.split("[\r\n]+", capsys.readouterr().err) if line.startswith("ExDD, seed")]
@@ -303,23 +317,24 @@ def test_interrupted_comparison_leaves_results_and_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = configuration(root, tmp_path / "out", EXDD, NORMAL, seeds=[0])
-    stopped: list[Any] = []
+    works, started = PlannedRun.start, []
 
-    def interrupted(process: Any, tick: Callable[[], Any]) -> int:
-        tick()
-        if len(executed) == 2:
-            raise KeyboardInterrupt
-        return 0
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def execute(run: PlannedRun) -> Process:
+        works(run)
+        started.append(Process(states=[interrupt] if len(executed) == 2 else []))
+        return started[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "wait", interrupted)
-        patch.setattr(scheduler, "stop", stopped.append)
+        patch.setattr(PlannedRun, "start", execute)
         parser = Compare.get_parser()
         with pytest.raises(SystemExit) as caught:
             Compare().run(parser.parse_object(config))
     assert caught.value.code == 130
     assert "goes on from there" in capsys.readouterr().err
-    assert len(stopped) == 1
+    assert [process.stopped for process in started] == [[], ["terminate", "kill"]]
     assert [run.method for run in read_comparison(tmp_path / "out").runs] == ["ExDD"]
     # What the process had written when it was stopped is not trusted.
     (tmp_path / "out" / "runs" / "Normal_only" / "0" / "run.json").unlink()
@@ -353,7 +368,7 @@ def test_killed_process_fails_alone(
         run.folder.mkdir(parents=True)
         (run.folder / "log.txt").write_text(said)
         (run.folder / "training-x").mkdir()
-        return Finished(returncode)
+        return Process(returncode)
 
     monkeypatch.setattr(PlannedRun, "start", execute)
     results = compare(configuration(root, tmp_path / "out", NORMAL, EXDD, seeds=[0]))
@@ -455,7 +470,7 @@ def test_shipped_configurations_are_valid(repository: Path, name: str) -> None:
         trained = method.class_path in GRADIENT_MODELS
         assert trained == bool({"max_epochs", "max_steps"} & set(method.trainer))
         if name == "compare_patchcore" and method.image_size is None:
-            assert not any("Input" in note for note in ready.notes)
+            assert not any("Input" in note for note in ready.described.notes)
     if name == "compare_patchcore":
         names = {method.class_path for method in settings.methods}
         assert names == {"ExDD", "Patchcore", "Padim", "AnomalyVFM", "SuperADD"} | GRADIENT_MODELS

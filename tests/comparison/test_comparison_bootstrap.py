@@ -1,34 +1,39 @@
 """The paired bootstrap, where the answer is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomalib_exdd.comparison.bootstrap import RunScores, paired_differences
-from anomalib_exdd.comparison.results import Difference, ImageResult
+from anomalib_exdd.comparison.bootstrap import paired_differences
+from anomalib_exdd.comparison.results import Difference, ImageResult, RunResults
 
 
-def run(labels: Sequence[int], scores: Sequence[float], prefix: str = "") -> RunScores:
+def run(labels: Sequence[int], scores: Sequence[float]) -> RunResults:
     images = [
-        ImageResult(f"{prefix}{n}.png", "", int(y), float(s))
-        for n, (y, s) in enumerate(zip(labels, scores, strict=True))
+        ImageResult(f"{n}.png", "", int(y), float(s)) for n, (y, s) in enumerate(zip(labels, scores, strict=True))
     ]
     metrics = {"image_AUROC": roc_auc_score(labels, scores), "image_AP": average_precision_score(labels, scores)}
-    return RunScores(images, None, metrics)
+    return RunResults("some", 0, "", metrics=metrics, path=Path("without histograms"), images=images)
 
 
-def compared(ours: dict[int, RunScores], theirs: dict[int, RunScores], metric: str = "image_AUROC") -> Difference:
-    found = paired_differences({"ours": ours, "theirs": theirs}, "theirs")
+def all_runs(**methods: dict[int, RunResults]) -> list[RunResults]:
+    return [replace(run, method=name, seed=seed) for name, runs in methods.items() for seed, run in runs.items()]
+
+
+def compared(ours: dict[int, RunResults], theirs: dict[int, RunResults], metric: str = "image_AUROC") -> Difference:
+    found = paired_differences(all_runs(ours=ours, theirs=theirs), "theirs")
     return next(each for each in found if each.metric == metric)
 
 
 LABELS = np.repeat([0, 1], [70, 50])
 
 
-def random_run(seed: int, shift: float = 1.0) -> RunScores:
+def random_run(seed: int, shift: float = 1.0) -> RunResults:
     rng = np.random.default_rng(seed)
     return run(LABELS, rng.normal(shift * LABELS, 1))
 
@@ -73,7 +78,7 @@ def test_only_seeds_that_both_have_count() -> None:
     found = compared({0: random_run(0), 1: random_run(1)}, {1: random_run(2), 5: random_run(3)})
     assert found.seeds == 1
     assert found.mean == random_run(1).metrics["image_AUROC"] - random_run(2).metrics["image_AUROC"]
-    assert paired_differences({"a": {0: random_run(0)}, "b": {1: random_run(0)}}, "b") == []
+    assert paired_differences(all_runs(a={0: random_run(0)}, b={1: random_run(0)}), "b") == []
 
 
 def test_intervals_hold_the_true_difference_about_as_often_as_they_say() -> None:
@@ -83,13 +88,13 @@ def test_intervals_hold_the_true_difference_about_as_often_as_they_say() -> None
         rng = np.random.default_rng(number)
         shared = rng.normal(labels, 1)
         ours, theirs = (run(labels, shared + rng.normal(0, 0.7, len(labels))) for _ in range(2))
-        found = paired_differences({"a": {0: ours}, "b": {0: theirs}}, "b", resamples=200, seed=number)[0]
+        found = paired_differences(all_runs(a={0: ours}, b={0: theirs}), "b", resamples=200, seed=number)[0]
         held += found.low <= truth <= found.high
     assert 0.89 <= held / 100 <= 0.99
 
 
 def test_every_method_is_compared_with_the_baseline_by_what_both_have() -> None:
-    runs = {name: {0: random_run(seed)} for seed, name in enumerate("abc")}
+    runs = all_runs(**{name: {0: random_run(seed)} for seed, name in enumerate("abc")})
     found = paired_differences(runs, "b", 100)
     assert [(each.method, each.baseline, each.metric) for each in found] == [
         ("a", "b", "image_AUROC"),

@@ -46,7 +46,7 @@ def test_other_c_libraries_have_no_such_threshold(monkeypatch: pytest.MonkeyPatc
 # A block of 8 MB is freed between two others: the C library keeps it for later, or gives it back.
 PROGRAM = """
 import ctypes
-from anomalib_exdd.comparison.environment import default_allocation
+from anomalib_exdd.comparison.environment import keep_freed_memory
 
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -65,8 +65,8 @@ def kept():
     return resident() - before > 4_000_000
 
 print(kept())
-with default_allocation():
-    print(kept())
+keep_freed_memory()
+print(kept())
 """
 
 

@@ -50,24 +50,24 @@ def prepared(root: Path, method: dict[str, Any], **changes: Any) -> ResolvedMeth
 def test_all_get_the_same_size_and_backbone(root: Path) -> None:
     for model in ("ExDD", "Patchcore", "Padim", "Supersimplenet", "anomalib_exdd.ExDD"):
         found = prepared(root, {"class_path": model})
-        assert found.arguments["backbone"] == "resnet18"
+        assert found.described.arguments["backbone"] == "resnet18"
         assert found.image_size == (64, 48)
-        assert not any("instead of" in note for note in found.notes)
+        assert not any("instead of" in note for note in found.described.notes)
 
 
 def test_notes_say_what_is_different(root: Path) -> None:
     draem = prepared(root, {"class_path": "Draem", "image_size": [96, 64], "data": {"train_batch_size": 8}})
-    assert draem.notes == [
+    assert draem.described.notes == [
         "Input 96 x 64 instead of 64 x 48.",
         "Network of its own, without the shared backbone.",
         "Without the defective training images.",
         "Data with train_batch_size 8.",
     ]
     padim = prepared(root, {"class_path": "Padim", "init_args": {"backbone": "resnet34", "pre_trained": False}})
-    assert padim.notes[:2] == ["Backbone resnet34 instead of resnet18.", "Backbone without trained weights."]
-    assert prepared(root, {"class_path": "ExDD"}).notes == []
+    assert padim.described.notes[:2] == ["Backbone resnet34 instead of resnet18.", "Backbone without trained weights."]
+    assert prepared(root, {"class_path": "ExDD"}).described.notes == []
     dinomaly = prepared(root, {"class_path": "Dinomaly", "image_size": [448, 448]})
-    assert "Crops images (CenterCrop(size=(392, 392))); pixel metrics are of what is left." in dinomaly.notes
+    assert "Crops images (CenterCrop(size=(392, 392))); pixel metrics are of what is left." in dinomaly.described.notes
 
 
 def test_defects_are_for_those_that_use_them(root: Path) -> None:
@@ -78,7 +78,7 @@ def test_defects_are_for_those_that_use_them(root: Path) -> None:
         "told": prepared(root, {"class_path": "ExDD", "uses_defects": False}),
     }
     assert [name for name, method in uses.items() if method.uses_defects] == ["ExDD", "supervised"]
-    assert "With the defective training images and their masks." in uses["supervised"].notes
+    assert "With the defective training images and their masks." in uses["supervised"].described.notes
 
 
 def test_one_class_models_see_normal_training_images_only(root: Path) -> None:
@@ -126,7 +126,7 @@ def test_local_weights_reach_every_backbone(root: Path, weights: Path) -> None:
         assert built.post_processor(raw) == raw
     other = prepared(root, {"class_path": "Padim", "init_args": {"backbone": "resnet34"}}, weights=weights)
     assert other.weights == ""
-    assert any("resnet18.pth is of resnet18" in note for note in other.notes)
+    assert any("resnet18.pth is of resnet18" in note for note in other.described.notes)
 
 
 def test_quick_shortens_trainings_but_fills_memory_banks(root: Path) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from anomalib_exdd.comparison import progress
-from anomalib_exdd.comparison.progress import ProgressWriter, describe, read_progress
+from anomalib_exdd.comparison.progress import ProgressWriter, read_progress
 
 BATCHES = 4
 
@@ -110,11 +110,18 @@ def test_files_and_log_are_written_now_and_then_and_at_the_end(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "share", "left"),
-    [(30, 0.25, ", 01:30 left"), (60, 0.5, ", 01:00 left"), (10, 0, ""), (10, 1, ""), (99, 0.75, ", 00:33 left")],
+    ("seconds", "batch", "left"),
+    [(30, 1, ", 01:30 left"), (60, 2, ", 01:00 left"), (99, 3, ", 00:33 left"), (10, 4, "")],
 )
-def test_time_left_goes_on_as_before(seconds: float, share: float, left: str) -> None:
-    assert describe({"batch": (3, None)}, share, seconds) == f"batch 3{left}"
+def test_time_left_goes_on_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, batch: int, left: str
+) -> None:
+    writer = ProgressWriter(tmp_path)
+    monkeypatch.setattr(progress.time, "monotonic", iter([0.0, seconds]).__next__)
+    tested: Any = SimpleNamespace(num_test_batches=[4])
+    writer.on_test_start(tested, None)
+    writer.on_test_batch_end(tested, None, None, None, batch - 1)
+    assert read_progress(tmp_path) == f"test batch {batch}/4{left}"
 
 
 def test_the_limit_that_is_reached_first_ends_the_training(tmp_path: Path) -> None:

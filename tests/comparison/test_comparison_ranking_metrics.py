@@ -1,5 +1,6 @@
 """Metrics from counts, against scikit-learn and Anomalib on the samples themselves."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,13 @@ from anomalib.metrics import AUPRO
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalib_exdd.comparison.bootstrap import (
-    PixelHistograms,
     aupro,
     auroc,
     average_precision,
     best_f1,
     pixel_histograms,
 )
+from anomalib_exdd.comparison.results import read_arrays, write_arrays
 
 
 def counts(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,26 +68,26 @@ def pixels() -> tuple[torch.Tensor, torch.Tensor]:
 def test_histograms_of_pixels_give_the_metrics_of_the_pixels(pixels: tuple[torch.Tensor, torch.Tensor]) -> None:
     maps, masks = pixels
     found = pixel_histograms(maps, masks)
-    assert found.normal_NB.sum() + found.defect_NB.sum() == maps.numel()
-    assert found.regions_N.tolist() == [2, 1, 1, 1, 0, 0]
-    assert found.regions_NB.sum(axis=1) == pytest.approx(found.regions_N)
-    normal, defect = found.normal_NB.sum(axis=0), found.defect_NB.sum(axis=0)
+    assert found.normal.sum() + found.defect.sum() == maps.numel()
+    assert found.region_counts.tolist() == [2, 1, 1, 1, 0, 0]
+    assert found.regions.sum(axis=1) == pytest.approx(found.region_counts, abs=1e-5)
+    normal, defect = found.normal.sum(axis=0), found.defect.sum(axis=0)
     scores, labels = maps.flatten().numpy(), masks.flatten().numpy()
     assert auroc(normal, defect) == pytest.approx(roc_auc_score(labels, scores), abs=1e-4)
     assert average_precision(normal, defect) == pytest.approx(average_precision_score(labels, scores), abs=2e-3)
     metric = AUPRO(fields=["maps", "masks"])
     metric.update(SimpleNamespace(maps=maps, masks=masks.float()))
-    ours = aupro(normal, found.regions_NB.sum(axis=0), found.regions_N.sum())
+    ours = aupro(normal, found.regions.sum(axis=0), found.region_counts.sum())
     assert ours == pytest.approx(float(metric.compute()), abs=2e-3)
 
 
-def test_histograms_are_read_as_they_were_written(pixels: tuple[torch.Tensor, torch.Tensor], tmp_path) -> None:
-    assert PixelHistograms.load(tmp_path) is None
-    found = pixel_histograms(*pixels)
-    found.save(tmp_path)
-    again = PixelHistograms.load(tmp_path)
-    assert again is not None
-    assert np.array_equal(again.normal_NB, found.normal_NB)
-    assert np.array_equal(again.defect_NB, found.defect_NB)
-    assert again.regions_NB == pytest.approx(found.regions_NB)
+def test_arrays_are_read_as_they_were_written(pixels: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    assert read_arrays(tmp_path / "histograms.npz") == {}
+    written = pixel_histograms(*pixels)._asdict()
+    write_arrays(tmp_path / "histograms.npz", **written)
+    again = read_arrays(tmp_path / "histograms.npz")
+    assert list(again) == list(written) == ["normal", "defect", "regions", "region_counts"]
+    for name, kind in zip(written, ["uint32", "uint32", "float32", "uint32"], strict=True):
+        assert np.array_equal(again[name], written[name])
+        assert again[name].dtype == kind
     assert [path.name for path in tmp_path.iterdir()] == ["histograms.npz"]

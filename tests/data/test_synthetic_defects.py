@@ -25,7 +25,7 @@ from anomalib_exdd.data import KSDD2, DefectFolder
 from anomalib_exdd.data.base import DefectDataModule
 from anomalib_exdd.data.dataset import DefectBatch
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
-from anomalib_exdd.synthesis.manifest import Record, manifest_json
+from anomalib_exdd.synthesis.manifest import Record, write_manifest
 from made_up_images import invert, save_mask, save_pairs
 from reading_back import ready_folder, split_counts
 
@@ -53,9 +53,9 @@ def save_synthetic(
         content: dict[str, Any] = dict.fromkeys((each.name for each in fields(Record)), "")
         content |= {"index": number, "image": f"{folder}/{image_id}.png", "mask": f"{folder}/{image_id}_GT.png"}
         content |= {"source": source, "defect": defect, "accepted": number not in rejected}
-        content["details"] = {"kind": told[number]} if number in told else {}
+        content |= {"change": {}, "details": {"kind": told[number]} if number in told else {}}
         records.append(Record(**content))
-    (root / "manifest.json").write_text(manifest_json({"settings": {}, "versions": {}}, records))
+    write_manifest(root, {"settings": {}, "versions": {}}, records)
     return root
 
 
@@ -240,9 +240,9 @@ def test_unknown_sources_are_used_with_a_warning(root: Path, tmp_path: Path, cap
     assert "1 of 1 synthetic images" in caplog.text
 
 
-def test_no_warning_where_all_is_well(root: Path, synthetic: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_where_all_is_well(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = base_of(root, val_split_ratio=0.4)  # enough defects for validation
-    folder = save_synthetic(synthetic, [(training_images(data, 0)[0], training_images(data, 1)[0])])
+    folder = save_synthetic(tmp_path / "one", [(training_images(data, 0)[0], training_images(data, 1)[0])])
     ready(data, folder)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
 

@@ -21,7 +21,6 @@ from anomalib_exdd.comparison.results import (
     ImageResult,
     Method,
     Run,
-    write_comparison,
     write_images,
     write_json,
 )
@@ -112,7 +111,7 @@ def make_comparison(
         runs=runs,
         differences=differences,
     )
-    write_comparison(comparison, folder)
+    write_json(asdict(comparison), folder / "results.json")
     return folder
 
 

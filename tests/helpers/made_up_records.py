@@ -1,10 +1,10 @@
-"""Entries of a manifest for tests that do not look at the images."""
+"""Entries of manifests: made up, for tests that do not look at the images, and read."""
 
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from anomalib_exdd.synthesis.manifest import Record, SyntheticImage
+from anomalib_exdd.synthesis.manifest import Record, SyntheticImage, read_synthetic
 
 
 def record_of(number: int, *, accepted: bool = True, prompt: str = "", reason: str = "") -> Record:
@@ -16,3 +16,8 @@ def record_of(number: int, *, accepted: bool = True, prompt: str = "", reason: s
 
 def synthetic_image(record: Record, decision: str = "", comment: str = "") -> SyntheticImage:
     return SyntheticImage(Path(record.image), Path(record.mask), record, decision, comment)
+
+
+def read_records(root: Path) -> list[Record]:
+    """Return the entries of a finished folder's manifest."""
+    return [image.record for image in read_synthetic(root, with_rejected=True) if image.record]

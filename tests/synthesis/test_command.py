@@ -20,7 +20,8 @@ from PIL import Image
 from anomalib_exdd.data import KSDD2
 from anomalib_exdd.data.synthetic_defects import SyntheticDefects
 from anomalib_exdd.synthesis.command import Synthesize, read_pixels, source_images
-from anomalib_exdd.synthesis.manifest import read_manifest, read_synthetic
+from anomalib_exdd.synthesis.manifest import read_synthetic
+from made_up_records import read_records
 from made_up_surfaces import make_surfaces
 
 # What the installed command does, whether or not this package is registered already.
@@ -86,7 +87,7 @@ def test_writes_a_reviewed_folder_that_trains(command: Command, root: Path, tmp_
     base = KSDD2(root, num_defects=5, seed=3)
     base.setup()
     training = set(base.train_data.samples["image_path"])
-    assert {record.source for record in read_manifest(out)} <= training
+    assert {record.source for record in read_records(out)} <= training
     for image in read_synthetic(out):
         changed = np.asarray(Image.open(image.image_path), dtype=int) - read_pixels(image.record.source)
         mask = np.asarray(Image.open(image.mask_path)) > 0
@@ -126,7 +127,7 @@ def test_pasted_defects_keep_their_kind(tmp_path: Path, monkeypatch: pytest.Monk
     (root / "sources.csv").write_text("\n".join(["split,id,kind", *lines]))
     data = ["--data", "KSDD2", "--data.root", str(root)]
     AnomalibCLI(["synthesize", *data, "--synthesizer", "PasteSynthesizer", "--count", "6", "--output", "out"])
-    records = read_manifest(tmp_path / "out")
+    records = read_records(tmp_path / "out")
     expected = [("dent", "scratch")[int(Path(str(record.defect)).stem) % 2] for record in records]
     assert set(expected) == {"dent", "scratch"}
     for num_defects in (None, 0):
@@ -177,7 +178,7 @@ def test_mistakes_are_named_in_one_line(command: Command, root: Path, tmp_path: 
     with refused("`seed` was 0 and is 1 now. Give another --output, or --overwrite"):
         command(*PERLIN, *out, "--seed", "1")
     command(*PERLIN, *out, "--seed", "1", "--overwrite")
-    assert read_manifest(tmp_path / "out")[0].index == 0
+    assert read_records(tmp_path / "out")[0].index == 0
 
 
 def test_rejected_images_are_reported(command: Command, tmp_path: Path) -> None:

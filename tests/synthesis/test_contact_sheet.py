@@ -1,4 +1,3 @@
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ def pictures(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return original, mask, result
 
 
-def panels(small: bytes) -> list[np.ndarray]:
-    strip = np.asarray(Image.open(BytesIO(small)).convert("L"), dtype=int)
+def panels(small: Image.Image) -> list[np.ndarray]:
+    strip = np.asarray(small.convert("L"), dtype=int)
     width = (strip.shape[1] - 3 * 4) // 4
     return [strip[:, start : start + width] for start in range(0, strip.shape[1], width + 4)]
 
@@ -42,19 +41,18 @@ def test_large_images_become_small_and_thin_lines_stay(size: tuple[int, int]) ->
     assert mask[mask.shape[0] // 2].min() > 150
 
 
-def saved(root: Path, count: int, small: bytes) -> None:
+def saved(root: Path, count: int, small: Image.Image) -> None:
     (root / "previews").mkdir()
     for number in range(count):
-        (root / "previews" / f"{number:05d}.jpg").write_bytes(small)
+        small.save(root / "previews" / f"{number:05d}.jpg")
 
 
 def test_sheet_has_a_place_for_each_and_marks_the_rejected(tmp_path: Path) -> None:
     small = preview(*pictures(40, 24))
     saved(tmp_path, 5, small)
     records = [record_of(number, accepted=number != 1, prompt="a long description " * 20) for number in range(5)]
-    sheet = np.asarray(Image.open(BytesIO(contact_sheet(tmp_path, records, columns=2))).convert("RGB"), dtype=int)
-    strip_width = Image.open(BytesIO(small)).width
-    assert 2 * strip_width < sheet.shape[1] < 2.3 * strip_width
+    sheet = np.asarray(contact_sheet(tmp_path, records, columns=2), dtype=int)
+    assert 2 * small.width < sheet.shape[1] < 2.3 * small.width
     red = (sheet[..., 0] - sheet[..., 1]) > 100
     rows, columns = red.nonzero()
     assert len(rows)

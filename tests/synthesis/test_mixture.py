@@ -56,7 +56,7 @@ def levels(results: list[Synthesis]) -> list[int]:
 @given(hundredths=st.integers(0, 100), count=st.integers(1, 300))
 def test_share_is_exact_for_any_number_of_images(hundredths: int, count: int) -> None:
     mixture = InAndOutSynthesizer(Painter(1), Painter(2), share=hundredths / 100)
-    made = [mixture.is_first(index) for index in range(count)]
+    made = [mixture.turn(index)[0] for index in range(count)]
     assert sum(made) == count * hundredths // 100
     for part in range(1, count + 1):  # and evenly spread
         assert abs(sum(made[:part]) - part * hundredths / 100) < 1
@@ -89,22 +89,20 @@ def test_mixture_of_three() -> None:
     assert results[1].details["synthesizer"] == "Painter", "the one who painted is named, not the mixture"
 
 
-def test_device_and_material_are_passed_on_to_those_who_work() -> None:
+def test_device_and_material_are_passed_on() -> None:
     first, second = Painter(1), Painter(2)
-    mixture = InAndOutSynthesizer(first, second, share=1.0)
+    mixture = InAndOutSynthesizer(first, second)
     mixture.device = "cuda:1"
     mixture.prepare([with_defect(1)], [textured(1), textured(2)])
     mixture.synthesize(requests(2))
-
-    assert first.prepared_on == ["cuda:1"]
-    assert second.prepared_on == []
-    assert not any(second.batches)
+    assert first.prepared_on == second.prepared_on == ["cuda:1"]
+    assert first.device == second.device == "cuda:1"
 
 
-@pytest.mark.parametrize(("share", "needed"), [(0.0, False), (0.5, True), (1.0, True)])
-def test_defects_are_needed_if_one_at_work_needs_them(share: float, needed: bool) -> None:
-    assert InAndOutSynthesizer(GreedyPainter(1), Painter(2), share).needs_defects is needed
-    assert InAndOutSynthesizer(Painter(2), GreedyPainter(1), 1 - share).needs_defects is needed
+def test_defects_are_needed_if_one_of_the_two_needs_them() -> None:
+    assert InAndOutSynthesizer(GreedyPainter(1), Painter(2)).needs_defects
+    assert InAndOutSynthesizer(Painter(2), GreedyPainter(1)).needs_defects
+    assert not InAndOutSynthesizer(Painter(2), Painter(1)).needs_defects
 
 
 def test_settings_are_nested() -> None:

@@ -12,7 +12,6 @@ from anomalib_exdd.synthesis.manifest import (
     DECISIONS,
     FORMAT,
     Record,
-    read_manifest,
     read_review,
     read_synthetic,
     to_json,
@@ -85,7 +84,7 @@ def test_manifest_holds_everything_and_is_read_back(folder: Path) -> None:
     assert {"source", "placement", "prompt", "seed", "synthesizer", "model", "revision", "change", "accepted"} <= set(
         content["images"][0]
     )
-    assert read_manifest(folder) == RECORDS
+    assert [image.record for image in read_synthetic(folder, with_rejected=True)] == RECORDS
 
 
 def test_table_has_a_column_for_every_entry_and_measurement(tmp_path: Path) -> None:

@@ -151,4 +151,4 @@ def test_unusable_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`max_area` has to be between 0 and 1, but got 2"):
         PerlinSynthesizer(max_area=2)
     with pytest.raises(ValueError, match=r"folder `.*missing` of `textures` holds no image"):
-        PerlinSynthesizer(tmp_path / "missing").synthesize([request_of(1)])
+        PerlinSynthesizer(tmp_path / "missing")

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from anomalib_exdd.synthesis import Request, Synthesis, Synthesizer
-from anomalib_exdd.synthesis.manifest import Record, read_manifest, read_synthetic
+from anomalib_exdd.synthesis.manifest import Record, read_synthetic
 from anomalib_exdd.synthesis.run import LazySequence, RunSettings, SourceImages, SynthesisRun
 from anomalib_exdd.utils.files import PARTIAL_FILES
 from made_up_defects import textured, with_defect
+from made_up_records import read_records
 
 SIZE = (48, 40)
 COUNT = 6
@@ -90,17 +91,16 @@ Make = Callable[..., SynthesisRun]
 def through(run: SynthesisRun, **options: bool) -> dict[str, bytes]:
     """Run in one go, and return what is in the folder."""
     run.open(**options)
-    run.prepare()
     for _ in run.work():
         pass
-    run.folder.finish()
-    return content(run.folder.root)
+    run.finish()
+    return content(run.output)
 
 
 def made(output: Path, *arguments: Any) -> list[Record]:
     """Run in one go, and return the records."""
     through(SynthesisRun(output, *arguments))
-    return read_manifest(output)
+    return read_records(output)
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -110,8 +110,8 @@ def content(root: Path) -> dict[str, bytes]:
 def test_images_masks_and_records_fit_together(make: Make, sources: SourceImages) -> None:
     run = make()
     through(run)
-    root = run.folder.root
-    records = read_manifest(root)
+    root = run.output
+    records = read_records(root)
     assert [record.index for record in records] == list(range(COUNT))
     assert any(record.attempts > 1 for record in records), "the test needs images that were made again"
     for record in records:
@@ -151,8 +151,8 @@ def test_processes_do_not_matter(make: Make) -> None:
         next(worker, None)
     for worker in workers:
         assert all(record.index < COUNT for record in worker)
-    runs[0].folder.finish()
-    assert content(runs[0].folder.root) == alone
+    runs[0].finish()
+    assert content(runs[0].output) == alone
 
 
 def test_an_image_depends_on_its_number_alone(make: Make) -> None:
@@ -185,7 +185,7 @@ def test_interruptions_at_any_moment_leave_no_trace(make: Make, monkeypatch: pyt
     for moment in range(len(moments)):
         left, broken = moment, make(f"broken{moment}")
 
-        def fsync(file: int, root: Path = broken.folder.root) -> None:
+        def fsync(file: int, root: Path = broken.output) -> None:
             nonlocal left
             left -= 1
             if left < 0:
@@ -198,7 +198,7 @@ def test_interruptions_at_any_moment_leave_no_trace(make: Make, monkeypatch: pyt
             patch.setattr(os, "fsync", fsync)
             with pytest.raises(KilledError):
                 through(broken)
-        assert list(broken.folder.root.rglob(PARTIAL_FILES))
+        assert list(broken.output.rglob(PARTIAL_FILES))
         assert through(make(f"broken{moment}")) == whole
 
 
@@ -208,8 +208,8 @@ def test_only_missing_images_are_made_again(make: Make) -> None:
     assert through(make(synthesizer=idle)) == whole
     assert idle.batches == idle.prepared == []
 
-    root = make().folder.root
-    (root / read_manifest(root)[3].mask).unlink()  # lost
+    root = make().output
+    (root / read_records(root)[3].mask).unlink()  # lost
     (root / "records" / "00005.json").write_bytes(b"")  # a disk without power
     busy = Painter(weak=0.4)
     assert through(make(synthesizer=busy)) == whole
@@ -222,7 +222,7 @@ def test_weak_images_are_made_again_and_then_rejected(make: Make) -> None:
     settings = replace(SETTINGS, retries=2)
     run = make(synthesizer=painter, settings=settings)
     through(run)
-    records = read_manifest(run.folder.root)
+    records = read_records(run.output)
     assert [record.attempts for record in records] == [3] * COUNT
     assert sum(map(len, painter.batches)) == 3 * COUNT
     for record in records:
@@ -230,11 +230,11 @@ def test_weak_images_are_made_again_and_then_rejected(make: Make) -> None:
         assert record.image.startswith("rejected/")
         assert "No visible change in 3 attempts" in record.reason
         assert "8 are wanted" in record.reason
-    assert read_synthetic(run.folder.root) == []
-    assert len(read_synthetic(run.folder.root, with_rejected=True)) == COUNT
+    assert read_synthetic(run.output) == []
+    assert len(read_synthetic(run.output, with_rejected=True)) == COUNT
     accepted = make("all", Painter(weak=1), settings=replace(settings, min_change=0))
     through(accepted)
-    assert [record.attempts for record in read_manifest(accepted.folder.root)] == [1] * COUNT
+    assert [record.attempts for record in read_records(accepted.output)] == [1] * COUNT
 
 
 def test_of_rejected_attempts_the_most_visible_is_kept(make: Make) -> None:
@@ -254,7 +254,7 @@ def test_other_settings_are_refused_by_name(make: Make) -> None:
         make(settings=replace(SETTINGS, seed=1)).open()
     with pytest.raises(ValueError, match=r"`synthesizer_settings.weak` was 0.4 and is 0.1 now"):
         make(synthesizer=Painter(weak=0.1)).open()
-    assert content(make().folder.root) == before
+    assert content(make().output) == before
     other = replace(SETTINGS, seed=1)
     assert through(make(settings=other), overwrite=True) == through(make("fresh", settings=other))
 
@@ -269,7 +269,7 @@ def test_other_material_is_refused(make: Make, sources: SourceImages, tmp_path: 
 def test_overwriting_takes_the_review_and_leaves_other_files(make: Make) -> None:
     run = make()
     through(run)
-    root = run.folder.root
+    root = run.output
     (root / "review.csv").write_text("image,decision,comment\n00000.png,reject,\n")
     (root / "notes.txt").write_text("mine")
     assert "00000.png,reject" in through(make())["review.csv"].decode()
@@ -279,7 +279,7 @@ def test_overwriting_takes_the_review_and_leaves_other_files(make: Make) -> None
 
 
 def test_a_folder_of_other_things_is_left_alone(make: Make) -> None:
-    root = make().folder.root
+    root = make().output
     (root / "train").mkdir(parents=True)
     (root / "train" / "10000.png").write_bytes(b"real")
     for overwrite in (False, True):
@@ -291,7 +291,7 @@ def test_a_folder_of_other_things_is_left_alone(make: Make) -> None:
 def test_other_versions_are_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     run = make()
     run.open()
-    path = run.folder.root / "synthesis.json"
+    path = run.output / "synthesis.json"
     start = json.loads(path.read_text())
     assert {"torch", "numpy", "anomalib-exdd"} <= set(start["versions"])
     path.write_text(json.dumps({**start, "versions": {**start["versions"], "torch": "0.1"}}))
@@ -305,9 +305,9 @@ def test_unfinished_runs_are_not_finished(make: Make) -> None:
     run.open()
     next(iter(run.work()))
     with pytest.raises(FileNotFoundError, match=r"records/0000"):
-        run.folder.finish()
+        run.finish()
     with pytest.raises(ValueError, match=r"1 of 6 images are there.*`anomalib synthesize --count 6` again"):
-        read_synthetic(run.folder.root)
+        read_synthetic(run.output)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_what_took_no_part_is_not_recorded(make: Make, sources: SourceImages) ->
 
     run = make(synthesizer=OwnPlace(weak=0))
     through(run)
-    records = read_manifest(run.folder.root)
+    records = read_records(run.output)
     assert {record.placement for record in records} == {"placed by the synthesizer"}
     assert [record.defect is None for record in records] == [True, False] * (COUNT // 2)
 

@@ -9,24 +9,20 @@ Images and pixels are counted in bins of ascending scores. A resample of the tes
 histograms, and a metric of all resamples a few operations on arrays. Shapes: N images, R resamples, B bins, S seeds.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from anomalib.utils.cv import connected_components_cpu
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_exdd.utils.files import write_atomically
-
-from .results import METRICS, Difference, ImageResult
+from .results import HISTOGRAMS_NAME, METRICS, Difference, RunResults, read_arrays
 
 Array = NDArray[np.float64]
 FPR_LIMIT = 0.3  # of AUPRO, as in Anomalib
 QUANTILES = 512
-HISTOGRAMS_NAME = "histograms.npz"
 INTERVAL = (2.5, 97.5)
 _MAX_VALUES = 4_000_000  # that quantiles are computed of
 
@@ -77,39 +73,17 @@ def _from_the_top(weights_RB: Array) -> Array:
     return np.asarray(np.cumsum(weights_RB[..., ::-1], axis=-1, dtype=np.float64))
 
 
-@dataclass(frozen=True)
-class PixelHistograms:
-    """Pixels of a run's test images by score.
+class PixelHistograms(NamedTuple):
+    """Pixels of a run's N test images by score: the arrays of `histograms.npz`.
 
     The edges of the bins are 512 quantiles of the defective pixels' scores and 512 of the normal pixels', which
     resolves recall and false-positive rate in steps of 0.2 %. Within a bin scores count as equal.
     """
 
-    normal_NB: Array  # number of normal pixels
-    defect_NB: Array  # number of defective pixels
-    regions_NB: Array  # defective pixels, each divided by the size of its connected region
-    regions_N: Array  # number of regions
-
-    def save(self, folder: Path) -> None:
-        """Write them to a run's folder."""
-        with write_atomically(folder / HISTOGRAMS_NAME) as partial:
-            np.savez_compressed(
-                partial,
-                normal=self.normal_NB.astype(np.uint32),
-                defect=self.defect_NB.astype(np.uint32),
-                regions=self.regions_NB.astype(np.float32),
-                region_counts=self.regions_N.astype(np.uint32),
-            )
-
-    @classmethod
-    def load(cls, folder: Path) -> "PixelHistograms | None":
-        """Read them from a run's folder; None if it has none, as without masks or maps."""
-        path = folder / HISTOGRAMS_NAME
-        if not path.is_file():
-            return None
-        with np.load(path) as archive:
-            names = ("normal", "defect", "regions", "region_counts")
-            return cls(*(archive[name].astype(np.float64) for name in names))
+    normal: NDArray[np.uint32]  # number of normal pixels, shape (N, B)
+    defect: NDArray[np.uint32]  # number of defective pixels, shape (N, B)
+    regions: NDArray[np.float32]  # defective pixels, each divided by the size of its connected region, shape (N, B)
+    region_counts: NDArray[np.uint32]  # number of regions, shape (N,)
 
 
 def pixel_histograms(maps_NHW: Tensor, masks_NHW: Tensor) -> PixelHistograms:
@@ -120,77 +94,42 @@ def pixel_histograms(maps_NHW: Tensor, masks_NHW: Tensor) -> PixelHistograms:
     thinned = [values[:: -(-len(values) // _MAX_VALUES)] for values in (maps[masks], maps[~masks]) if len(values)]
     edges = np.unique(np.concatenate([np.quantile(values, levels) for values in thinned])).astype(np.float32)
     bins = len(edges) + 1
-    shape = (len(maps), bins)
-    normal, defect, regions, counts = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(len(maps))
+    rows = []
     for number, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+        labels = connected_components_cpu(masks_NHW[number][None, None].float()).long().numpy()[0, 0]
+        sizes = np.bincount(labels[mask])
         places = np.searchsorted(edges, scores, side="right")
-        normal[number] = np.bincount(places[~mask], minlength=bins)
-        if mask.any():
-            labels = connected_components_cpu(masks_NHW[number][None, None].float()).long().numpy()[0, 0]
-            sizes = np.bincount(labels[mask])
-            defect[number] = np.bincount(places[mask], minlength=bins)
-            regions[number] = np.bincount(places[mask], weights=1 / sizes[labels[mask]], minlength=bins)
-            counts[number] = (sizes > 0).sum()
-    return PixelHistograms(normal, defect, regions, counts)
-
-
-@dataclass(frozen=True)
-class RunScores:
-    """Scores of a run: test images, histograms of pixels (None without maps or masks), and exact metrics by name."""
-
-    images: Sequence[ImageResult]
-    pixels: PixelHistograms | None
-    metrics: Mapping[str, float]
-
-    def resampled(self, weights_RN: Array) -> dict[str, Array]:
-        """Return every metric of the run for every resample, shape (R,), given how often each image was drawn."""
-        labels = np.array([image.label for image in self.images])
-        values, places = np.unique([image.score for image in self.images], return_inverse=True)
-        chosen_NB = np.eye(len(values))[places]
-        normal, defect = weights_RN @ (chosen_NB * (labels == 0)[:, None]), weights_RN @ (chosen_NB * labels[:, None])
-        measured = {
-            "image_AUROC": auroc(normal, defect),
-            "image_AP": average_precision(normal, defect),
-            "image_F1": best_f1(normal, defect),
-        }
-        if self.pixels is not None:
-            normal, defect = weights_RN @ self.pixels.normal_NB, weights_RN @ self.pixels.defect_NB
-            regions, counts = weights_RN @ self.pixels.regions_NB, weights_RN @ self.pixels.regions_N
-            measured["pixel_AUROC"] = auroc(normal, defect)
-            measured["pixel_AP"] = average_precision(normal, defect)
-            measured["AUPRO"] = aupro(normal, regions, counts)
-        return {name: values for name, values in measured.items() if name in self.metrics}
+        normal, defect = (np.bincount(places[chosen], minlength=bins).astype(np.uint32) for chosen in (~mask, mask))
+        regions = np.bincount(places[mask], weights=1 / sizes[labels[mask]], minlength=bins).astype(np.float32)
+        rows.append((normal, defect, regions, np.uint32((sizes > 0).sum())))
+    return PixelHistograms(*map(np.array, zip(*rows, strict=True)))
 
 
 def paired_differences(
-    runs: Mapping[str, Mapping[int, RunScores]], baseline: str, resamples: int = 1000, seed: int = 0
+    runs: Sequence[RunResults], baseline: str, resamples: int = 1000, seed: int = 0
 ) -> list[Difference]:
-    """Compare every method with the baseline by every metric that both have.
-
-    Args:
-        runs: Runs by method and seed.
-        baseline: Name of the method that the others are compared with.
-        resamples: Number of resamples, the same for all methods.
-        seed: Seed of the draws.
-    """
-    if baseline not in runs:
+    """Compare every method with the baseline by every metric that both have, in the order of the runs."""
+    by_method: dict[str, dict[int, RunResults]] = {}
+    for run in runs:
+        by_method.setdefault(run.method, {})[run.seed] = run
+    if baseline not in by_method:
         return []
-    others = [method for method in runs if method != baseline]
-    weights: dict[tuple[str, ...], Array] = {}
+    theirs = by_method.pop(baseline)
+    draws: dict[tuple[str, ...], Array] = {}
     measured = {}
-    for method in (*others, baseline):
-        for run_seed, run in sorted(runs[method].items()):
+    for method, ours in [*by_method.items(), (baseline, theirs)]:
+        for run_seed, run in sorted(ours.items()):
             paths = tuple(image.image for image in run.images)
-            if paths not in weights:
-                weights[paths] = _draw(run.images, resamples, np.random.default_rng((seed, 0, len(weights))))
-            measured[method, run_seed] = run.resampled(weights[paths])
+            if paths not in draws:
+                draws[paths] = _draw(run.labels, resamples, np.random.default_rng((seed, 0, len(draws))))
+            measured[method, run_seed] = resampled_metrics(run, draws[paths])
     differences = []
-    for method, metric in product(others, METRICS):
-        both = [(each, measured[method, each], measured.get((baseline, each), {})) for each in sorted(runs[method])]
-        seeds = [each for each, ours, theirs in both if metric in ours and metric in theirs]
+    for (method, ours), metric in product(by_method.items(), METRICS):
+        both = sorted(ours.keys() & theirs.keys())
+        seeds = [each for each in both if metric in measured[method, each] and metric in measured[baseline, each]]
         if not seeds:
             continue
-        exact = [runs[method][each].metrics[metric] - runs[baseline][each].metrics[metric] for each in seeds]
+        exact = [ours[each].metrics[metric] - theirs[each].metrics[metric] for each in seeds]
         found_SR = np.stack([measured[method, each][metric] - measured[baseline, each][metric] for each in seeds])
         rng = np.random.default_rng((seed, len(seeds)))
         seed_weights = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
@@ -204,11 +143,29 @@ def paired_differences(
     return differences
 
 
-def _draw(images: Sequence[ImageResult], resamples: int, rng: np.random.Generator) -> Array:
+def resampled_metrics(run: RunResults, weights_RN: Array) -> dict[str, Array]:
+    """Return every metric of a run for every resample, shape (R,), given how often each image was drawn."""
+    values, places = np.unique(run.scores, return_inverse=True)
+    chosen_NB = np.eye(len(values))[places]
+    normal, defect = (weights_RN @ (chosen_NB * label[:, None]) for label in (~run.labels, run.labels))
+    measured = {
+        "image_AUROC": auroc(normal, defect),
+        "image_AP": average_precision(normal, defect),
+        "image_F1": best_f1(normal, defect),
+    }
+    if arrays := read_arrays(run.path / HISTOGRAMS_NAME):  # without masks or maps there is no such file
+        pixels = PixelHistograms(**arrays)
+        normal, defect, regions, counts = (weights_RN @ each.astype(np.float64) for each in pixels)
+        measured["pixel_AUROC"] = auroc(normal, defect)
+        measured["pixel_AP"] = average_precision(normal, defect)
+        measured["AUPRO"] = aupro(normal, regions, counts)
+    return {name: values for name, values in measured.items() if name in run.metrics}
+
+
+def _draw(labels_N: NDArray[np.bool_], resamples: int, rng: np.random.Generator) -> Array:
     """Return how often each image is drawn: once for the whole test data, then for every resample."""
-    labels = np.array([image.label for image in images])
-    weights = np.ones((1 + resamples, len(labels)))
-    for label in np.unique(labels):
-        chosen = np.flatnonzero(labels == label)
+    weights = np.ones((1 + resamples, len(labels_N)))
+    for label in np.unique(labels_N):
+        chosen = np.flatnonzero(labels_N == label)
         weights[1:, chosen] = rng.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), resamples)
     return weights

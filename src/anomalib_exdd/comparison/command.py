@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,15 +16,14 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from anomalib_exdd.commands.subcommand import Subcommand
 
-from .bootstrap import PixelHistograms, RunScores, paired_differences
-from .config import ComparisonConfig, MethodConfig, one_line
+from .bootstrap import paired_differences
+from .config import ComparisonConfig, MethodConfig, folder_of, one_line
 from .data import DataFiles, counts, test_images
 from .environment import PACKAGES, describe, describe_allocation
-from .methods import ResolvedMethod, resolve_method
+from .methods import resolve_method
 from .report import REPORT_NAME, write_report
-from .report.reader import read_results
-from .report.tables import CSV_NAME, MARKDOWN_NAME, differences_table, failures, summary_table, write_tables
-from .results import RESULTS_NAME, Comparison, Run, read_images, write_comparison, write_json
+from .report.tables import CSV_NAME, MARKDOWN_NAME, write_tables
+from .results import RESULTS_NAME, Comparison, Run, read_run, write_json
 from .scheduler import PlannedRun, changed, execute_all
 
 MARKER_NAME = "comparison.json"
@@ -123,24 +122,20 @@ def read_config(parser: ArgumentParser, config: Namespace) -> ComparisonConfig:
 def run_comparison(config: ComparisonConfig, command: str = "") -> Comparison:
     """Execute the missing runs of a comparison and write its folder.
 
-    Args:
-        config: Its settings.
-        command: Command that reproduces it.
-
     Raises:
         ValueError: If the settings, the data or the folder do not allow it.
     """
     methods = [resolve_method(method, config) for method in config.selected]
+    settings = [method.run_settings(config, seed) for seed in config.seeds for method in methods]
     files = DataFiles()
-    by_seed = {seed: [method.run_settings(config, seed) for method in methods] for seed in config.seeds}
-    _check_test_images(by_seed, files)
+    _check_test_images(settings, files)
     claim_folder(config)
     data = _identity(config.data)
-    facts: dict[str, Any] = {"name": data["data"], "root": data["root"]}
-    facts["sha256"] = files.write({s: [run["data"] for run in runs] for s, runs in by_seed.items()}, config.output)
-    facts |= counts(files.images(by_seed[config.seeds[0]][0]["data"]))
+    facts: dict[str, Any] = {"name": data["data"], "root": data["root"], "sha256": files.write(settings, config.output)}
+    facts |= counts(files.images(settings[0]["data"]))
     machine = describe() | describe_allocation()
-    planned = _plan(methods, by_seed, files, machine, config.output)
+    environment = {name: value for name, value in machine.items() if name in _ENVIRONMENT}
+    planned = [_plan(run, files, environment, config.output) for run in settings]
     finished: list[Run] = []
     try:
         execute_all(planned, finished)
@@ -155,9 +150,11 @@ def run_comparison(config: ComparisonConfig, command: str = "") -> Comparison:
             configuration=json.loads(json.dumps(asdict(config), default=str)),
             machine=machine,
             data=facts,
-            methods=[each.described() for each in methods],
+            methods=[each.described for each in methods],
             runs=runs,
-            differences=paired_differences(_scores(runs, config.output), config.reference, config.resamples),
+            differences=paired_differences(
+                [read_run(run, config.output) for run in runs if not run.error], config.reference, config.resamples
+            ),
         )
         if runs:
             _write(comparison, config.output)
@@ -184,61 +181,33 @@ def claim_folder(config: ComparisonConfig) -> None:
     write_json(ours, marker)
 
 
-def _check_test_images(by_seed: Mapping[int, Sequence[Mapping[str, Any]]], files: DataFiles) -> None:
-    for seed, runs in by_seed.items():
-        expected = test_images(files.images(runs[0]["data"]))
-        for run in runs[1:]:
-            if test_images(files.images(run["data"])) != expected:
-                msg = (
-                    f"Methods {runs[0]['method']!r} and {run['method']!r} have different test images with seed {seed}: "
-                    "they can only be compared on the same. Check their `data`."
-                )
-                raise ValueError(msg)
+def _check_test_images(runs: Iterable[Mapping[str, Any]], files: DataFiles) -> None:
+    expected: dict[int, tuple[str, list[str]]] = {}  # by seed: the first method and its test images
+    for run in runs:
+        tested = test_images(files.images(run["data"]))
+        first, images = expected.setdefault(run["seed"], (run["method"], tested))
+        if tested != images:
+            msg = (
+                f"Methods {first!r} and {run['method']!r} have different test images with seed {run['seed']}: "
+                "they can only be compared on the same. Check their `data`."
+            )
+            raise ValueError(msg)
 
 
-def _plan(
-    methods: Sequence[ResolvedMethod],
-    by_seed: Mapping[int, Sequence[Mapping[str, Any]]],
-    files: DataFiles,
-    machine: Mapping[str, str],
-    output: Path,
-) -> list[PlannedRun]:
-    """Plan the runs, seed by seed, with all that their results depend on."""
-    environment = {name: value for name, value in machine.items() if name in _ENVIRONMENT}
-    planned = []
-    for method, run in ((method, run) for runs in by_seed.values() for method, run in zip(methods, runs, strict=True)):
-        named = (run["weights"], run["model"]["init_args"].get("weights"))
-        weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
-        settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
-        folder = output / "runs" / method.config.folder / str(run["seed"])
-        planned.append(PlannedRun(folder, json.loads(json.dumps(settings))))
-    return planned
-
-
-def _scores(runs: Sequence[Run], output: Path) -> dict[str, dict[int, RunScores]]:
-    scores: dict[str, dict[int, RunScores]] = {}
-    for run in (run for run in runs if not run.error):
-        folder = output / run.folder
-        found = RunScores(read_images(folder), PixelHistograms.load(folder), run.metrics)
-        scores.setdefault(run.method, {})[run.seed] = found
-    return scores
+def _plan(run: Mapping[str, Any], files: DataFiles, environment: Mapping[str, str], output: Path) -> PlannedRun:
+    """Plan a run with all that its result depends on."""
+    named = (run["weights"], run["model"]["init_args"].get("weights"))
+    weights = [files.sha256(str(path)) for path in named if path and Path(path).is_file()]
+    settings = {"run": run, "data": files.fingerprint(run["data"]), "weights": weights, "environment": environment}
+    folder = output / "runs" / folder_of(run["method"]) / str(run["seed"])
+    return PlannedRun(folder, json.loads(json.dumps(settings)))
 
 
 def _write(comparison: Comparison, folder: Path) -> None:
-    """Write the results, tables and report, and print a summary."""
-    write_comparison(comparison, folder)
-    results = read_results(folder)
-    write_tables(results)
+    """Write the results, tables and report, and print the tables."""
+    write_json(asdict(comparison), folder / RESULTS_NAME)
+    print(write_tables(folder))
     write_report(folder)
-    print(f"\n{comparison.title}\n\n{summary_table(results)}")
-    if table := differences_table(results):
-        print(f"\nAgainst {comparison.differences[0].baseline}, points with 95 % confidence intervals:\n\n{table}")
-    for method in comparison.methods:
-        if method.notes:
-            print(f"\n{method.name}: {' '.join(method.notes)}", end="")
-    print()
-    for failure in failures(results):
-        print(f"Failed: {failure}")
     for name in (CSV_NAME, RESULTS_NAME, MARKDOWN_NAME, REPORT_NAME):
         print(f"{name}: {(folder / name).resolve()}")
 

@@ -8,7 +8,7 @@ import json
 import pydoc
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -64,13 +64,7 @@ class MethodConfig:
         """
         # One method at a time: of a list of dataclasses, jsonargparse takes `class_path` for the dataclass's own.
         given = {name: value for name, value in content.items() if value is not None}
-        found: MethodConfig = instantiate(cls, resolve_arguments(cls, given, set(), f"Method {content.get('name')!r}"))
-        return found
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder of its runs."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._") or "method"
+        return instantiate(cls, resolve_arguments(cls, given, f"Method {content.get('name')!r}"))
 
 
 @dataclass(frozen=True)
@@ -114,8 +108,8 @@ class ComparisonConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be compared."""
         names = [method.name for method in self.methods]
-        folders = [method.folder for method in self.methods]
-        twice = [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]
+        folders = [folder_of(name) for name in names]
+        twice = [name for name in names if folders.count(folder_of(name)) > 1]
         unknown = [name for name in self.only if name not in names]
         given = self.weights
         for is_wrong, msg in (
@@ -149,12 +143,18 @@ class ComparisonConfig:
         return self.baseline if self.baseline in names else names[0]
 
 
-def find_class(class_path: str, base: type, home: str) -> type:
-    """Find a class by its dotted name, or by its plain name in the module `home`.
+def folder_of(method: str) -> str:
+    """Return the name of the folder of a method's runs."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", method).strip("._") or "method"
+
+
+def find_class(class_path: str, base: type) -> type:
+    """Find a class by its dotted name, or by its plain name in Anomalib's package of the base class.
 
     Raises:
         ValueError: If there is no such class derived from `base`.
     """
+    home = ".".join(base.__module__.split(".")[:2])  # anomalib.models or anomalib.data
     found = pydoc.locate(class_path if "." in class_path else f"{home}.{class_path}")
     if inspect.isclass(found) and issubclass(found, base):
         return found
@@ -164,20 +164,13 @@ def find_class(class_path: str, base: type, home: str) -> type:
     raise ValueError(msg)
 
 
-def resolve_arguments(found: type, arguments: Mapping[str, Any], left_out: set[str], owner: str) -> dict[str, Any]:
-    """Check a class's arguments and complete them by its defaults.
-
-    Args:
-        found: The class.
-        arguments: Given arguments.
-        left_out: Arguments that must not be given.
-        owner: Whose arguments they are, for errors.
-
-    Returns:
-        All arguments as JSON holds them.
+def resolve_arguments(
+    found: type, arguments: Mapping[str, Any], owner: str, left_out: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Check a class's arguments, complete them by its defaults, and return them as JSON holds them.
 
     Raises:
-        ValueError: If there is no such argument or a value is of the wrong type.
+        ValueError: If there is no such argument or a value is of the wrong type; `owner` says whose it is.
     """
     parser = _parser(found, left_out)
     try:
@@ -185,11 +178,10 @@ def resolve_arguments(found: type, arguments: Mapping[str, Any], left_out: set[s
     except (ArgumentError, ValueError, TypeError) as error:
         msg = f"{owner}: {one_line(error)}"
         raise ValueError(msg) from error
-    resolved: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_none=False))
-    return resolved
+    return dict(json.loads(parser.dump(parsed, format="json", skip_none=False)))
 
 
-def instantiate_arguments(found: type, arguments: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
+def instantiate_arguments(found: type, arguments: Mapping[str, Any], left_out: Iterable[str] = ()) -> dict[str, Any]:
     """Return resolved arguments as the class takes them, with objects instantiated."""
     parser = _parser(found, left_out)
     return dict(vars(parser.instantiate_classes(parser.parse_object(dict(arguments)))))
@@ -197,7 +189,7 @@ def instantiate_arguments(found: type, arguments: Mapping[str, Any], left_out: s
 
 def instantiate(found: type, arguments: Mapping[str, Any], **components: Any) -> Any:
     """Build an object from resolved arguments, and others that were left out there."""
-    return found(**instantiate_arguments(found, arguments, set(components)), **components)
+    return found(**instantiate_arguments(found, arguments, components), **components)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,8 +207,7 @@ def one_line(error: BaseException) -> str:
     return text.replace('Parser key "', 'argument "').replace("Key '", "argument '")
 
 
-def _parser(found: type, left_out: set[str]) -> ArgumentParser:
+def _parser(found: type, left_out: Iterable[str]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    skipped: set[str | int] = {name for name in inspect.signature(found).parameters if name in left_out}
-    parser.add_class_arguments(found, skip=skipped, instantiate=False, fail_untyped=False, sub_configs=True)
+    parser.add_class_arguments(found, skip={*left_out}, instantiate=False, fail_untyped=False, sub_configs=True)
     return parser

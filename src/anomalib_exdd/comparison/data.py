@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName, ValSplitMode
 from tqdm import tqdm
@@ -29,17 +28,12 @@ class DataImage(NamedTuple):
 
 
 def resolve_data(shared: Mapping[str, Any], changes: Mapping[str, Any], seed: int, owner: str) -> dict[str, Any]:
-    """Return a method's data module with all its arguments.
+    """Return the shared data module with all its arguments: those that the method changes, and the seed of the run.
 
-    Args:
-        shared: `class_path` and `init_args` of the comparison.
-        changes: Arguments that the method has otherwise.
-        seed: Seed of the run, which the data module gets if it takes one. A data module within another, such as the
-            real images of `SyntheticDefects`, keeps its own.
-        owner: Whose data it is, for errors.
+    A data module within another, such as the real images of `SyntheticDefects`, keeps its own seed.
     """
     arguments = merge(shared.get("init_args") or {}, changes)
-    resolved = resolve_arguments(_data_class(shared["class_path"]), arguments, set(), owner)
+    resolved = resolve_arguments(find_class(shared["class_path"], AnomalibDataModule), arguments, owner)
     if "seed" in resolved:
         resolved["seed"] = seed
     return {"class_path": shared["class_path"], "init_args": resolved}
@@ -47,7 +41,7 @@ def resolve_data(shared: Mapping[str, Any], changes: Mapping[str, Any], seed: in
 
 def build_data(data: Mapping[str, Any]) -> AnomalibDataModule:
     """Build a data module from what :func:`resolve_data` returned."""
-    return instantiate(_data_class(data["class_path"]), data["init_args"])
+    return instantiate(find_class(data["class_path"], AnomalibDataModule), data["init_args"])
 
 
 def without_defective_training_images(datamodule: AnomalibDataModule) -> AnomalibDataModule:
@@ -56,12 +50,8 @@ def without_defective_training_images(datamodule: AnomalibDataModule) -> Anomali
 
     def setup_normal_only(stage: str | None = None) -> None:
         setup(stage)
-        data = datamodule.train_data
-        normal = np.flatnonzero(data.samples["label_index"] == LabelName.NORMAL)
-        if len(normal) < len(data.samples):
-            attributes = dict(data.samples.attrs)
-            data.subsample(normal.tolist(), inplace=True)
-            data.samples.attrs.update(attributes)
+        samples = datamodule.train_data.samples
+        datamodule.train_data.samples = samples[samples["label_index"] == LabelName.NORMAL]
 
     datamodule.setup = setup_normal_only  # type: ignore[method-assign]
     return datamodule
@@ -102,12 +92,12 @@ class DataFiles:
             self._hashes[path] = sha256_of_file(path)
         return self._hashes[path]
 
-    def write(self, by_seed: Mapping[int, Sequence[Mapping[str, Any]]], folder: Path) -> str:
-        """Write `data.csv`: every image with its label, hashes and its use with each seed; return its SHA-256."""
-        splits: dict[tuple[str, str, int], dict[int, str]] = {}
-        for seed, modules in by_seed.items():
-            for image in (image for each in modules for image in self.images(each)):
-                splits.setdefault(image[:3], {})[seed] = image.split
+    def write(self, runs: Sequence[Mapping[str, Any]], folder: Path) -> str:
+        """Write `data.csv`: every image of runs with its label, hashes and use with each seed; return its SHA-256."""
+        splits: dict[tuple[str, str, int], dict[str, str]] = {}
+        for run in runs:
+            for image in self.images(run["data"]):
+                splits.setdefault(image[:3], {})[f"seed_{run['seed']}"] = image.split
         rows = [
             {
                 "image": image,
@@ -116,12 +106,14 @@ class DataFiles:
                 "split": "test" if next(iter(used.values())) == "test" else "train",
                 "sha256": self.sha256(image),
                 "mask_sha256": self.sha256(mask),
-                **{f"seed_{seed}": split for seed, split in used.items()},
+                **used,
             }
             for (image, mask, label), used in tqdm(sorted(splits.items()), desc="Hashing the data", disable=None)
         ]
-        columns = ["image", "mask", "label", "split", "sha256", "mask_sha256", *(f"seed_{seed}" for seed in by_seed)]
-        return sha256_of_file(write_csv(rows, columns, folder / DATA_NAME))
+        columns = ["image", "mask", "label", "split", "sha256", "mask_sha256"]
+        columns += dict.fromkeys(f"seed_{run['seed']}" for run in runs)
+        write_csv(rows, columns, folder / DATA_NAME)
+        return sha256_of_file(folder / DATA_NAME)
 
 
 def test_images(images: Iterable[DataImage]) -> list[str]:
@@ -136,10 +128,6 @@ def counts(images: Sequence[DataImage]) -> dict[str, int]:
         for split, name in (("train", "train"), ("val", "validation"), ("test", "test"))
         for label, word in enumerate(("normal", "defective"))
     }
-
-
-def _data_class(class_path: str) -> type:
-    return find_class(class_path, AnomalibDataModule, "anomalib.data")
 
 
 def _list_images(datamodule: AnomalibDataModule, name: str) -> list[DataImage]:

@@ -3,15 +3,13 @@
 glibc returns memory blocks above a threshold to the operating system at once and keeps smaller ones for later. It
 raises that threshold itself, up to 32 MiB. A loop that allocates megabytes in every step, such as the coreset of
 Anomalib's Patchcore, may then leave a gap per step that the next block does not fit into, until memory is full. The
-processes of all runs therefore have a fixed threshold; but fresh memory costs time, so speed is measured with glibc's
-own.
+processes of all runs therefore train with a fixed threshold; but fresh memory costs time, so speed is measured after
+it, as with glibc's own.
 """
 
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +21,6 @@ VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 THRESHOLD = 1_000_000
 """Bytes from which a block is returned at once, unless the variable is set already."""
 _LARGEST = 32 << 20  # bytes to which glibc raises the threshold; at twice as many it returns kept memory
-_TRIM = 128 << 10  # bytes from which it returns kept memory where the threshold is fixed
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt
 
 
@@ -56,23 +53,13 @@ def run_environment() -> dict[str, str]:
 def describe_allocation() -> dict[str, str]:
     """Describe the effect of :func:`run_environment` for the results."""
     value = run_environment().get(VARIABLE)
-    if value is None:
-        return {}
     speed = f"; {_LARGEST} while speed and latency are measured" if value == str(THRESHOLD) else ""
-    return {"memory allocation": f"{VARIABLE}={value} in the process of every run{speed}"}
+    return {"memory allocation": f"{VARIABLE}={value} in the process of every run{speed}"} if value else {}
 
 
-@contextmanager
-def default_allocation() -> Iterator[None]:
-    """Let glibc keep freed memory, as it does by default, if this process has our threshold."""
-    if os.environ.get(VARIABLE) != str(THRESHOLD) or not run_environment():
-        yield
-        return
-    library = ctypes.CDLL(None)
-    library.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
-    library.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST)
-    try:
-        yield
-    finally:
-        library.mallopt(_M_MMAP_THRESHOLD, THRESHOLD)
-        library.mallopt(_M_TRIM_THRESHOLD, _TRIM)
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory from now on, as it does by default, if this process has our threshold."""
+    if os.environ.get(VARIABLE) == str(THRESHOLD) and run_environment():
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        library.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST)

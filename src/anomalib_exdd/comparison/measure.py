@@ -3,6 +3,7 @@
 import statistics
 import sys
 import time
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.exdd.explanation import explain_image
 
-from .environment import default_allocation
+from .environment import keep_freed_memory
 from .results import ImageResult
 
 SPEED_IMAGES = 128
@@ -155,12 +156,7 @@ def explain_worst(
         patch, (height, width) = explanation.patches[0], explanation.image_size
         entry: dict[str, Any] = {"row": patch.row / height, "column": patch.column / width}
         for name, near in (("normal", patch.normal), ("defect", patch.defect)):
-            entry[name] = near and {
-                "source": near.source,
-                "row": near.row / height,
-                "column": near.column / width,
-                "distance": near.distance,
-            }
+            entry[name] = near and {**asdict(near), "row": near.row / height, "column": near.column / width}
         explained[str(item.image_path)] = {**entry, "reason": explanation.reason and str(explanation.reason)}
     return explained
 
@@ -177,7 +173,8 @@ def measure_speed(model: AnomalibModule, datamodule: AnomalibDataModule, device:
         if sum(len(images) for images in batches) >= SPEED_IMAGES:
             break
     model = model.to(device).eval()
-    with torch.inference_mode(), default_allocation():
+    keep_freed_memory()
+    with torch.inference_mode():
         model(batches[0].to(device))
         seconds = [_seconds(model, images, device) for images in batches]
         singles = [image[None] for images in batches for image in images][: LATENCY_IMAGES + _WARM_UP]

@@ -13,6 +13,7 @@ from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
+from pandas import json_normalize
 
 from anomalib_exdd.models.defect_classifier import DefectClassifier
 from anomalib_exdd.models.exdd import ExDD
@@ -36,18 +37,11 @@ class ResolvedMethod:
     """A method as it will run."""
 
     config: MethodConfig
-    arguments: dict[str, Any]  # of its model, all but the seed of the run
+    described: Method  # as the results have it: with all arguments of its model but the seed of the run
     takes_seed: bool  # whether the model takes the seed of the run
     image_size: tuple[int, int] | None  # height and width of its input; None for the model's own
     weights: str  # file of its backbone's weights; empty where the model finds them itself
     uses_defects: bool  # whether it sees defective training images
-    notes: list[str]  # what is not the same as for the other methods
-
-    def described(self) -> Method:
-        """Return what the results say of the method."""
-        config = self.config
-        published = config.published, config.published_source
-        return Method(config.name, config.class_path, self.arguments, self.notes, *published)
 
     def run_settings(self, comparison: ComparisonConfig, seed: int) -> dict[str, Any]:
         """Return everything that a run depends on, except for the content of the data and the versions."""
@@ -56,7 +50,7 @@ class ResolvedMethod:
         return {
             "method": self.config.name,
             "seed": seed,
-            "model": {"class_path": self.config.class_path, "init_args": {**self.arguments, **seeded}},
+            "model": {"class_path": self.config.class_path, "init_args": {**self.described.arguments, **seeded}},
             "trainer": dict(self.config.trainer),
             "data": resolve_data(comparison.data, self.config.data, seed, owner),
             "image_size": None if self.image_size is None else list(self.image_size),
@@ -74,20 +68,19 @@ def resolve_method(method: MethodConfig, comparison: ComparisonConfig) -> Resolv
         ValueError: If the model is unknown or does not take an argument or a value.
     """
     owner = f"Method {method.name!r}"
-    found = _model_class(method.class_path)
-    given = dict(method.init_args)
-    for name, arguments, taken in (("init_args", given, _COMPONENTS), ("trainer", method.trainer, _TRAINER_ARGUMENTS)):
-        if forbidden := sorted(taken & set(arguments)):
+    found = find_class(method.class_path, AnomalibModule)
+    for name, ours in (("init_args", _COMPONENTS), ("trainer", _TRAINER_ARGUMENTS)):
+        if forbidden := sorted(ours & getattr(method, name).keys()):
             msg = f"{owner}: `{name}` cannot give `{forbidden[0]}`, as the comparison sets it (see also `image_size`)."
             raise ValueError(msg)
-    resolve_arguments(Trainer, method.trainer, set(), f"Argument `trainer` of method {method.name!r}")
-    parameters = set(inspect.signature(found).parameters)
+    resolve_arguments(Trainer, method.trainer, f"Argument `trainer` of method {method.name!r}")
+    parameters = inspect.signature(found).parameters
     size = method.image_size or comparison.image_size
-    for name, value in {"backbone": comparison.backbone, "layers": comparison.layers, "image_size": size}.items():
-        if value is not None and name in parameters:
-            given.setdefault(name, list(value) if isinstance(value, tuple) else value)
+    shared = {"backbone": comparison.backbone, "layers": comparison.layers, "image_size": size and list(size)}
+    given = {name: value for name, value in shared.items() if value is not None and name in parameters}
+    given |= method.init_args
+    arguments = resolve_arguments(found, given, f"{owner}, {found.__name__}", _COMPONENTS)
     takes_seed = "seed" in parameters and "seed" not in given
-    arguments = resolve_arguments(found, given, _COMPONENTS, f"{owner}, {found.__name__}")
     if takes_seed:
         arguments.pop("seed")
     if arguments.get("image_size") is not None:
@@ -98,19 +91,18 @@ def resolve_method(method: MethodConfig, comparison: ComparisonConfig) -> Resolv
         uses_defects = issubclass(found, ExDD | DefectClassifier) or arguments.get("supervised") is True
     notes = [*method.notes, *_size_notes(found, size, comparison), *weight_notes]
     notes += _data_notes(found, method, uses_defects=uses_defects)
-    return ResolvedMethod(method, arguments, takes_seed, size, weights, uses_defects, notes)
+    published = method.published, method.published_source
+    described = Method(method.name, method.class_path, arguments, notes, *published)
+    return ResolvedMethod(method, described, takes_seed, size, weights, uses_defects)
 
 
 def build_model(run: Mapping[str, Any]) -> AnomalibModule:
-    """Build the model of a run with raw scores, without metrics and pictures of its own.
-
-    Args:
-        run: Settings from :meth:`.ResolvedMethod.run_settings`.
+    """Build a model by :meth:`.ResolvedMethod.run_settings`: raw scores, without metrics and pictures of its own.
 
     Raises:
         ValueError: If the weights do not fit.
     """
-    found = _model_class(run["model"]["class_path"])
+    found = find_class(run["model"]["class_path"], AnomalibModule)
     arguments = dict(run["model"]["init_args"])
     for name in ("dtd_dir", "imagenet_dir"):
         if arguments.get(name) is not None:
@@ -154,10 +146,6 @@ def input_size(processor: PreProcessor) -> tuple[int, int] | None:
     return None if shape[-2:] == (1, 1) else (int(shape[-2]), int(shape[-1]))
 
 
-def _model_class(class_path: str) -> type[AnomalibModule]:
-    return find_class(class_path, AnomalibModule, "anomalib.models")
-
-
 def _pre_processor(found: type[AnomalibModule], size: tuple[int, int] | None) -> PreProcessor:
     configure: Any = found.configure_pre_processor
     if size is None or "image_size" not in inspect.signature(configure).parameters:
@@ -185,7 +173,9 @@ def _data_notes(found: type[AnomalibModule], method: MethodConfig, *, uses_defec
     elif not issubclass(found, ExDD):
         notes.append("With the defective training images and their masks.")
     if method.data:
-        notes.append(f"Data with {', '.join(_flat(method.data))}.")
+        (changed,) = json_normalize(method.data).to_dict("records")  # nested names joined by dots
+        words = [f"{name.rpartition('init_args.')[2]} {value}" for name, value in changed.items()]
+        notes.append(f"Data with {', '.join(words)}.")
     return notes
 
 
@@ -205,16 +195,6 @@ def _weights(arguments: Mapping[str, Any], comparison: ComparisonConfig) -> tupl
     if used.partition(".")[0] != str(comparison.backbone).partition(".")[0]:
         return "", [*notes, f"timm's weights, because {comparison.weights.name} is of {comparison.backbone}."]
     return str(comparison.weights), notes
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    flat = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat += _flat(value, "" if name == "init_args" else f"{prefix}{name}.")
-        else:
-            flat.append(f"{prefix}{name} {value}")
-    return flat
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,20 +27,6 @@ def read_progress(folder: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def describe(counts: Mapping[str, tuple[int, int | None]], share: float, seconds: float) -> str:
-    """Say how far a run is, and when it will have ended.
-
-    Args:
-        counts: What is counted -> the present number and its limit, None without one.
-        share: Share of the stage that is done, 0 to 1; 0 where it has no limit.
-        seconds: Duration of the stage so far.
-    """
-    words = [f"{name} {number}" + ("" if limit is None else f"/{limit}") for name, (number, limit) in counts.items()]
-    if 0 < share < 1:
-        words.append(f"{tqdm.format_interval(math.ceil(seconds * (1 - share) / share))} left")
-    return ", ".join(words)
-
-
 class ProgressWriter(Callback):
     """Writes the progress of a training or test into a run's folder, and now and then into the log.
 
@@ -62,34 +47,34 @@ class ProgressWriter(Callback):
     on_test_start = on_train_start
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write the progress of the training."""
-        epochs, batches, steps = map(_limit, (trainer.max_epochs, trainer.num_training_batches, trainer.max_steps))
-        counts = {"epoch": (trainer.current_epoch + 1, epochs), "batch": (batch_idx + 1, batches)}
-        share = (trainer.current_epoch + (batch_idx + 1) / batches) / epochs if epochs and batches else 0.0
-        if steps:  # training ends at the limit that is reached first
-            counts["step"] = (trainer.global_step, steps)
+        """Write the progress of the training, which ends at the limit that is reached first."""
+        epochs, batches, steps = trainer.max_epochs or -1, trainer.num_training_batches, trainer.max_steps
+        words, share = f"epoch {trainer.current_epoch + 1}", 0.0
+        if epochs > 0:  # -1: no limit
+            words += f"/{epochs}"
+            share = (trainer.current_epoch + (batch_idx + 1) / batches) / epochs
+        words += f", batch {batch_idx + 1}/{batches}"
+        if steps > 0:
+            words += f", step {trainer.global_step}/{steps}"
             share = max(share, trainer.global_step / steps)
-        self._write(counts, share)
+        self._write(words, share)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Write the progress of the test."""
-        batches = _limit(trainer.num_test_batches[0])
-        self._write({f"{self._stage} batch": (batch_idx + 1, batches)}, (batch_idx + 1) / batches if batches else 0.0)
+        batches = trainer.num_test_batches[0]
+        self._write(f"{self._stage} batch {batch_idx + 1}/{batches}", (batch_idx + 1) / batches)
 
-    def _write(self, counts: Mapping[str, tuple[int, int | None]], share: float) -> None:
+    def _write(self, words: str, share: float) -> None:
+        """Write the words and the time that is left, given the share of the stage that is done, 0 to 1."""
         now, is_last = time.monotonic(), share >= 1
-        progress = describe(counts, share, now - self._started)
+        if 0 < share < 1:
+            words += f", {tqdm.format_interval(math.ceil((now - self._started) * (1 - share) / share))} left"
         if is_last or now - self._written >= WRITE_INTERVAL:
             self._written = now
             with suppress(OSError):  # on Windows while it is read; the next one will do
-                write_file(self._path, progress)
+                write_file(self._path, words)
         if is_last or now - self._logged >= LOG_INTERVAL:
             self._logged = now
-            logger.info("%s", progress)
-
-
-def _limit(number: float | None) -> int | None:
-    """Return a limit of Lightning's; None for -1 and infinity."""
-    return int(number) if number is not None and 0 < number < math.inf else None
+            logger.info("%s", words)

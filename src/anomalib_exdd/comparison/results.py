@@ -1,4 +1,4 @@
-"""The files of a comparison: what `anomalib compare` writes, and its report and tables read.
+"""The files of a comparison: what `anomalib compare` writes, and its bootstrap, report and tables read.
 
 `results.json` is a :class:`Comparison`. The other files, in JSON, CSV and NumPy's format without pickled objects:
 
@@ -21,8 +21,10 @@ without a positive bank), and the `reason` why the image is not accepted (null i
 
 import csv
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from anomalib_exdd.utils.files import write_atomically, write_file
 SCHEMA = 1
 """Version of the files; a changed meaning or a removed field raises it."""
 RESULTS_NAME = "results.json"
+HISTOGRAMS_NAME = "histograms.npz"
 METRICS = {
     "image_AUROC": "image AUROC",
     "image_AP": "image AP",
@@ -147,18 +150,91 @@ class Comparison:
         return [run for run in self.runs if run.method == method and not run.error]
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write `results.json`."""
-    return write_json(asdict(comparison), folder / RESULTS_NAME)
+@dataclass(frozen=True, kw_only=True)
+class RunResults(Run):
+    """A run that did not fail, with the path of its folder and its test images."""
+
+    path: Path
+    images: Sequence[ImageResult]
+
+    @cached_property
+    def labels(self) -> NDArray[np.bool_]:
+        """Which images are defective, shape (images,)."""
+        return np.array([image.label != 0 for image in self.images], dtype=bool)
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """Image scores, shape (images,)."""
+        return np.array([image.score for image in self.images], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodResults(Method):
+    """A method with its runs."""
+
+    number: int  # position in the comparison, which gives colour and line style
+    runs: Sequence[RunResults]  # that did not fail, by seed
+    failed: Sequence[Run]
+
+    def values(self, quantity: str) -> list[float]:
+        """Collect a metric, or another quantity of :class:`Run`, over the seeds that have it."""
+        found = [run.metrics.get(quantity, getattr(run, quantity, None)) for run in self.runs]
+        return [float(value) for value in found if value is not None and math.isfinite(value)]
+
+    def mean(self, quantity: str) -> float | None:
+        """Return the mean of a quantity over the seeds; None if no run has it."""
+        values = self.values(quantity)
+        return float(np.mean(values)) if values else None
+
+    def deviation(self, quantity: str) -> float | None:
+        """Return the sample standard deviation over the seeds; None with fewer than two."""
+        values = self.values(quantity)
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a comparison's folder holds: `results.json`, and the methods in the order of the table."""
+
+    comparison: Comparison
+    methods: Sequence[MethodResults]
+
+    @property
+    def first_runs(self) -> list[tuple[MethodResults, RunResults]]:
+        """The methods that have finished, each with the run whose images are shown: that of the lowest seed."""
+        return [(method, method.runs[0]) for method in self.methods if method.runs]
+
+    @property
+    def differences(self) -> list[Difference]:
+        """The paired differences whose intervals are finite: a resample may have no defective pixel."""
+        found = self.comparison.differences
+        return [each for each in found if all(map(math.isfinite, (each.mean, each.low, each.high)))]
+
+
+def read_results(folder: Path) -> Results:
+    """Read a comparison's folder, except for maps and explanations.
+
+    Raises:
+        FileNotFoundError: If there is no `results.json`.
+        ValueError: If it is of another version.
+    """
+    comparison = read_comparison(folder)
+    methods = []
+    for number, method in enumerate(comparison.methods):
+        runs = [read_run(run, folder) for run in comparison.of(method.name)]
+        failed = [run for run in comparison.runs if run.method == method.name and run.error]
+        methods.append(MethodResults(**vars(method), number=number, runs=runs, failed=failed))
+    return Results(comparison, methods)
+
+
+def read_run(run: Run, folder: Path) -> RunResults:
+    """Read the test images of a run of a comparison's folder."""
+    path = folder / run.folder
+    return RunResults(**vars(run), path=path, images=read_images(path))
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Read `results.json` of a folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is of another version.
-    """
+    """Read `results.json` of a folder, see :func:`read_results`."""
     path = folder / RESULTS_NAME
     if not path.is_file():
         msg = f"{folder} has no {RESULTS_NAME}: it is no folder of a comparison, or none of its runs has ended."
@@ -187,11 +263,8 @@ def read_images(folder: Path) -> list[ImageResult]:
 
 def read_maps(folder: Path) -> NDArray[np.float16] | None:
     """Read a run's anomaly maps, float16, shape (images, height, width); None if it has none."""
-    path = folder / "maps.npz"
-    if not path.is_file():
-        return None
-    with np.load(path) as archive:
-        return np.asarray(archive["maps"])
+    arrays = read_arrays(folder / "maps.npz")
+    return arrays["maps"] if arrays else None
 
 
 def read_explanations(folder: Path) -> dict[str, dict[str, Any]]:
@@ -200,16 +273,28 @@ def read_explanations(folder: Path) -> dict[str, dict[str, Any]]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def write_json(content: Any, path: Path) -> Path:
+def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays atomically in NumPy's compressed format."""
+    with write_atomically(path) as partial:
+        np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]  # no array is called `allow_pickle`
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read arrays by their names; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def write_json(content: Any, path: Path) -> None:
     """Write a JSON file atomically."""
     write_file(path, json.dumps(content, indent=1) + "\n")
-    return path
 
 
-def write_csv(rows: Iterable[dict[str, Any]], columns: list[str], path: Path) -> Path:
+def write_csv(rows: Iterable[dict[str, Any]], columns: list[str], path: Path) -> None:
     """Write a CSV file atomically; what a row lacks is left empty."""
     with write_atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    return path

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from .worker import RUN_NAME, SETTINGS_NAME, save_run
 LOG_NAME = "log.txt"
 WORKER = ("-m", "anomalib_exdd.comparison.worker")
 """Arguments of Python that start the process of a run."""
+_INTERVAL = 0.2  # seconds between two looks at the process
 _PATIENCE = 10  # seconds that a process has to end after SIGTERM
 
 
@@ -43,12 +44,12 @@ class PlannedRun:
     def finished(self) -> Run | None:
         """Return the result of an earlier call with the same settings; None without one, or if it failed."""
         run = self._read(RUN_NAME)
-        return None if run is None or run["error"] or self.changes() else Run(**run)
+        return Run(**run) if run and not run["error"] and not self.changes() else None
 
     def changes(self) -> list[str]:
         """Name the settings that differ from those of an earlier run in this folder; empty without one."""
         before = self._read(SETTINGS_NAME)
-        return [] if before is None or self._read(RUN_NAME) is None else sorted(changed(before, self.settings))
+        return sorted(changed(before, self.settings)) if before and self._read(RUN_NAME) else []
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start the process of the run in an emptied folder; its output goes to `log.txt`."""
@@ -67,8 +68,7 @@ class PlannedRun:
 
     def result(self, returncode: int) -> Run:
         """Read the result of a process that has ended, or write why there is none."""
-        found = self._read(RUN_NAME)
-        if found is not None:
+        if found := self._read(RUN_NAME):
             return Run(**found)
         self.clean()
         return save_run(self.folder, self.settings["run"], error=_reason(returncode, self.folder / LOG_NAME))
@@ -79,18 +79,15 @@ class PlannedRun:
         for left in self.folder.glob("training-*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        content: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        return content
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def execute_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
     """Execute the runs that are not finished, with a progress bar.
 
-    Args:
-        planned: All runs.
-        finished: Gets the results as they come, so that the caller has them after an interruption.
+    `finished` gets the results as they come, so that the caller has them after an interruption.
     """
     known = [run.finished() for run in planned]
     finished += [run for run in known if run is not None]
@@ -110,37 +107,22 @@ def execute_all(planned: Sequence[PlannedRun], finished: list[Run]) -> None:
                 bar.write(f"{run}: run again, because of {', '.join(changes)}.")
             bar.set_description(str(run))
             process = run.start()
-
-            def show_progress(folder: Path = run.folder) -> None:
-                bar.set_postfix_str(read_progress(folder), refresh=False)
-                bar.update(0)
-
             try:
-                code = wait(process, show_progress)
+                while process.poll() is None:
+                    time.sleep(_INTERVAL)
+                    bar.set_postfix_str(read_progress(run.folder), refresh=False)
+                    bar.update(0)
             except BaseException:
-                stop(process)
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE)
+                process.kill()
                 run.clean()
                 raise
             bar.set_postfix_str("", refresh=False)
-            finished.append(run.result(code))
+            finished.append(run.result(process.returncode))
             bar.write(str(finished[-1]))
             bar.update()
-
-
-def wait(process: "subprocess.Popen[bytes]", tick: Callable[[], None]) -> int:
-    """Wait for a process, calling `tick` five times a second; return its exit code."""
-    while process.poll() is None:
-        time.sleep(0.2)
-        tick()
-    return int(process.returncode)
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """Terminate a process, and kill it if it does not end."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_PATIENCE)
-    process.kill()
 
 
 def changed(before: Any, now: Any, prefix: str = "") -> list[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import numpy as np
 import torch
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
@@ -27,7 +26,6 @@ import anomalib_exdd
 from anomalib_exdd.images.reading import inspect_image
 from anomalib_exdd.models.exdd import ExDD
 from anomalib_exdd.models.transforms import whole_maps
-from anomalib_exdd.utils.files import write_atomically
 
 from . import measure
 from .bootstrap import pixel_histograms
@@ -35,7 +33,7 @@ from .config import instantiate_arguments, one_line
 from .data import build_data, without_defective_training_images
 from .methods import build_model
 from .progress import PROGRESS_NAME, ProgressWriter
-from .results import Run, write_images, write_json
+from .results import HISTOGRAMS_NAME, Run, write_arrays, write_images, write_json
 
 SETTINGS_NAME = "settings.json"
 RUN_NAME = "run.json"
@@ -65,11 +63,7 @@ def save_run(folder: Path, settings: Mapping[str, Any], **found: Any) -> Run:
 
 
 def execute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Train, test and measure, and write all files of the run but `run.json`.
-
-    Args:
-        settings: Settings from :meth:`.ResolvedMethod.run_settings`.
-        folder: Folder of the run.
+    """Train and test by :meth:`.ResolvedMethod.run_settings`, and write all files of the run but `run.json`.
 
     Returns:
         What was measured, by the names of :class:`.Run`.
@@ -117,14 +111,14 @@ def execute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "negative_entries": _bank_size(model, "negative_bank", "memory_bank"),
         "positive_entries": _bank_size(model, "positive_bank"),
         "threshold": threshold if math.isfinite(threshold) else None,
-        "accept": None if decisions is None else decisions.accept,
-        "reject": None if decisions is None else decisions.reject,
+        "accept": decisions and decisions.accept,
+        "reject": decisions and decisions.reject,
     }
 
 
 def trainer_settings(model: AnomalibModule, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the trainer, cut short for a quick try unless the model needs one epoch only."""
-    built = instantiate_arguments(Trainer, settings["trainer"], set())
+    built = instantiate_arguments(Trainer, settings["trainer"])
     arguments = {name: built[name] for name in settings["trainer"]}
     if settings["quick"] and "max_epochs" not in model.trainer_arguments:
         arguments.pop("max_steps", None)
@@ -154,10 +148,9 @@ def _write_predictions(found: measure.Predictions, transform: Transform | None, 
     maps, masks = found.maps, found.masks
     if maps is not None:
         whole = whole_maps(maps, transform, inspect_image(found.images[0].image))
-        with write_atomically(folder / "maps.npz") as partial:
-            np.savez_compressed(partial, maps=measure.small_maps(whole).numpy())
+        write_arrays(folder / "maps.npz", maps=measure.small_maps(whole).numpy())
         if masks is not None and (of_pixels := measure.pixel_metrics(maps, masks)):
-            pixel_histograms(maps, masks).save(folder)
+            write_arrays(folder / HISTOGRAMS_NAME, **pixel_histograms(maps, masks)._asdict())
             metrics |= of_pixels
     write_images(found.images, folder)
     return metrics
@@ -165,8 +158,8 @@ def _write_predictions(found: measure.Predictions, transform: Transform | None, 
 
 def _bank_size(model: AnomalibModule, *names: str) -> int | None:
     """Return the number of entries of the model's first bank of these names; None without one."""
-    bank = next((found for name in names if (found := getattr(model.model, name, None)) is not None), None)
-    return len(bank) if bank is not None and len(bank) else None
+    banks = (getattr(model.model, name, ()) for name in names)
+    return next((len(bank) for bank in banks if len(bank)), None)
 
 
 if __name__ == "__main__":

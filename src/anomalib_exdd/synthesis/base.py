@@ -108,16 +108,22 @@ def check_prompts(prompts: Sequence[str]) -> None:
         raise ValueError(msg)
 
 
-def bounding_box(mask: Mask) -> tuple[slice, slice]:
-    """Return the rows and columns of the smallest box around a mask that is not empty."""
-    rows, columns = find_objects(mask.view(np.uint8))[0]
+def bounding_box(mask: Mask, margin: int = 0) -> tuple[slice, slice]:
+    """Return rows and columns of the smallest box around a mask that is not empty, and of a margin within the image."""
+    spans = zip(find_objects(mask.view(np.uint8))[0], mask.shape, strict=True)
+    rows, columns = (slice(max(span.start - margin, 0), min(span.stop + margin, size)) for span, size in spans)
     return rows, columns
 
 
 def as_plain(value: Any) -> Any:
-    """Return a nested value as JSON gives it back: tuples become lists, numbers that are not finite become None."""
+    """Return a nested value as JSON gives it back: tuples become lists, numbers that are not finite become None.
 
-    def builtin(entry: Any) -> Any:  # Path or NumPy
-        return entry.as_posix() if isinstance(entry, Path) else entry.tolist()
+    Synthesizers become their name and their settings.
+    """
+
+    def builtin(entry: Any) -> Any:
+        if isinstance(entry, Synthesizer):
+            return {"synthesizer": type(entry).__name__, **entry.settings}
+        return entry.as_posix() if isinstance(entry, Path) else entry.tolist()  # of NumPy
 
     return json.loads(json.dumps(value, default=builtin), parse_constant=lambda _: None)

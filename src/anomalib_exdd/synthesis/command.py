@@ -18,10 +18,11 @@ from anomalib_exdd.commands.subcommand import Subcommand
 from anomalib_exdd.data.base import DefectDataModule
 from anomalib_exdd.images.masks import read_defect_pixels
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
+from anomalib_exdd.utils.files import write_file
 
 from .base import Pixels, Synthesizer
-from .manifest import PAGE_NAME, SHEET_NAME, read_synthetic
-from .review_page import write_reports
+from .manifest import PAGE_NAME, SHEET_NAME, read_synthetic, write_image
+from .review_page import contact_sheet, review_page
 from .run import RunSettings, SourceImages, SynthesisRun
 
 SHOWN_REASONS = 5
@@ -68,7 +69,6 @@ class Synthesize(Subcommand):
             sources, command = source_images(made.data), _this_command()
             run = SynthesisRun(config.output, sources, made.synthesizer, settings, config.batch_size, command)
             run.open(overwrite=config.overwrite and fabric.is_global_zero)
-            run.prepare()
         for _ in run.work(fabric.global_rank, fabric.world_size):
             pass
         with fabric.rank_zero_first():
@@ -99,9 +99,10 @@ def read_pixels(path: str, white_level: int = WHITE_LEVEL) -> Pixels:
 
 def _finish(run: SynthesisRun, train_command: str) -> str:
     """Write manifest, contact sheet and page; return what was made, and the command that trains with it."""
-    records, output = run.folder.finish(), run.folder.root
+    records, output = run.finish(), run.output
     images = read_synthetic(output, with_rejected=True)
-    write_reports(output, images)
+    write_image(output / SHEET_NAME, contact_sheet(output, records))
+    write_file(output / PAGE_NAME, review_page(f"Synthetic defects: {output.resolve().name}", images))
     rejected = [record for record in records if not record.accepted]
     usable = sum(image.accepted for image in images)
     lines = [f"{len(records)} images: {len(records) - len(rejected)} accepted, {len(rejected)} rejected."]

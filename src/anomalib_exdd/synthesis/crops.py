@@ -5,10 +5,9 @@ image is reflected. Sizes are (height, width).
 """
 
 import math
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from .base import Mask, Pixels, bounding_box
@@ -17,7 +16,6 @@ LATENT_CELL = 8  # pixels of a side that one number of the latent image stands f
 GRANULE = 64  # U-Nets halve latents three times; and images of nearly the same size come to share a batch
 
 Size = tuple[int, int]
-Array = TypeVar("Array", bound=NDArray[Any])
 
 
 class Window(NamedTuple):
@@ -58,27 +56,29 @@ def window_around(mask: Mask, padding: int, size: Size) -> Window:
     It lies within the image where that is large enough, and is centred over it where it is not. `padding` is in pixels
     on each side, as far as the image reaches.
     """
-    (top, bottom), (left, right) = (
-        (max(box.start - padding, 0), min(box.stop + padding, length))
-        for box, length in zip(bounding_box(mask), mask.shape, strict=True)
-    )
-    height, width = bottom - top, right - left
+    rows, columns = bounding_box(mask, padding)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
     if width * size[0] > height * size[1]:
         height = round(width * size[0] / size[1])
     else:
         width = round(height * size[1] / size[0])
-    top = _slide(top - (height - (bottom - top)) // 2, height, mask.shape[0])
-    left = _slide(left - (width - (right - left)) // 2, width, mask.shape[1])
-    return Window(top, left, height, width)
+    return Window(_start(rows, height, mask.shape[0]), _start(columns, width, mask.shape[1]), height, width)
 
 
-def _slide(start: int, length: int, limit: int) -> int:
-    return -((length - limit) // 2) if length > limit else min(max(start, 0), limit - length)
+def _start(span: slice, length: int, limit: int) -> int:
+    if length > limit:
+        return -((length - limit) // 2)
+    centred = span.start - (length - (span.stop - span.start)) // 2
+    return min(max(centred, 0), limit - length)
 
 
 def cut(image: Pixels, window: Window, size: Size) -> Pixels:
     """Cut a window out of an image, reflected over its borders, and resize it: `[*size, 3]`, uint8."""
-    return resized(_cut(image, window, mode="reflect"), size)
+    top, left, height, width = window
+    spans = zip(window[:2], window[2:], image.shape[:2], strict=True)
+    beyond = [(max(-start, 0), max(start + length - limit, 0)) for start, length, limit in spans]
+    padded = np.pad(image, [*beyond, (0, 0)], mode="reflect")
+    return resized(padded[max(top, 0) :, max(left, 0) :][:height, :width], size)
 
 
 def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Mask:
@@ -88,45 +88,32 @@ def cut_mask(mask: Mask, window: Window, size: Size, *, whole_cells: bool) -> Ma
     scratch. With `whole_cells`, the mask grows to whole cells of the latent image. Otherwise it is resized as diffusers
     does, and grows only if the model would see nothing.
     """
-    grey = Image.fromarray(_cut(mask, window, mode="constant").astype(np.uint8) * 255)
+    top, left, height, width = window
+    grey = _grey(mask).crop((left, top, left + width, top + height))  # black beyond the border
     if not whole_cells:
         resized = np.asarray(grey.resize(size[::-1], Image.Resampling.LANCZOS)) >= 128
         if resized[::LATENT_CELL, ::LATENT_CELL].any():
             return np.asarray(resized)
     resized = np.asarray(grey.resize(size[::-1], Image.Resampling.BOX)) > 0
-    rows, columns = size[0] // LATENT_CELL, size[1] // LATENT_CELL
-    cells = resized.reshape(rows, LATENT_CELL, columns, LATENT_CELL).any(axis=(1, 3))
+    cells = resized.reshape(-1, LATENT_CELL, size[1] // LATENT_CELL, LATENT_CELL).any(axis=(1, 3))
     return cells.repeat(LATENT_CELL, axis=0).repeat(LATENT_CELL, axis=1)
 
 
 def paste_back(image: Pixels, drawn: Pixels, window: Window, mask: Mask) -> Pixels:
     """Copy a drawn window, `[h, w, 3]`, into the image it was cut from, inside the mask alone."""
-    drawn = resized(drawn, (window.height, window.width))
-    rows, columns = (
-        slice(max(start, 0), min(start + length, limit))
-        for start, length, limit in zip(window[:2], window[2:], image.shape[:2], strict=True)
-    )
-    seen = drawn[rows.start - window.top : rows.stop - window.top, columns.start - window.left :]
-    result, inside = image.copy(), mask[rows, columns]
-    result[rows, columns][inside] = seen[:, : columns.stop - columns.start][inside]
-    return result
+    canvas = Image.fromarray(image)
+    canvas.paste(Image.fromarray(resized(drawn, (window.height, window.width))), (window.left, window.top))
+    return np.where(mask[..., None], np.asarray(canvas), image)
 
 
 def stretch_mask(mask: Mask, size: Size) -> Mask:
     """Resize a mask as DIAG's code does: at least half covered counts, or anything at all where that leaves nothing."""
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    covered: Mask = np.asarray(grey.resize(size[::-1], Image.Resampling.BICUBIC)) >= 128
-    return covered if covered.any() else np.asarray(grey.resize(size[::-1], Image.Resampling.BOX)) > 0
+    covered: Mask = np.asarray(_grey(mask).resize(size[::-1], Image.Resampling.BICUBIC)) >= 128
+    return covered if covered.any() else np.asarray(_grey(mask).resize(size[::-1], Image.Resampling.BOX)) > 0
 
 
-def _cut(array: Array, window: Window, mode: Literal["reflect", "constant"]) -> Array:
-    """Return what is in the window; beyond the border a reflection (`reflect`) or zeros (`constant`)."""
-    height, width = array.shape[:2]
-    above, below = max(-window.top, 0), max(window.top + window.height - height, 0)
-    left, right = max(-window.left, 0), max(window.left + window.width - width, 0)
-    padded = np.pad(array, [(above, below), (left, right), (0, 0)][: array.ndim], mode=mode)
-    seen = padded[window.top + above :, window.left + left :][: window.height, : window.width]
-    return cast("Array", seen)
+def _grey(mask: Mask) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
 def resized(image: Pixels, size: Size, how: Image.Resampling = Image.Resampling.LANCZOS) -> Pixels:

@@ -6,7 +6,6 @@ The libraries of the optional extra are imported when the first image is wanted,
 import hashlib
 import inspect
 import json
-from functools import partial
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
@@ -59,20 +58,6 @@ def find_model(model: str, revision: str | None = None) -> ModelSource:
     return ModelSource(model, model, index.parent.name, is_local, class_name)
 
 
-def load_inpainting(source: ModelSource, dtype: torch.dtype, device: str = "cpu", *, offload: bool = False) -> Any:
-    """Load a pipeline onto a device, see `read_pipeline`; with `offload`, only the part of it that computes."""
-    if dtype != torch.float32 and torch.device(device).type != "cuda":
-        msg = f"Half precision (`{dtype}`) works on CUDA devices only, but the device is '{device}'. Use float32."
-        raise ValueError(msg)
-    pipeline = read_pipeline(source, dtype)
-    pipeline.set_progress_bar_config(disable=True)  # progress is counted in images, not steps
-    if offload:
-        pipeline.enable_model_cpu_offload(device=device)
-    else:
-        pipeline.to(device)
-    return pipeline
-
-
 def read_pipeline(source: ModelSource, dtype: torch.dtype = torch.float32) -> Any:
     """Read an inpainting pipeline of any class into memory.
 
@@ -84,21 +69,19 @@ def read_pipeline(source: ModelSource, dtype: torch.dtype = torch.float32) -> An
     """
     diffusers = import_library("diffusers")
     known = inspect.signature(getattr(diffusers, source.class_name, object)).parameters
-    wanted = {"add_watermarker": False, "safety_checker": None, "requires_safety_checker": False}
+    left_out = {"add_watermarker": False, "safety_checker": None, "requires_safety_checker": False}
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-    read = partial(
-        diffusers.AutoPipelineForInpainting.from_pretrained,
-        source.model,
-        use_safetensors=True,
-        local_files_only=source.is_local,
-        **{"torch_dtype" if version < FIRST_WITH_DTYPE else "dtype": dtype},
-        **({} if source.is_local else {"revision": source.revision}),
-        **{name: value for name, value in wanted.items() if name in known},
-    )
+    options = {
+        "use_safetensors": True,
+        "local_files_only": source.is_local,
+        "revision": None if source.is_local else source.revision,
+        "torch_dtype" if version < FIRST_WITH_DTYPE else "dtype": dtype,
+        **{name: value for name, value in left_out.items() if name in known},
+    }
     reasons: dict[str | None, Exception] = {}
     for variant in (None, "fp16") if dtype == torch.float32 else ("fp16", None):
         try:
-            return read(variant=variant)
+            return diffusers.AutoPipelineForInpainting.from_pretrained(source.model, variant=variant, **options)
         except (OSError, ValueError) as error:  # noqa: PERF203  two passes
             reasons[variant] = error
     reason = reasons[None]  # that there are no files of half precision explains nothing

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from .base import Levels, Mask, Pixels
 
@@ -42,7 +43,10 @@ def foreground(image: Pixels) -> Mask:
     for label in range(1, count):
         if touching[label] >= BORDER_SHARE:
             background |= _background(levels, np.asarray(labels == label))
-    part = _without_dirt(~background)
+    pieces, _ = ndimage.label(~background)
+    areas = np.bincount(pieces.ravel())
+    areas[0] = 0  # the background
+    part = (areas >= LEAST_PIECE * areas.max())[pieces]
     low, high = BACKGROUND_SHARE
     return part if low <= 1 - float(part.mean()) <= high else everything
 
@@ -62,13 +66,3 @@ def _background(levels: Levels, region: Mask) -> Mask:
 def _dilated(region: Mask) -> Mask:
     square = np.ones((2 * WINDOW + 1, 2 * WINDOW + 1), np.uint8)
     return np.asarray(cv2.dilate(region.astype(np.uint8), square).astype(np.bool_))
-
-
-def _without_dirt(part: Mask) -> Mask:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8), connectivity=4)
-    if count < 2:
-        return part
-    areas = stats[:, cv2.CC_STAT_AREA]
-    keep = areas >= LEAST_PIECE * areas[1:].max()
-    keep[0] = False
-    return np.asarray(keep[labels])

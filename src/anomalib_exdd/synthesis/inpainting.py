@@ -2,16 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from . import crops
-from .base import Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_mask, check_prompts, check_range
-from .diffusion_pipeline import ModelSource, find_model, load_inpainting
+from .base import Pixels, Request, Synthesis, Synthesizer, as_plain, check_mask, check_prompts, check_range
+from .diffusion_pipeline import ModelSource, find_model, read_pipeline
 
 Resolution = Literal["native", "stretch"]
 
@@ -20,15 +22,11 @@ STRETCH_SIZE, BICUBIC = 1024, Image.Resampling.BICUBIC  # as in DIAG's code
 
 
 class _Task(NamedTuple):
-    """A request as the model gets it."""
+    """What the model is to draw."""
 
-    request: Request
-    prompt: str
-    frame: Pixels  # what is pasted into: the image, or the image stretched
-    frame_mask: Mask
-    window: crops.Window
-    image: Pixels  # the window at the working size
-    mask: Mask
+    request: Request  # with its words; for `stretch`, with image and mask stretched
+    window: crops.Window  # what the model sees of it
+    size: crops.Size  # of the window, when the model sees it
 
 
 class DiagSynthesizer(Synthesizer):
@@ -110,28 +108,34 @@ class DiagSynthesizer(Synthesizer):
             check_mask(request.image, request.mask)
         if requests and self.pipeline is None:
             self.pipeline = self._load()
-        batches: dict[Any, list[tuple[int, _Task]]] = defaultdict(list)
-        for number, request in enumerate(requests):
-            task = self._task(request)
-            batches[task.mask.shape if self.batched else number].append((number, task))
-        results: dict[int, Synthesis] = {}
-        for batch in batches.values():
-            numbers, tasks = zip(*batch, strict=True)
-            results |= zip(numbers, self._draw(tasks), strict=True)
-        return [results[number] for number in range(len(requests))]
+        tasks = [self._task(request) for request in requests]
+        batches: dict[Any, list[int]] = defaultdict(list)
+        for number, task in enumerate(tasks):
+            batches[task.size if self.batched else number].append(number)
+        drawn: dict[int, Pixels] = {}
+        for numbers in batches.values():
+            drawn |= zip(numbers, self._draw([tasks[number] for number in numbers]), strict=True)
+        return [self._finish(request, tasks[number], drawn[number]) for number, request in enumerate(requests)]
 
     def _load(self) -> Any:
         source = find_model(self.model, self.revision)
         dtype = self._dtype(source)
-        pipeline = load_inpainting(source, dtype, self.device, offload=self.offload)
-        self.check_pipeline(pipeline)
         self._loaded = {"model": source.name, "revision": source.revision, "dtype": str(dtype).removeprefix("torch.")}
+        pipeline = read_pipeline(source, dtype)
+        pipeline.set_progress_bar_config(disable=True)  # progress is counted in images, not steps
+        if self.offload:
+            pipeline.enable_model_cpu_offload(device=self.device)
+        else:
+            pipeline.to(self.device)
         return pipeline
 
     def _dtype(self, source: ModelSource) -> torch.dtype:
         """Precision of the weights: float16 for U-Nets; bfloat16 for transformers, which overflow in float16."""
         on_gpu = torch.device(self.device).type == "cuda"
-        if not (on_gpu if self.half_precision == "auto" else self.half_precision):
+        if self.half_precision is True and not on_gpu:
+            msg = f"Argument `half_precision` needs a CUDA device, but got '{self.device}'. Use 'auto'."
+            raise ValueError(msg)
+        if not (self.half_precision and on_gpu):
             return torch.float32
         has_unet = source.class_name.startswith("StableDiffusion") and "Diffusion3" not in source.class_name
         return torch.float16 if has_unet else torch.bfloat16
@@ -141,64 +145,59 @@ class DiagSynthesizer(Synthesizer):
         if not (request.prompt or self.prompts):
             msg = "A request has no prompt, and `prompts` is empty. Describe the defect in either of them."
             raise ValueError(msg)
+        prompt = request.prompt or self.prompts[request.index % len(self.prompts)]
         if self.resolution == "native":
             size = crops.working_size(frame.shape[:2], setting)
         else:
             size = setting if isinstance(setting, tuple) else (setting or STRETCH_SIZE,) * 2
             frame, mask = crops.resized(frame, size, BICUBIC), crops.stretch_mask(mask, size)
-        window = crops.window_around(mask, self.crop_padding, size)
-        image = crops.cut(frame, window, size)
-        hidden = crops.cut_mask(mask, window, size, whole_cells=self.resolution == "native")
-        prompt = request.prompt or self.prompts[request.index % len(self.prompts)]
-        return _Task(request, prompt, frame, mask, window, image, hidden)
+        framed = replace(request, image=frame, mask=mask, prompt=prompt)
+        return _Task(framed, crops.window_around(mask, self.crop_padding, size), size)
 
-    def _draw(self, tasks: Sequence[_Task]) -> list[Synthesis]:
-        images = np.stack([task.image for task in tasks]).transpose(0, 3, 1, 2)
-        masks = np.stack([task.mask for task in tasks])[:, None]
-        parameters = signature(self.pipeline.__call__).parameters
+    def _draw(self, tasks: Sequence[_Task]) -> NDArray[np.uint8]:
+        """Let the model fill the windows, all of one size: `[N, h, w, 3]`."""
+        whole_cells = self.resolution == "native"
+        images = np.stack([crops.cut(task.request.image, task.window, task.size) for task in tasks])
+        masks = [crops.cut_mask(task.request.mask, task.window, task.size, whole_cells=whole_cells) for task in tasks]
+        known = signature(self.pipeline.__call__).parameters
         arguments = {
-            "prompt": [task.prompt for task in tasks],
-            "image": torch.from_numpy(images.astype(np.float32) / 255),
-            "mask_image": torch.from_numpy(masks.astype(np.float32)),  # 0 and 1 are right for tensors, not for pictures
-            "height": images.shape[2],
-            "width": images.shape[3],
+            "prompt": [task.request.prompt for task in tasks],
+            "image": torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255),
+            # 0 and 1 are right for tensors, not for pictures.
+            "mask_image": torch.from_numpy(np.stack(masks)[:, None].astype(np.float32)),
+            "height": images.shape[1],
+            "width": images.shape[2],
             "num_inference_steps": self.num_inference_steps,
-            "strength": self.strength,
+            # Flux and Qwen call classifier-free guidance differently, and ignore the negative prompt without it.
+            "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale": self.guidance_scale,
             # On the CPU, so that GPUs and CPUs, single images and batches start from the same noise.
             "generator": [torch.Generator("cpu").manual_seed(task.request.seed) for task in tasks],
             "output_type": "np",
         }
-        # Flux and Qwen call classifier-free guidance differently, and ignore the negative prompt without it.
-        arguments["true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"] = self.guidance_scale
+        if self.strength < 1 or "strength" in known:
+            arguments["strength"] = self.strength
         if self.negative_prompt:
             arguments["negative_prompt"] = [self.negative_prompt] * len(tasks)
-        drawn = self.pipeline(**{name: value for name, value in arguments.items() if name in parameters}).images
+        if unknown := sorted(set(arguments) - set(known)):
+            which = f"The pipeline `{self.model}` ({type(self.pipeline).__name__}) takes no {', '.join(unknown)}"
+            msg = f"{which}. Set `strength` to 1 or `negative_prompt` to '', or choose a Stable Diffusion model."
+            raise ValueError(msg)
+        drawn = self.pipeline(**arguments).images
         if not np.isfinite(drawn).all():
             overflow = f"An image of the pipeline `{self.model}` overflows in {self._loaded['dtype']}"
             msg = f"{overflow}. Set `half_precision` to false, or choose another model."
             raise RuntimeError(msg)
-        windows = (np.asarray(drawn) * 255).round().astype(np.uint8)
-        return [self._finish(task, window) for task, window in zip(tasks, windows, strict=True)]
+        return (np.asarray(drawn) * 255).round().astype(np.uint8)
 
-    def _finish(self, task: _Task, drawn: Pixels) -> Synthesis:
-        result = crops.paste_back(task.frame, drawn, task.window, task.frame_mask)
-        if self.resolution == "stretch":
-            result = crops.resized(result, task.request.mask.shape, BICUBIC)
+    def _finish(self, request: Request, task: _Task, drawn: Pixels) -> Synthesis:
+        framed = task.request
+        result = crops.paste_back(framed.image, drawn, task.window, framed.mask)
         details = {
-            "prompt": task.prompt,
+            "prompt": framed.prompt,
             **self._loaded,
-            "working_size": list(task.mask.shape),
+            "working_size": list(task.size),
             "window": list(task.window),
             "denoising_steps": int(self.num_inference_steps * self.strength),
         }
-        return Synthesis(result, task.request.mask, details)
-
-    def check_pipeline(self, pipeline: Any) -> None:
-        """Refuse a pipeline that would silently ignore settings."""
-        needed = {"prompt", "image", "mask_image", "generator"}
-        needed |= {"strength"} if self.strength < 1 else set()
-        needed |= {"negative_prompt"} if self.negative_prompt else set()
-        if missing := sorted(needed - set(signature(pipeline.__call__).parameters)):
-            which = f"The pipeline `{self.model}` ({type(pipeline).__name__}) takes no {', '.join(missing)}"
-            msg = f"{which}. Set `strength` to 1 or `negative_prompt` to '', or choose a Stable Diffusion model."
-            raise ValueError(msg)
+        # Resizing to the size that it has, as with `native`, leaves an image as it is.
+        return Synthesis(crops.resized(result, request.mask.shape, BICUBIC), request.mask, details)

@@ -1,6 +1,6 @@
-"""What is known about synthetic images: how each was made, what a reviewer says, and which of them training may use.
+"""A folder of synthetic images: how each was made, what a reviewer says, and which of them training may use.
 
-A folder of synthetic images::
+::
 
     root/
     ├── train/00000.png, 00000_GT.png      # accepted images and their masks, 0 and 255, as in KSDD2
@@ -16,13 +16,14 @@ import csv
 import io
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
+from PIL import Image
 
-from anomalib_exdd.utils.files import write_file
+from anomalib_exdd.utils.files import write_atomically, write_file
 
 FORMAT = 1  # of the files here; to be counted up when an old reader would misunderstand them
 START_NAME, MANIFEST_NAME, TABLE_NAME, REVIEW_NAME = "synthesis.json", "manifest.json", "manifest.csv", "review.csv"
@@ -61,15 +62,12 @@ class Record:
 
 @dataclass(frozen=True)
 class SyntheticImage:
-    """A synthetic image, its mask, its record (None if another program made it), and its review.
-
-    `decision` is the reviewer's: `accept`, `reject` or empty.
-    """
+    """A synthetic image and what is known about it."""
 
     image_path: Path
     mask_path: Path
-    record: Record | None
-    decision: str = ""
+    record: Record | None  # None if another program made it
+    decision: str = ""  # the reviewer's: `accept`, `reject` or empty
     comment: str = ""
 
     @property
@@ -91,9 +89,10 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
     """
     root = Path(root)
     start = read_json(root / START_NAME) if (root / START_NAME).is_file() else {}
-    again = f"run `{start['command']}` again" if start.get("command") else "run `anomalib synthesize` again"
+    again = f"run `{start.get('command') or 'anomalib synthesize'}` again"
     if (root / MANIFEST_NAME).is_file():
-        images = [SyntheticImage(root / record.image, root / record.mask, record) for record in read_manifest(root)]
+        records = [Record(**each) for each in read_json(root / MANIFEST_NAME)["images"]]
+        images = [SyntheticImage(root / record.image, root / record.mask, record) for record in records]
     elif start:
         done = len(list((root / RECORDS).glob("[!.]*.json")))
         msg = f"The folder `{root}` is not finished: {done} of {start['count']} images are there. To go on, {again}."
@@ -112,41 +111,6 @@ def read_synthetic(root: str | Path, *, with_rejected: bool = False) -> list[Syn
             msg = f"The file `{path}` is missing. Put it back, or {again} to make it again."
             raise FileNotFoundError(msg)
     return images
-
-
-def read_manifest(root: Path) -> list[Record]:
-    """Read the records of a finished folder."""
-    return [Record(**each) for each in read_json(root / MANIFEST_NAME)["images"]]
-
-
-def manifest_json(start: dict[str, Any], records: Sequence[Record]) -> str:
-    """Return the manifest as JSON: the settings of the run (from `synthesis.json`), counts, and every record."""
-    accepted = sum(record.accepted for record in records)
-    content = {
-        "format": FORMAT,
-        "settings": start["settings"],
-        "versions": start["versions"],
-        "counts": {"images": len(records), "accepted": accepted, "rejected": len(records) - accepted},
-        "images": [asdict(record) for record in records],
-    }
-    return to_json(content)
-
-
-def write_manifest(root: Path, start: dict[str, Any], records: Sequence[Record]) -> None:
-    """Write the manifest, as a table and as JSON, and a review to be filled in unless there is one.
-
-    The table has a column for every entry of the records and every measurement; `details` are JSON.
-    """
-    columns = [field.name for field in fields(Record) if field.name not in {"change", "details"}]
-    columns += [*sorted({name for record in records for name in record.change}), "details"]
-    details = [json.dumps(record.details, ensure_ascii=False) for record in records]
-    rows = [{**asdict(each), **each.change, "details": words} for each, words in zip(records, details, strict=True)]
-    table = DataFrame(rows, columns=columns)
-    write_file(root / TABLE_NAME, table.to_csv(index=False, lineterminator="\n"))
-    if not (root / REVIEW_NAME).exists():
-        review = table[["image"]].assign(decision="", comment="")
-        write_file(root / REVIEW_NAME, review.to_csv(index=False, lineterminator="\n"))
-    write_file(root / MANIFEST_NAME, manifest_json(start, records))
 
 
 def read_review(root: Path, names: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -186,6 +150,37 @@ def read_review(root: Path, names: Collection[str]) -> dict[str, dict[str, Any]]
     return review
 
 
+def write_manifest(root: Path, start: dict[str, Any], records: Sequence[Record]) -> None:
+    """Write the manifest, as a table and as JSON, and a review to be filled in unless there is one.
+
+    `start` is the content of `synthesis.json`. The table has a column for every entry of the records and every
+    measurement; `details` are JSON.
+    """
+    table = DataFrame([asdict(record) for record in records])
+    changes, details = DataFrame(list(table.pop("change"))), table.pop("details")
+    table = table.join(changes[sorted(changes)])
+    table["details"] = [json.dumps(each, ensure_ascii=False) for each in details]
+    write_file(root / TABLE_NAME, table.to_csv(index=False, lineterminator="\n"))
+    if not (root / REVIEW_NAME).exists():
+        review = table[["image"]].assign(decision="", comment="")
+        write_file(root / REVIEW_NAME, review.to_csv(index=False, lineterminator="\n"))
+    accepted = sum(record.accepted for record in records)
+    manifest = {
+        "format": FORMAT,
+        "settings": start["settings"],
+        "versions": start["versions"],
+        "counts": {"images": len(records), "accepted": accepted, "rejected": len(records) - accepted},
+        "images": [asdict(record) for record in records],
+    }
+    write_file(root / MANIFEST_NAME, to_json(manifest))
+
+
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image atomically, in the format of the file's ending, with options of that format."""
+    with write_atomically(path) as partial:
+        image.save(partial, **options)
+
+
 def to_json(content: Any) -> str:
     """Return a value as readable JSON that ends with a line feed."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -199,3 +194,12 @@ def read_json(path: Path) -> dict[str, Any]:
         msg = f"The file `{path}` has format {found}, but this version reads {FORMAT}. Synthesize into another folder."
         raise ValueError(msg)
     return content
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Name the entries of two nested values that differ, each with both of its values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        parts = [differences(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in keys]
+        return [line for part in parts for line in part]
+    return [] if before == now else [f"`{name}` was {before!r} and is {now!r} now"]

@@ -1,9 +1,8 @@
 """A mixture of two synthesizers, as In&Out (arXiv 2406.00501) mixes diffusion with Perlin regions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 from .base import Defect, Pixels, Request, Synthesis, Synthesizer, check_range
 
@@ -29,46 +28,31 @@ class InAndOutSynthesizer(Synthesizer):
     @property
     def needs_defects(self) -> bool:  # type: ignore[override]  # known only when the two are
         """Whether one of the two requires real defects."""
-        return any(synthesizer.needs_defects for synthesizer in self._used)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The share, and the settings of both under their names."""
-        both = {"first": self.first, "second": self.second}
-        named = {name: {"synthesizer": type(each).__name__, **each.settings} for name, each in both.items()}
-        return {"share": self.share, **named}
-
-    @property
-    def _used(self) -> list[Synthesizer]:
-        return [each for each, share in ((self.first, self.share), (self.second, 1 - self.share)) if share > 0]
+        return self.first.needs_defects or self.second.needs_defects
 
     def prepare(self, defects: Sequence[Defect], normals: Sequence[Pixels]) -> None:
-        """Prepare those of the two that make images."""
-        for synthesizer in self._used:
+        """Prepare both."""
+        for synthesizer in (self.first, self.second):
             synthesizer.device = self.device
             synthesizer.prepare(defects, normals)
 
     def synthesize(self, requests: Sequence[Request]) -> list[Synthesis]:
         """Pass each request to one of the two; see `Synthesizer.synthesize`."""
-        results: dict[int, Synthesis] = {}
+        turns = [self.turn(request.index) for request in requests]
+        made: dict[bool, Iterator[Synthesis]] = {}
         for synthesizer, is_first in ((self.first, True), (self.second, False)):
-            positions = [i for i, request in enumerate(requests) if self.is_first(request.index) == is_first]
             # Numbered among its own images: a mixture inside this mixture would otherwise see odd numbers only.
-            own = [replace(requests[i], index=self._number(requests[i].index)) for i in positions]
+            own = [
+                replace(each, index=turn[1]) for each, turn in zip(requests, turns, strict=True) if turn[0] == is_first
+            ]
             synthesizer.device = self.device
-            for i, result in zip(positions, synthesizer.synthesize(own), strict=True):
-                details = {"synthesizer": type(synthesizer).__name__, **result.details}
-                results[i] = replace(result, details=details)
-        return [results[i] for i in range(len(requests))]
+            named = {"synthesizer": type(synthesizer).__name__}
+            results = synthesizer.synthesize(own)
+            made[is_first] = iter([replace(each, details={**named, **each.details}) for each in results])
+        return [next(made[is_first]) for is_first, _ in turns]
 
-    def is_first(self, index: int) -> bool:
-        """Return whether the first synthesizer makes the image of this number."""
-        return self._firsts_before(index + 1) > self._firsts_before(index)
-
-    def _firsts_before(self, index: int) -> int:
-        """Images with a smaller number that the first one makes, without rounding: .29 of 100 is 29."""
-        return int(index * Fraction(str(self.share)))
-
-    def _number(self, index: int) -> int:
-        before = self._firsts_before(index)
-        return before if self.is_first(index) else index - before
+    def turn(self, index: int) -> tuple[bool, int]:
+        """Return whether the first synthesizer makes the image of a number, and its number among that one's images."""
+        share = Fraction(str(self.share))  # without rounding: .29 of 100 is 29
+        before, after = int(index * share), int((index + 1) * share)
+        return (True, before) if after > before else (False, index - before)

@@ -76,10 +76,7 @@ class PasteSynthesizer(Synthesizer):
 
     def _blended(self, image: Pixels, defect: Defect, mask: Mask, matrix: Levels, part: Mask) -> tuple[Pixels, str]:
         """Put the defect into the image; the result and how it was blended."""
-        rows, columns = (
-            slice(max(0, box.start - WINDOW), min(size, box.stop + WINDOW))
-            for box, size in zip(bounding_box(mask), mask.shape, strict=True)
-        )
+        rows, columns = bounding_box(mask, WINDOW)
         target = image[rows, columns].astype(np.float32)
         inside = mask[rows, columns]
         source, seen = _warped(defect, matrix, rows, columns)

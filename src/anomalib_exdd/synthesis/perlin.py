@@ -4,7 +4,6 @@ No real defect and no network is needed. In&Out (arXiv 2406.00501) makes one hal
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,11 @@ class PerlinSynthesizer(Synthesizer):
             raise ValueError(msg)
         check_range(0, 1, max_area=max_area)
         self.textures = None if textures is None else Path(textures)
+        paths = () if self.textures is None else self.textures.rglob("*")
+        self._files = sorted(path for path in paths if path.suffix.lower() in ENDINGS)
+        if self.textures is not None and not self._files:
+            msg = f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))})."
+            raise ValueError(msg)
         self.opacity = (float(low), float(high))
         self.max_area = max_area
 
@@ -76,16 +80,6 @@ class PerlinSynthesizer(Synthesizer):
         name = None if file is None or self.textures is None else file.relative_to(self.textures).as_posix()
         details = {"region": origin, "texture": name or "the image itself, shuffled", "opacity": round(opacity, 3)}
         return Synthesis(np.where(region[..., None], blend, image), region, details)
-
-    @cached_property
-    def _files(self) -> list[Path]:
-        if self.textures is None:
-            return []
-        files = sorted(path for path in self.textures.rglob("*") if path.suffix.lower() in ENDINGS)
-        if not files:
-            msg = f"The folder `{self.textures}` of `textures` holds no image ({', '.join(sorted(ENDINGS))})."
-            raise ValueError(msg)
-        return files
 
 
 def draw_region(part: Mask, max_area: float, generator: Any, rng: Generator) -> tuple[Mask, str]:

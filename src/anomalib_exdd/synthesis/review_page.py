@@ -5,17 +5,15 @@ or keyboard, in light or dark. A browser cannot write into the folder: the page 
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from anomalib_exdd.utils.files import write_file
 from anomalib_exdd.utils.templates import template_environment
 
 from .base import Mask, Pixels
-from .manifest import PAGE_NAME, SHEET_NAME, Record, SyntheticImage
+from .manifest import Record, SyntheticImage
 
 PANELS = ("original", "mask", "result", "difference x 4")
 GAIN = 4  # differences of a few grey levels have to be seen
@@ -25,14 +23,8 @@ GAP, LINE, FONT_SIZE = 4, 16, 12
 PAPER, INK, REJECTED_INK = (255, 255, 255), (20, 20, 20), (176, 0, 32)
 
 
-def write_reports(root: Path, images: Sequence[SyntheticImage]) -> None:
-    """Write the contact sheet and the page for the review of all images of a folder."""
-    write_file(root / SHEET_NAME, contact_sheet(root, [image.record for image in images if image.record]))
-    write_file(root / PAGE_NAME, review_page(f"Synthetic defects: {root.resolve().name}", images))
-
-
-def preview(original: Pixels, mask: Mask, result: Pixels) -> bytes:
-    """Draw original, mask, result and difference beside each other, at most 240 pixels on a side, as a JPEG.
+def preview(original: Pixels, mask: Mask, result: Pixels) -> Image.Image:
+    """Draw original, mask, result and difference beside each other, at most 240 pixels on a side.
 
     The difference is that of the channel that changed most, multiplied by four.
     """
@@ -44,14 +36,12 @@ def preview(original: Pixels, mask: Mask, result: Pixels) -> bytes:
     width, height = panels[0].size
     strip = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), PAPER)
     for position, panel in enumerate(panels):
-        strip.paste(panel.convert("RGB"), (position * (width + GAP), 0))
-    buffer = BytesIO()
-    strip.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+        strip.paste(panel, (position * (width + GAP), 0))
+    return strip
 
 
-def contact_sheet(root: Path, records: Sequence[Record], columns: int = 4) -> bytes:
-    """Draw the previews of the first 24 images of a folder on one sheet, with captions, as a PNG."""
+def contact_sheet(root: Path, records: Sequence[Record], columns: int = 4) -> Image.Image:
+    """Draw the previews of the first 24 images of a folder on one sheet, with captions."""
     records = records[:MAX_IMAGES]
     strips = [Image.open(root / record.preview).convert("RGB") for record in records]
     columns = min(columns, len(strips))
@@ -68,9 +58,7 @@ def contact_sheet(root: Path, records: Sequence[Record], columns: int = 4) -> by
             place, ink = (0, strip.height + number * LINE), INK if record.accepted else REJECTED_INK
             ImageDraw.Draw(cell).text(place, " ".join(line.split()), fill=ink, font=font)
         sheet.paste(cell, (position % columns * width + GAP, position // columns * height + LINE + 2 * GAP))
-    buffer = BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return sheet
 
 
 def review_page(title: str, images: Sequence[SyntheticImage]) -> str:
@@ -102,6 +90,5 @@ def _facts(record: Record) -> dict[str, str]:
 
 def _shrink(pixels: Pixels) -> Image.Image:
     image = Image.fromarray(pixels)
-    scale = min(1.0, LONGEST_SIDE / max(image.size))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BOX)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX, reducing_gap=None)
+    return image

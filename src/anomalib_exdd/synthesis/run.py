@@ -2,8 +2,15 @@
 
 Attempt `a` at image `i` draws everything random from the seed `(seed, i, a)`: the normal image, the place, the words.
 So the images do not depend on batches, on their order or on interruptions.
+
+At any moment the folder holds finished images and tells which are missing. Every file is written beside its place and
+renamed. The record of an image is written last: an image without one is made again. Processes share nothing but the
+folder, and each touches the files of its own images only.
 """
 
+import json
+import logging
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,15 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from anomalib_exdd.utils.files import PARTIAL_FILES, write_file
+
+from . import manifest
 from .base import Defect, Mask, Pixels, Request, Synthesis, Synthesizer, as_plain, check_prompts, check_range
 from .change_detection import Change, MaskMode, changed_mask, measure_change
-from .manifest import ACCEPTED, FORMAT, REJECTED, Record
-from .output_folder import MAX_COUNT, OutputFolder
+from .manifest import Record, differences, read_json, to_json, write_image
 from .placement import MaskSource, place
 from .review_page import preview
 
+logger = logging.getLogger(__name__)
+
+MAX_COUNT = 100_000  # five digits name an image, as in KSDD2
 LIBRARIES = (
     *("anomalib-exdd", "anomalib", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scipy", "torch"),
     *("accelerate", "diffusers", "peft", "transformers"),
@@ -95,7 +108,7 @@ class RunSettings:
 class SynthesisRun:
     """Makes the images of one folder.
 
-    One process calls `open` before and `folder.finish` after all others; any number of them `work` in between.
+    Any number of processes `open` it, one of them before the others, and `work`; one of them calls `finish` at the end.
     """
 
     output: Path  # folder to write
@@ -112,15 +125,45 @@ class SynthesisRun:
             none = f"{name} with masks {masks!r} works with real defects, but the training images have none with a mask"
             msg = f"{none}. Give some, or use PerlinSynthesizer or DiagSynthesizer with masks 'auto' or 'drawn'."
             raise ValueError(msg)
-        self.folder = OutputFolder(self.output)
         self._defects = LazySequence(self.sources.defects, self.sources.read_defect)
 
     def open(self, *, overwrite: bool = False) -> None:
-        """Create the folder, or go on with it; see `OutputFolder.open`."""
+        """Create the folder, or go on with it; prepare the synthesizer, unless no image is missing.
+
+        Images depend on the `settings` in `synthesis.json` alone: a finished folder may be extended by a larger
+        `count`. With `overwrite`, what an earlier run has made is removed. A ValueError refuses a folder of something
+        else, of other settings, or with more images than wanted.
+        """
+        path, start = self.output / manifest.START_NAME, as_plain(self._start())
+        others = [other.name for other in self.output.glob("*") if not other.match(PARTIAL_FILES)]
+        if others and not path.is_file():
+            what = f"something else than synthetic images, such as `{min(others)}`"
+            msg = f"The output folder `{self.output}` holds {what}. Name one that is empty or does not exist."
+            raise ValueError(msg)
+        if overwrite:
+            for name in manifest.FOLDERS:
+                shutil.rmtree(self.output / name, ignore_errors=True)
+            for name in manifest.REPORTS:
+                (self.output / name).unlink(missing_ok=True)
+        elif path.is_file():
+            before = read_json(path)
+            self._check_same(before, start)
+            start["versions"] = before["versions"]  # of the first images
+            if start["count"] > before["count"]:
+                (self.output / manifest.MANIFEST_NAME).unlink(missing_ok=True)  # it is not finished any more
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_file(path, to_json(start))
+        for name in manifest.FOLDERS:
+            (self.output / name).mkdir(exist_ok=True)
+        if self.missing():
+            self.synthesizer.prepare(self._defects, LazySequence(self.sources.normals, self.sources.read_image))
+
+    def _start(self) -> dict[str, Any]:
+        """Content of `synthesis.json`."""
         settings, sources = asdict(self.settings), self.sources
         installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
-        start = {
-            "format": FORMAT,
+        return {
+            "format": manifest.FORMAT,
             "count": settings.pop("count"),
             "command": self.command,
             "versions": {name: installed[name] for name in LIBRARIES if name in installed},
@@ -136,16 +179,32 @@ class SynthesisRun:
                 },
             },
         }
-        self.folder.open(as_plain(start), overwrite=overwrite)
+
+    def _check_same(self, before: dict[str, Any], start: dict[str, Any]) -> None:
+        found = differences(before["settings"], start["settings"])
+        if before["count"] > start["count"]:
+            found += differences(before["count"], start["count"], "count")
+        if found:
+            fix = "Give another --output, or --overwrite to remove the images that are there."
+            msg = f"The output folder `{self.output}` holds images of other settings: {'; '.join(found)}. {fix}"
+            raise ValueError(msg)
+        if found := differences(before["versions"], start["versions"]):
+            logger.warning("`%s` was begun with other versions of libraries: %s.", self.output, "; ".join(found))
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """List the images that one of several processes still has to make."""
-        return [i for i in range(rank, self.settings.count, world_size) if not self.folder.is_finished(i)]
+        return [i for i in range(rank, self.settings.count, world_size) if not self._is_finished(i)]
 
-    def prepare(self) -> None:
-        """Prepare the synthesizer, unless no image is missing."""
-        if self.missing():
-            self.synthesizer.prepare(self._defects, LazySequence(self.sources.normals, self.sources.read_image))
+    def _is_finished(self, index: int) -> bool:
+        try:
+            record = self._read(index)
+        except (OSError, ValueError, TypeError):  # there is none, or a power failure has emptied it
+            return False
+        return all((self.output / name).is_file() for name in (record.image, record.mask))
+
+    def _read(self, index: int) -> Record:
+        path = self.output / manifest.RECORDS / f"{index:05d}.json"
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
 
     def work(self, rank: int = 0, world_size: int = 1) -> Iterator[Record]:
         """Make the missing images of one of several processes; yields the record of each when its files are written."""
@@ -173,6 +232,14 @@ class SynthesisRun:
                 yield record
         bar.close()
 
+    def finish(self) -> list[Record]:
+        """Write manifest and review, when all images are there; return all records."""
+        records = [self._read(index) for index in range(self.settings.count)]
+        for path in self.output.rglob(PARTIAL_FILES):  # left by processes that were killed
+            path.unlink()
+        manifest.write_manifest(self.output, read_json(self.output / manifest.START_NAME), records)
+        return records
+
     def _request(self, index: int, attempt: int) -> Request:
         rng = np.random.default_rng(np.random.SeedSequence([self.settings.seed, index, attempt]))
         seed = int(rng.integers(2**31))
@@ -185,7 +252,7 @@ class SynthesisRun:
 
     def _store(self, change: Change, request: Request, made: Synthesis, attempts: int) -> Record:
         accepted = change.visible >= self.settings.min_change
-        name = f"{ACCEPTED if accepted else REJECTED}/{request.index:05d}"
+        name = f"{manifest.ACCEPTED if accepted else manifest.REJECTED}/{request.index:05d}"
         tried = f"{attempts} attempt{'s' if attempts > 1 else ''}"
         found = f"at most {change.visible:.1f} grey levels, {self.settings.min_change:g} are wanted"
         # A synthesizer that places its defects itself ignores mask and prompt, and the real defect unless it names it.
@@ -214,7 +281,10 @@ class SynthesisRun:
             reason="" if accepted else f"No visible change in {tried}: {found}.",
         )
         mask = changed_mask(request.image, made.image, made.mask, self.settings.mask_mode)
-        self.folder.store(record, made.image, mask, preview(request.image, mask, made.image))
+        write_image(self.output / record.image, Image.fromarray(made.image), compress_level=4)
+        write_image(self.output / record.mask, Image.fromarray(mask.astype(np.uint8) * 255), compress_level=4)
+        write_image(self.output / record.preview, preview(request.image, mask, made.image), quality=90)
+        write_file(self.output / manifest.RECORDS / f"{request.index:05d}.json", to_json(asdict(record)))
         return record
 
 

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from anomalib_exdd.comparison.report.charts import Scale, round_values
-from anomalib_exdd.comparison.report.curves import (
+from anomalib_exdd.comparison.report.charts import (
+    Scale,
     corners,
     mean_curve,
     precision_recall_points,
     roc_points,
+    round_values,
 )
-from anomalib_exdd.comparison.report.reader import RunResults
-from anomalib_exdd.comparison.results import ImageResult, Run, read_comparison
+from anomalib_exdd.comparison.results import ImageResult, RunResults, read_comparison
 from page_tree import Element
 
 # Few different scores, so that many are equal.
@@ -29,7 +29,7 @@ def run_of(labels: list[bool], scores: list[float]) -> RunResults:
         ImageResult(f"{row}.png", "", int(label), score)
         for row, (label, score) in enumerate(zip(labels, scores, strict=True))
     ]
-    return RunResults(Run("method", 0, ""), Path(), images)
+    return RunResults("method", 0, "", path=Path(), images=images)
 
 
 def area(curve: np.ndarray) -> float:

@@ -4,16 +4,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalib_exdd.comparison.report.gallery import choose_explained
-from anomalib_exdd.comparison.report.outcomes import (
+from anomalib_exdd.comparison.report.gallery import (
     choose_errors,
+    choose_explained,
     count_misordered,
     image_outcomes,
     predict,
     worst_errors,
 )
-from anomalib_exdd.comparison.report.reader import MethodResults, Results, RunResults
-from anomalib_exdd.comparison.results import Comparison, ImageResult, Method, Run
+from anomalib_exdd.comparison.results import Comparison, ImageResult, MethodResults, Results, Run, RunResults
 
 SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=20)
 
@@ -24,16 +23,15 @@ def results_of(*methods: dict[str, float], **thresholds: float) -> Results:
     for number, scores in enumerate(methods):
         name = f"method {number}"
         images = [ImageResult(image, "", int(image.startswith("d")), score) for image, score in scores.items()]
-        run = RunResults(Run(name, 0, "", **thresholds), Path(), images)
-        found.append(MethodResults(Method(name, name), number, [run], []))
-    comparison = Comparison("", "", "", {}, {}, {}, [], [], [])
-    return Results(Path(), comparison, found)
+        run = RunResults(name, 0, "", path=Path(), images=images, **thresholds)
+        found.append(MethodResults(name, name, number=number, runs=[run], failed=[]))
+    return Results(Comparison("", "", "", {}, {}, {}, [], [], []), found)
 
 
 @given(SCORES)
 def test_counts_are_those_of_going_through_all_pairs(sample: list[tuple[bool, int]]) -> None:
     images = [ImageResult(str(row), "", int(label), float(score)) for row, (label, score) in enumerate(sample)]
-    misordered, ties = count_misordered(RunResults(Run("", 0, ""), Path(), images))
+    misordered, ties = count_misordered(RunResults("", 0, "", path=Path(), images=images))
     for row, (label, score) in enumerate(sample):
         others = [other for kind, other in sample if kind != label]
         assert misordered[row] == sum(other > score if label else other < score for other in others)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from anomalib_exdd.comparison.report import write_report
+from anomalib_exdd.comparison.report.formatting import number
 from anomalib_exdd.comparison.results import METRICS, SCHEMA, Method, read_comparison
 from anomalib_exdd.utils.files import PARTIAL_FILES
 from made_up_comparison import DETECTORS, Detector, make_comparison, rewrite
@@ -137,10 +138,15 @@ def test_histograms_tell_what_thresholds_do(report: Element, comparison_folder: 
     panel = next(each for each in report.one(id="scores").all("figure") if each.one("h3").text == "ExDD")
     assert f"{missed} of 12 defective images are missed, and {alarms} of 24 normal ones are false alarms" in panel.text
     assert re.search(rf"for review: \d+ normal and {reviewed} defective;", panel.text)
-    names = {text.text for text in panel.all("text")}
-    assert {"threshold", "accept below", "reject from"} <= names
+    named = ("At the threshold", run.threshold), ("Accepted below", run.accept), ("rejected from", run.reject)
+    assert all(f"{words} {number(limit)}" in panel.text for words, limit in named)
     other = next(each for each in report.one(id="scores").all("figure") if each.one("h3").text == "Patchcore")
-    assert "accept below" not in {text.text for text in other.all("text")}
+    assert "Accepted below" not in other.text
+    for figure, decisions in ((panel, [run.accept, run.reject]), (other, [])):
+        places = [float(line.attributes["x1"]) for line in figure.all("line", class_="decision")]
+        (threshold,) = (float(line.attributes["x1"]) for line in figure.all("line", class_="threshold"))
+        assert len(places) == len(decisions)
+        assert not places or places[0] < threshold < places[1]
 
 
 def test_explained_images_stand_beside_training_patches(report: Element) -> None:
@@ -175,7 +181,7 @@ def test_costs_are_drawn_from_zero(report: Element, comparison_folder: Path) -> 
     widths = [float(bar.attributes["width"]) for bar in panel.all("rect", class_="bar")]
     means = [np.mean([run.latency_ms for run in comparison.of(name)]) for name in ("ExDD", "Patchcore", "Padim")]
     assert np.array(widths) / widths[0] == pytest.approx(np.array(means) / means[0], abs=0.01)
-    assert "★" in panel.all("g")[0].text  # the least latency
+    assert "★" in panel.all("svg", role="img")[0].text  # the least latency
     assert "lower is better" in panel.text
 
 

@@ -5,8 +5,7 @@ import pytest
 
 from anomalib_exdd.comparison.report.formatting import amount, count, number, percent, points
 from anomalib_exdd.comparison.report.page import rank_methods, report_page
-from anomalib_exdd.comparison.report.reader import MethodResults, Results, RunResults
-from anomalib_exdd.comparison.results import Comparison, Difference, Method, Run
+from anomalib_exdd.comparison.results import Comparison, Difference, MethodResults, Results, Run, RunResults
 from page_tree import read_page
 
 
@@ -22,12 +21,13 @@ def results_of(
     for place, (name, values) in enumerate(averages.items()):
         latency = (latencies or {}).get(name)
         runs = [
-            Run(name, seed, "", metrics={"image_AP": value}, latency_ms=latency) for seed, value in enumerate(values)
+            RunResults(name, seed, "", metrics={"image_AP": value}, latency_ms=latency, path=Path(), images=[])
+            for seed, value in enumerate(values)
         ]
         failed = [] if values else [Run(name, 0, "", error="it broke")]
-        methods.append(MethodResults(Method(name, name), place, [RunResults(run, Path(), []) for run in runs], failed))
+        methods.append(MethodResults(name, name, number=place, runs=runs, failed=failed))
     data = {"sha256": "", "test_normal": 1000, "test_defective": 1}
-    return Results(Path(), Comparison("", "", "", {}, {}, data, [], [], list(differences)), methods)
+    return Results(Comparison("", "", "", {}, {}, data, [], [], list(differences)), methods)
 
 
 def summary(results: Results) -> str:
@@ -110,6 +110,5 @@ def test_numbers_are_written_for_people() -> None:
     assert [percent(0.9758), percent(None), percent(1.0, 2)] == ["97.6", "–", "100.00"]  # noqa: RUF001
     assert [points(0.0004), points(-0.0004), points(0.1), points(-0.1)] == ["0.0", "0.0", "+10.0", "−10.0"]  # noqa: RUF001
     assert [number(-0.12345), number(6000.4), number(1e9)] == ["−0.123", "6,000", "1e+09"]  # noqa: RUF001
-    assert [count(1, "image"), count(2000, "image"), count(2, "score is", "scores are")] == [
-        "1 image", "2,000 images", "2 scores are",
-    ]  # fmt: skip
+    assert [number(0.123456, 6), number(753), number(120000, 6), number(None)] == ["0.123456", "753", "120,000", "–"]  # noqa: RUF001
+    assert [count(1, "image"), count(2000, "image")] == ["1 image", "2,000 images"]

@@ -1,36 +1,28 @@
-"""Layout of the report's charts: scales, ticks, labels and positions, which `templates/charts.html` draws as SVG.
+"""Layout of the report's charts: scales, ticks, bars and curves, which `templates/charts.html` draws as SVG.
 
 A chart is 420 units wide, about a phone's width in CSS pixels, so that its texts are readable at every size. Colours
 and line styles are classes of the style sheet (`m0` to `m7`, `d0` to `d3`), so that they follow the light and dark
-theme.
+theme. Names of methods stand beside the drawings as HTML, because a browser wraps them.
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-from anomalib_exdd.comparison.results import METRICS, Run
+from anomalib_exdd.comparison.results import METRICS, MethodResults, Results, RunResults
 
-from .curves import Curve, corners, mean_curve, precision_recall_points, roc_points
 from .formatting import COSTS, count, number, points
-from .reader import MethodResults, Results, RunResults
 
-WIDTH = 420
+Curve = NDArray[np.float64]
+"""Points of a curve, shape (N, 2)."""
 COLOURS = 8
 DASHES = 4
 BINS = 30
-LABEL_GAP = 4
-"""Distance of a threshold's name from its line."""
-LABEL_HEIGHTS = (12, 26, 40)
-"""Baselines of the names of up to three thresholds."""
 _STEPS = (1, 2, 2.5, 5, 10)
-_NARROW, _WIDE = frozenset("iljtfrI.,;:'|()[] "), frozenset("mwMWO@%…")
-_LETTER_WIDTHS = (5.0, 7.9, 12.0)  # narrow, usual and wide letters of size 13, in wide fonts
-_FONT, _LINE = 13, 15  # size of letters, and distance of lines
-_NAMES, _PLOT, _TOP, _ROW = 108, 116, 8, 26  # row charts: end of the names, start of the plot, top, height of a row
 
 
 class Scale(NamedTuple):
@@ -64,71 +56,35 @@ def style_of(method: MethodResults) -> str:
     return f"m{method.number % COLOURS} d{(method.number + method.number // COLOURS) % DASHES}"
 
 
-def text_width(text: str) -> float:
-    """Return a width that a text does not exceed in any font a browser may use."""
-    narrow, usual, wide = _LETTER_WIDTHS
-    return sum(narrow if letter in _NARROW else wide if letter in _WIDE else usual for letter in text)
-
-
-def wrapped(name: str, width: float) -> list[str]:
-    """Divide a name into lines of at most a width, after spaces and punctuation where possible."""
-    lines = [""]
-    for part in re.findall(r"[^\s_/,-]*[\s_/,-]*", name):
-        if text_width((lines[-1] + part).rstrip()) > width:
-            lines.append("")
-        for letter in part:
-            if text_width(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return [each.strip() for each in lines if each.strip()]
-
-
-def row_chart(x: Scale, content: Mapping[str, Any], write: Callable[[float], str]) -> dict[str, Any]:
-    """Lay out a row for every name: the lines of the name, each with its baseline, the middle of the row, its content.
-
-    A row is as high as its name is long.
-    """
-    rows, top = [], float(_TOP)
-    for name, each in content.items():
-        lines = wrapped(name, _NAMES)
-        height = _ROW + _LINE * (len(lines) - 1)
-        baseline = top + (_ROW + _FONT) / 2 - 2.5
-        rows.append(([(baseline + _LINE * place, line) for place, line in enumerate(lines)], top + height / 2, each))
-        top += height
-    return {"x": x, "ticks": x.ticks(3, write), "top": _TOP, "bottom": top, "names_end": _NAMES, "rows": rows}
-
-
 def difference_charts(results: Results) -> list[dict[str, Any]]:
-    """Lay out a forest plot of the paired differences of every metric."""
+    """Lay out a forest plot of the paired differences of every metric: a row for every method."""
     charts = []
     for metric, name in METRICS.items():
-        chosen = [each for each in results.differences if each.metric == metric]
-        if not chosen:
+        rows = [each for each in results.differences if each.metric == metric]
+        if not rows:
             continue
-        low, high = min(0.0, *(each.low for each in chosen)), max(0.0, *(each.high for each in chosen))
+        low, high = min(0.0, *(each.low for each in rows)), max(0.0, *(each.high for each in rows))
         margin = 0.05 * (high - low) or 0.01
-        x = Scale(low - margin, high + margin, _PLOT, 240)
-        seeds = sorted({each.seeds for each in chosen})
+        x = Scale(low - margin, high + margin, 8, 132)
+        seeds = sorted({each.seeds for each in rows})
         over = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-        charts.append({**row_chart(x, {each.method: each for each in chosen}, points), "name": name, "over": over})
+        charts.append({"x": x, "ticks": x.ticks(3, points), "rows": rows, "name": name, "over": over})
     return charts
 
 
 def cost_charts(results: Results) -> list[dict[str, Any]]:
-    """Lay out a bar chart of every cost that was measured."""
+    """Lay out a bar chart of every cost that was measured: a row for every method that has it."""
     charts = []
     for quantity, (name, unit, more) in COSTS.items():
-        measured = [method for method in results.methods if method.values(quantity)]
-        if measured:
-            highest = max(max(method.values(quantity)) for method in measured)
-            x = Scale(0, highest or 1.0, _PLOT, 336)
-            chart = row_chart(x, {method.name: method for method in measured}, "{:,.10g}".format)
-            charts.append({**chart, "quantity": quantity, "name": name, "unit": unit, "more": more})
+        if rows := [method for method in results.methods if method.values(quantity)]:
+            x = Scale(0, max(max(method.values(quantity)) for method in rows) or 1.0, 8, 228)
+            texts = {"quantity": quantity, "name": name, "unit": unit, "more": more}
+            charts.append({**texts, "x": x, "ticks": x.ticks(3, "{:,.10g}".format), "rows": rows})
     return charts
 
 
 def curve_charts(results: Results) -> list[dict[str, Any]]:
-    """Lay out ROC and precision-recall curves: every seed, and the mean over the seeds."""
+    """Lay out ROC and precision-recall curves of the images: every seed, and the mean over the seeds."""
     drawn = [(method, [run for run in method.runs if len(set(run.labels)) == 2]) for method in results.methods]
     drawn = [(method, runs) for method, runs in drawn if runs]
     if not drawn:
@@ -154,31 +110,55 @@ def curve_charts(results: Results) -> list[dict[str, Any]]:
     return charts
 
 
-class Threshold(NamedTuple):
-    """A score at which the prediction changes: its name, the score, and the class of its line."""
-
-    name: str
-    score: float
-    style: str
+def roc_points(run: RunResults) -> Curve:
+    """Return false- and true-positive rate at every threshold, from (0, 0) to (1, 1)."""
+    return np.column_stack(roc_curve(run.labels, run.scores, drop_intermediate=False)[:2])
 
 
-def thresholds_of(run: Run) -> list[Threshold]:
-    """Collect the finite thresholds of a run."""
-    known = (
-        ("threshold", run.threshold, "threshold"),
-        ("accept below", run.accept, "decision"),
-        ("reject from", run.reject, "decision"),
-    )
-    return [Threshold(name, score, style) for name, score, style in known if score is not None and np.isfinite(score)]
+def precision_recall_points(run: RunResults) -> Curve:
+    """Return recall and precision as steps from recall 0 to 1, whose area is the average precision."""
+    precision, recall, _ = precision_recall_curve(run.labels, run.scores)
+    precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # ascending, without scikit-learn's point at recall 0
+    first = np.diff(recall, prepend=0) > 0  # the best precision that reaches this recall
+    precision, recall = precision[first], recall[first]
+    starts = np.concatenate(([0.0], recall[:-1]))
+    return np.column_stack((np.column_stack((starts, recall)).ravel(), np.repeat(precision, 2)))
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Average the heights of curves whose first coordinate ascends from 0 to 1, so that areas are averaged as well.
+
+    Returns:
+        Two points for every first coordinate of any curve: before and after a jump.
+    """
+    places = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+    before, after = [], []
+    for x, y in (curve.T for curve in curves):
+        between = np.interp(places, x, y)
+        first = np.searchsorted(x, places, "left").clip(max=len(x) - 1)
+        last = (np.searchsorted(x, places, "right") - 1).clip(min=0)
+        before.append(np.where(x[first] == places, y[first], between))
+        after.append(np.where(x[last] == places, y[last], between))
+    heights = np.column_stack((np.mean(before, axis=0), np.mean(after, axis=0)))
+    return np.column_stack((np.repeat(places, 2), heights.ravel()))
+
+
+def corners(curve: Curve) -> Curve:
+    """Leave out points that repeat the one before, or lie between their neighbours, of a line that never turns back."""
+    curve = curve[np.concatenate(([True], np.diff(curve, axis=0).any(axis=1)))]
+    steps = np.diff(curve, axis=0)
+    turns = np.abs(steps[:-1, 0] * steps[1:, 1] - steps[:-1, 1] * steps[1:, 0]) > 1e-12
+    return curve[np.concatenate(([True], turns, [True]))] if len(curve) > 2 else curve
 
 
 def histogram_charts(results: Results) -> list[dict[str, Any]]:
     """Lay out a histogram of the image scores of every method: normal images upwards, defective ones downwards."""
     charts = []
-    top, middle, bottom = 48, 120, 192
+    top, middle, bottom = 8, 80, 152
     for method, run in results.first_runs:
-        thresholds = thresholds_of(run.run)
-        edges = np.histogram_bin_edges([*run.scores, *(each.score for each in thresholds)], BINS)
+        known = {"threshold": [run.threshold], "decision": [run.accept, run.reject]}
+        limits = [(style, score) for style, scores in known.items() for score in scores if score is not None]
+        edges = np.histogram_bin_edges([*run.scores, *(score for _, score in limits)], BINS)
         x = Scale(float(edges[0]), float(edges[-1]), 12, 408)
         of_label = {"normal": run.scores[~run.labels], "defective": run.scores[run.labels]}
         shares = {kind: np.histogram(found, edges)[0] / max(1, len(found)) for kind, found in of_label.items()}
@@ -189,50 +169,34 @@ def histogram_charts(results: Results) -> list[dict[str, Any]]:
             for left, right, height in zip(edges[:-1], edges[1:], found / tallest * (middle - top), strict=True)
             if height > 0
         ]
-        decides = {"accept below", "reject from"} <= {each.name for each in thresholds}
         charts.append({
-            "method": method, "seed": run.run.seed, "x": x, "ticks": x.ticks(5, number), "bars": bars, "top": top,
-            "middle": middle, "bottom": bottom, "labels": place_labels(thresholds, x), "heights": LABEL_HEIGHTS,
-            "gap": LABEL_GAP, "notes": prediction_counts(run),
-            "review": sorted((x(run.run.accept or 0), x(run.run.reject or 0))) if decides else None,
+            "method": method, "seed": run.seed, "x": x, "ticks": x.ticks(5, number), "bars": bars, "top": top,
+            "middle": middle, "bottom": bottom, "notes": prediction_notes(run),
+            "limits": [(style, x(score)) for style, score in limits],
+            "review": sorted(x(score) for style, score in limits if style == "decision"),
         })  # fmt: skip
     return charts
 
 
-def prediction_counts(run: RunResults) -> list[str]:
-    """Count predictions of the test images by label, a sentence for the threshold and one for the decisions."""
+def prediction_notes(run: RunResults) -> list[str]:
+    """Say what the threshold, and what the decisions, make of the test images: a sentence for each."""
     labels, scores = run.labels, run.scores
-    threshold, accept, reject = run.run.threshold, run.run.accept, run.run.reject
+    threshold, accept, reject = run.threshold, run.accept, run.reject
     sentences = []
     if threshold is not None:
         called = scores >= threshold
         sentences.append(
-            f"At the threshold {(labels & ~called).sum()} of {count(int(labels.sum()), 'defective image')} are missed, "
-            f"and {(~labels & called).sum()} of {count(int((~labels).sum()), 'normal one')} are false alarms."
+            f"At the threshold {number(threshold)} (dashed) {(labels & ~called).sum()} of "
+            f"{count(int(labels.sum()), 'defective image')} are missed, and {(~labels & called).sum()} of "
+            f"{count(int((~labels).sum()), 'normal one')} are false alarms."
         )
     if accept is not None and reject is not None:
         accepted, rejected = scores < accept, scores >= reject
-        named = (("Accepted:", accepted), ("for review:", ~accepted & ~rejected), ("rejected:", rejected))
+        named = (
+            (f"Accepted below {number(accept)}:", accepted),
+            ("for review:", ~accepted & ~rejected),
+            (f"rejected from {number(reject)}:", rejected),
+        )
         parts = [f"{name} {(of & ~labels).sum()} normal and {(of & labels).sum()} defective" for name, of in named]
         sentences.append("; ".join(parts) + ".")
     return sentences
-
-
-def place_labels(thresholds: Sequence[Threshold], x: Scale) -> list[tuple[Threshold, bool]]:
-    """Order thresholds so that no line crosses the name of another.
-
-    Each name has a height of its own, and a line begins at its name. So only lines of higher names can cross a name:
-    names to the right of their lines descend to the right, names to the left of their lines descend to the left.
-
-    Returns:
-        The thresholds, that of the highest name first, each with whether its name is to the left of its line.
-    """
-    ends = {each: (x(each.score), LABEL_GAP + text_width(each.name)) for each in thresholds}
-    if all(place + width <= WIDTH for place, width in ends.values()):
-        left = set()
-    elif all(place >= width for place, width in ends.values()):
-        left = set(thresholds)
-    else:  # some are close to either edge: those of one half are far from the names of the other
-        left = {each for each, (place, _) in ends.items() if place > WIDTH / 2}
-    ordered = sorted(thresholds, key=lambda each: -each.score if each in left else each.score)
-    return [(each, each in left) for each in ordered]

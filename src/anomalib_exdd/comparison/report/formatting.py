@@ -33,19 +33,15 @@ def amount(value: float | None) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
-def number(value: float) -> str:
-    """Write a score with three significant digits, from 1000 on without decimals."""
-    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits, from 1000 on without decimals; whole numbers in full."""
+    if value is None:
+        return NOTHING
+    is_whole = isinstance(value, int) or 1000 <= abs(value) < 1e7
+    text = f"{value:,.0f}" if is_whole else f"{value:.{digits}g}"
     return text.replace("-", "−")  # noqa: RUF001  a minus sign
 
 
-def exact(value: float | None) -> str:
-    """Write a number with six significant digits, whole numbers in full."""
-    if value is None:
-        return NOTHING
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-
-
-def count(items: int, one: str, many: str = "") -> str:
+def count(items: int, one: str) -> str:
     """Write a number of things: 1 image, 2 images."""
-    return f"{items:,} {one if items == 1 else many or one + 's'}"
+    return f"{items:,} {one if items == 1 else one + 's'}"

@@ -13,17 +13,15 @@ from typing import Any
 
 from jinja2 import Environment
 
-from anomalib_exdd.comparison.results import METRICS
+from anomalib_exdd.comparison.results import METRICS, MethodResults, Results, read_results
 from anomalib_exdd.utils.files import write_file
 from anomalib_exdd.utils.templates import template_environment
 
 from . import formatting
 from .charts import cost_charts, curve_charts, difference_charts, histogram_charts, style_of
 from .formatting import COSTS
-from .gallery import ERRORS_OF_EACH, MAX_IMAGES, error_cards, explained_methods
-from .outcomes import image_outcomes
-from .pictures import data_uri, decade_names, palette
-from .reader import MethodResults, Results, read_results
+from .gallery import ERRORS_OF_EACH, MAX_IMAGES, error_cards, explained_methods, image_outcomes
+from .pictures import decade_names, palette
 
 REPORT_NAME = "report.html"
 RANKING_METRIC = "image_AP"
@@ -31,13 +29,7 @@ RANKING_METRIC = "image_AP"
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report of a comparison's folder into it.
-
-    Args:
-        folder: Folder that `anomalib compare` wrote; see :mod:`anomalib_exdd.comparison.results`.
-
-    Returns:
-        The file.
+    """Write the report into a folder that `anomalib compare` wrote, and return its path.
 
     Raises:
         FileNotFoundError: If the folder has no `results.json`.
@@ -111,8 +103,6 @@ def build_environment() -> Environment:
     environment.filters.update(
         amount=formatting.amount,
         count_of=formatting.count,
-        data_uri=data_uri,
-        exact=formatting.exact,
         json=lambda content: json.dumps(content, indent=2, ensure_ascii=False),
         name_of=lambda path: PurePath(path).name,
         number=formatting.number,

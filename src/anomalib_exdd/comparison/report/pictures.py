@@ -97,51 +97,46 @@ def outline(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.bool_]:
     return np.asarray(np.asarray(around) != np.asarray(inside))
 
 
-def photo(image: Image.Image, edge: NDArray[np.bool_] | None = None) -> bytes:
-    """Return a small picture of an image, with an outline if one is given, as JPEG."""
+def photo(image: Image.Image, mask: Image.Image | None = None) -> str:
+    """Return a small picture of an image, with the outline of a mask if one is given, as JPEG."""
     small = image.resize(small_size(image.size), Image.Resampling.BOX)
-    if edge is not None:
-        small = Image.fromarray(np.where(edge[..., None], np.array(_OUTLINE, dtype=np.uint8), np.asarray(small)))
-    return _encode(small, "JPEG", quality=_JPEG_QUALITY)
+    if mask is not None:
+        edge = outline(mask, small.size)[..., None]
+        small = Image.fromarray(np.where(edge, np.array(_OUTLINE, dtype=np.uint8), np.asarray(small)))
+    return _data_uri(small, "jpeg", quality=_JPEG_QUALITY)
 
 
-def heat_picture(levels_hw: NDArray[np.uint8], size: tuple[int, int], edge: NDArray[np.bool_] | None = None) -> bytes:
+def heat_picture(levels_hw: NDArray[np.uint8], size: tuple[int, int], mask: Image.Image | None = None) -> str:
     """Return a map of palette levels as PNG.
 
     Args:
         levels_hw: Levels, shape (height, width) of the map.
         size: Width and height of the picture. Where it is smaller than the map, the highest level is shown.
-        edge: Outline of the true defect, in the picture's size.
+        mask: The true defect, whose outline is drawn.
     """
     for axis, length in enumerate(reversed(size)):
         if length < levels_hw.shape[axis]:
             starts = np.arange(length) * levels_hw.shape[axis] // length
             levels_hw = np.maximum.reduceat(levels_hw, starts, axis=axis)
     levels = np.asarray(Image.fromarray(levels_hw).resize(size, Image.Resampling.BILINEAR))
-    if edge is not None:
-        levels = np.where(edge, np.uint8(LEVELS), levels)
+    if mask is not None:
+        levels = np.where(outline(mask, size), np.uint8(LEVELS), levels)
     picture = Image.fromarray(levels)
     picture.putpalette([*palette().ravel().tolist(), *_OUTLINE])
-    return _encode(picture, "PNG", optimize=True)
+    return _data_uri(picture, "png", optimize=True)
 
 
-def patch_tile(image: Image.Image, row: float, column: float) -> bytes:
+def patch_tile(image: Image.Image, row: float, column: float) -> str:
     """Crop an image around a patch and mark the patch, as JPEG; its centre is given in shares of height and width."""
     x, y, half = column * image.width, row * image.height, _WINDOW * max(image.size) / 2
     box = (round(x - half), round(y - half), round(x + half) + 1, round(y + half) + 1)
     tile = image.crop(box).resize((TILE, TILE), Image.Resampling.BICUBIC)
     low, high = TILE * (0.5 - _MARK), TILE * (0.5 + _MARK)
     ImageDraw.Draw(tile).rectangle((low, low, high, high), outline=_OUTLINE, width=2)
-    return _encode(tile, "JPEG", quality=_JPEG_QUALITY)
+    return _data_uri(tile, "jpeg", quality=_JPEG_QUALITY)
 
 
-def data_uri(picture: bytes) -> str:
-    """Return a JPEG or PNG as a data URI."""
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{b64encode(picture).decode()}"
-
-
-def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
+def _data_uri(image: Image.Image, kind: str, **options: object) -> str:
     buffer = BytesIO()
     image.save(buffer, kind, **options)
-    return buffer.getvalue()
+    return f"data:image/{kind};base64,{b64encode(buffer.getvalue()).decode()}"

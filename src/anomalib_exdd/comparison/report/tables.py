@@ -2,26 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 
-from anomalib_exdd.comparison.results import METRICS, Run, write_csv
+from anomalib_exdd.comparison.results import METRICS, MethodResults, Results, Run, read_results, write_csv
 from anomalib_exdd.utils.files import write_file
 
 from .formatting import COSTS, amount, percent
 from .page import build_environment
-from .reader import MethodResults, Results
 
 CSV_NAME = "results.csv"
 MARKDOWN_NAME = "results.md"
 
 
-def write_tables(results: Results) -> None:
-    """Write `results.csv`, a row for every run including failed ones, and `results.md`."""
+def write_tables(folder: Path) -> str:
+    """Write `results.csv`, a row for every run including failed ones, and `results.md`, which is returned."""
+    results = read_results(folder)
     plain = [each.name for each in fields(Run) if each.name != "metrics"]
     first = ["method", "seed", "error"]
     rows = ({name: getattr(run, name) for name in plain} | run.metrics for run in results.comparison.runs)
     columns = [*first, *METRICS, *(name for name in plain if name not in first)]
-    write_csv(rows, columns, results.folder / CSV_NAME)
-    write_file(results.folder / MARKDOWN_NAME, markdown(results))
+    write_csv(rows, columns, folder / CSV_NAME)
+    text = markdown(results)
+    write_file(folder / MARKDOWN_NAME, text)
+    return text
 
 
 def markdown(results: Results) -> str:
@@ -29,7 +32,11 @@ def markdown(results: Results) -> str:
     comparison = results.comparison
     lists = {
         "Not the same for all": [f"{each.name}: {' '.join(each.notes)}" for each in comparison.methods if each.notes],
-        "Failed": failures(results),
+        "Failed": [
+            f"{run.method}, seed {run.seed}: {run.error} (log: {run.folder}/log.txt)"
+            for run in comparison.runs
+            if run.error
+        ],
         "Machine": [f"{name}: {value}" for name, value in comparison.machine.items()],
     }
     sizes = [f"{n} {name.replace('_', ' ')}" for name, n in comparison.data.items() if isinstance(n, int)]
@@ -51,9 +58,9 @@ def summary_table(results: Results) -> str:
     for each in results.methods:
         row = {title: _mean_and_deviation(each, quantity, write) for quantity, (title, write) in columns.items()}
         rows.append({"method": each.name, **row})
-        if each.method.published:
-            source = f": {each.method.published_source}" if each.method.published_source else ""
-            published = {METRICS[metric]: f"*{percent(value)}*" for metric, value in each.method.published.items()}
+        if each.published:
+            source = f": {each.published_source}" if each.published_source else ""
+            published = {METRICS[metric]: f"*{percent(value)}*" for metric, value in each.published.items()}
             rows.append({"method": f"*{each.name}, published{source}*", **dict.fromkeys(row, ""), **published})
     return _without_empty_columns(rows)
 
@@ -65,12 +72,6 @@ def differences_table(results: Results) -> str:
         row = rows.setdefault(each.method, {"method": each.method, **dict.fromkeys(METRICS.values(), "")})
         row[METRICS[each.metric]] = f"{100 * each.mean:+.1f} [{100 * each.low:+.1f}, {100 * each.high:+.1f}]"
     return _without_empty_columns(list(rows.values())) if rows else ""
-
-
-def failures(results: Results) -> list[str]:
-    """Return a line for every run that failed."""
-    failed = [run for run in results.comparison.runs if run.error]
-    return [f"{run.method}, seed {run.seed}: {run.error} (log: {run.folder}/log.txt)" for run in failed]
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:

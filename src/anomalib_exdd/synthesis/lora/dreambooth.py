@@ -6,6 +6,8 @@ at random in normal images.
 """
 
 import gc
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,19 +15,46 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 
 from anomalib_exdd.synthesis.base import Defect, Pixels, as_plain, check_range
-from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, find_model, load_inpainting
+from anomalib_exdd.synthesis.diffusion_pipeline import ModelSource, find_model, import_library, read_pipeline
 from anomalib_exdd.synthesis.inpainting import DiagSynthesizer
+from anomalib_exdd.synthesis.manifest import differences
+from anomalib_exdd.utils.files import PARTIAL_FILES, write_atomically, write_file
 
-from . import storage
-from .examples import Examples
-from .hyperparameters import LoraSettings, published_weight
-from .trainer import LoraTrainer, drop_text_layers
+from .examples import Examples, LoraSettings
+from .trainer import LoraTrainer, drop_text_layers, is_xl
 
 logger = logging.getLogger(__name__)
 
+# The weights come last: a record without weights belongs to an interrupted training, weights without a record to a LoRA
+# that was trained elsewhere.
+WEIGHTS, RECORD, CARD, CHECKPOINT = "pytorch_lora_weights.safetensors", "lora.json", "README.md", "checkpoint.pt"
 ADAPTER = "defects"
+FEW_DEFECTS = 50  # In&Out has 5 or all 246; its weight for few would be too strong for many
+
+CARD_TEMPLATE = """---
+{base_line}library_name: diffusers
+pipeline_tag: image-to-image
+tags: [lora, inpainting, dreambooth, {family}]
+license: other
+---
+
+# LoRA that draws defects into images of a surface
+
+Low-rank changes to the U-Net of the inpainting model `{base}`, trained by anomalib-exdd with DreamBooth, after In&Out
+(arXiv 2406.00501). Use: `pipeline.load_lora_weights("FOLDER", weight_name="{weights}")`.
+
+How it was trained:
+
+```json
+{record}
+```
+
+The license of the base model `{base}` applies to these weights as well, with its restrictions of use. The images they
+were trained on have an owner: pass the weights on only where the terms of both allow it.
+"""
 
 
 class DreamBoothSynthesizer(DiagSynthesizer):
@@ -119,7 +148,8 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             ValueError: If the folder holds a LoRA of other images or settings, or if the model is of another kind.
             RuntimeError: If the training diverges.
         """
-        if storage.is_from_elsewhere(self.lora) or not (defects or normals):
+        has_weights, has_record = ((self.lora / name).is_file() for name in (WEIGHTS, RECORD))
+        if (has_weights and not has_record) or not (defects or normals):
             return
         examples = Examples(defects, normals, self.training)
         source = find_model(self.model, self.revision)
@@ -130,44 +160,96 @@ class DreamBoothSynthesizer(DiagSynthesizer):
             "digests": examples.digests,
             "counts": {"defects": len(examples.defects), "normals": len(examples.normals)},
         }
-        found = storage.read_record(self.lora)
-        if found is None:
-            self._train(source, examples, record)
-        else:
-            storage.check_same(found, record, self.lora)
+        found, state = record, None
+        if has_weights:
+            found = self._read_record()
+        elif (self.lora / CHECKPOINT).is_file():
+            state = torch.load(self.lora / CHECKPOINT, map_location="cpu", weights_only=True)
+            found = state["record"]
+        if found != record:
+            what = f"The LoRA in `{self.lora}` was trained otherwise: {'; '.join(differences(found, record))}"
+            msg = f"{what}. Set `lora` to another folder, or delete this one."
+            raise ValueError(msg)
+        if has_weights:
             logger.info("The LoRA in `%s` is used again.", self.lora)
+        else:
+            self._train(source, examples, record, state)
 
-    def _train(self, source: ModelSource, examples: Examples, record: dict[str, Any]) -> None:
-        """Train a pipeline of its own: drawing uses the weights in the folder."""
-        state = storage.load_checkpoint(self.lora, record)
+    def _read_record(self) -> dict[str, Any]:
+        return dict(json.loads((self.lora / RECORD).read_text(encoding="utf-8")))
+
+    def _train(
+        self, source: ModelSource, examples: Examples, record: dict[str, Any], state: dict[str, Any] | None
+    ) -> None:
+        """Train a pipeline of its own, from a checkpoint's state if any: drawing uses the weights in the folder."""
         # Gradients want the range of bfloat16, even of models that draw in float16.
         dtype = torch.float32 if self._dtype(source) == torch.float32 else torch.bfloat16
-        trainer = LoraTrainer(load_inpainting(source, dtype, self.device), self.training)
+        trainer = LoraTrainer(read_pipeline(source, dtype).to(self.device), self.training)
         if state is not None:
             trainer.load_state_dict(state)
-        trainer.train(examples, lambda state: storage.save_checkpoint(self.lora, record, state), self.checkpoint_every)
-        storage.save_lora(trainer.pipeline, self.lora, record)
+        self.lora.mkdir(parents=True, exist_ok=True)
+        for step in trainer.train(examples):
+            if step % self.checkpoint_every == 0 and step < self.training.max_steps:
+                with write_atomically(self.lora / CHECKPOINT) as partial:
+                    torch.save({"record": record, **trainer.state_dict()}, partial)
+        self._save(trainer.pipeline, record)
         self.pipeline = None
         del trainer
         gc.collect()
         torch.cuda.empty_cache()
 
+    def _save(self, pipeline: Any, record: dict[str, Any]) -> None:
+        """Write the LoRA of a pipeline's U-Net with its card and its record, and remove what only training needs."""
+        base, described = record["base_model"], json.dumps(record, indent=2)
+        card = CARD_TEMPLATE.format(
+            base_line="" if record["base_revision"].startswith("local-") else f"base_model: {base}\n",
+            family="stable-diffusion-xl" if is_xl(pipeline) else "stable-diffusion",
+            base=base,
+            weights=WEIGHTS,
+            record=described,
+        )
+        with write_atomically(self.lora / WEIGHTS) as partial:
+            pipeline.save_lora_weights(
+                self.lora,
+                unet_lora_layers=import_library("peft").get_peft_model_state_dict(pipeline.unet),
+                unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
+                weight_name=partial.name,
+            )
+            write_file(self.lora / CARD, card)
+            write_file(self.lora / RECORD, described + "\n")
+        for path in (self.lora / CHECKPOINT, *self.lora.glob(PARTIAL_FILES)):  # partial files of a killed training
+            path.unlink(missing_ok=True)
+
     def _load(self) -> Any:
-        if not (self.lora / storage.WEIGHTS).is_file():
+        if not (self.lora / WEIGHTS).is_file():
             msg = f"The folder `{self.lora}` of argument `lora` holds no finished LoRA. Call `prepare` to train it."
             raise ValueError(msg)
-        record, weight = storage.read_record(self.lora), self.lora_weight
-        if weight is None and record is not None:
-            weight = published_weight(record["counts"]["defects"])
+        weight = self.lora_weight
+        if weight is None and (self.lora / RECORD).is_file():
+            weight = published_weight(self._read_record()["counts"]["defects"])
         if weight is None:
             msg = f"Argument `lora_weight` has to be set: the number of defects in `{self.lora}` is not known."
             raise ValueError(msg)
         pipeline = super()._load()
         drop_text_layers(pipeline, self.training.clip_skip)
         logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)  # it warns of text encoders without a LoRA
-        pipeline.load_lora_weights(
-            str(self.lora), weight_name=storage.WEIGHTS, adapter_name=ADAPTER, local_files_only=True
-        )
+        pipeline.load_lora_weights(str(self.lora), weight_name=WEIGHTS, adapter_name=ADAPTER, local_files_only=True)
         pipeline.set_adapters([ADAPTER], [weight])
-        self._loaded |= {"lora_weight": weight, "lora_sha256": storage.digest_of_weights(self.lora)}
+        self._loaded |= {"lora_weight": weight, "lora_sha256": digest_of_weights(self.lora / WEIGHTS)}
         return pipeline
+
+
+def published_weight(defects: int) -> float:
+    """Return the weight of a LoRA when drawing, by the number of defects it was trained on."""
+    if defects == 0:
+        return 0.60
+    return 0.95 if defects <= FEW_DEFECTS else 0.80
+
+
+def digest_of_weights(path: Path) -> str:
+    """Return the SHA-256 of a LoRA's numbers; the library writes the entries of the file in random order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

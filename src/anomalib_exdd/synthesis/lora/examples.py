@@ -1,11 +1,13 @@
-"""Training examples of a LoRA: defects cut out with their surroundings, and normal images with hidden regions.
+"""What a LoRA is trained with: settings, by default those of In&Out (arXiv 2406.00501), and examples.
 
-Examples look as they do when defects are drawn: a window around a mask, at the working size. The example at a position
-of the training depends on the seed and the position alone, so that an interrupted training can go on.
+Examples are defects cut out with their surroundings, and normal images with hidden regions. They look as they do when
+defects are drawn: a window around a mask, at the working size. The example at a position of the training depends on the
+seed and the position alone, so that an interrupted training can go on.
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mode
 from typing import Any, NamedTuple
 
@@ -14,13 +16,61 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_mask
+from anomalib_exdd.synthesis.base import Defect, Mask, Pixels, check_mask, check_range
 from anomalib_exdd.synthesis.crops import Size, cut, cut_mask, window_around, working_size
 
-from .hyperparameters import PRIOR_NORMALS, ZERO_SHOT_NORMALS, LoraSettings
-
+ZERO_SHOT_NORMALS, PRIOR_NORMALS = 50, 200  # how many normal images In&Out learns from
 ORDER, DRAWING = 0, 1  # what a stream of random numbers is for
 MASK_EXTENT = (0.04, 0.30)  # half an axis of a hidden ellipse, as a share of the image's shorter side
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Everything that a LoRA depends on besides the base model and the images.
+
+    Attributes:
+        instance_prompt: The surface in words; a rare word among them gets its meaning from the training.
+        defect_prompts: The surface with a defect in words; images of defects are learned under one of them each time.
+        class_prompt: What kind of thing the surface is. Normal images learned under it keep the model from forgetting.
+        rank: Rank of the changes to linear layers.
+        alpha: Their scale; they count `alpha / rank`.
+        conv_rank: Rank of the changes to convolutions; 0 for none.
+        conv_alpha: Their scale.
+        learning_rate: Greatest step of AdamW.
+        max_steps: Steps of the training.
+        batch_size: Images per step, half of them of the class.
+        min_snr: Limit of the signal-to-noise ratio in the weights of the noise levels (arXiv 2303.09556).
+        prior_weight: Weight of the images of the class; 0 for none.
+        restarts: How often the learning rate falls along a cosine to zero.
+        clip_skip: Layer of the text encoder that is read, counted from the end. SDXL always reads the second.
+        working_size: Size at which the model learns and draws; see `working_size`.
+        crop_padding: Pixels of surroundings around a defect at least; at most twice as many.
+        seed: Seed of the training.
+    """
+
+    instance_prompt: str
+    defect_prompts: tuple[str, ...]
+    class_prompt: str = "background"
+    rank: int = 32
+    alpha: float = 16
+    conv_rank: int = 4
+    conv_alpha: float = 1
+    learning_rate: float = 1e-5
+    max_steps: int = 1000
+    batch_size: int = 12
+    min_snr: float = 5.0
+    prior_weight: float = 1.0
+    restarts: int = 3
+    clip_skip: int = 2
+    working_size: int | tuple[int, int] | None = 512
+    crop_padding: int = 32
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        """Check the ranges of the numbers."""
+        check_range(1, rank=self.rank, max_steps=self.max_steps, batch_size=self.batch_size)
+        check_range(1, restarts=self.restarts, clip_skip=self.clip_skip)
+        check_range(0, conv_rank=self.conv_rank, prior_weight=self.prior_weight, seed=self.seed)
 
 
 class Example(NamedTuple):

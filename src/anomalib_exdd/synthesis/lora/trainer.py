@@ -5,7 +5,7 @@ checkpoint ends with the same numbers as an unbroken one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,7 @@ from tqdm.auto import tqdm
 from anomalib_exdd.synthesis.crops import LATENT_CELL
 from anomalib_exdd.synthesis.diffusion_pipeline import import_library
 
-from .examples import Example, Examples
-from .hyperparameters import LoraSettings
+from .examples import Example, Examples, LoraSettings
 
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "conv"]
@@ -68,8 +67,8 @@ class LoraTrainer:
             self.optimizer, num_warmup_steps=0, num_training_steps=settings.max_steps, num_cycles=settings.restarts
         )
 
-    def train(self, examples: Examples, save: Callable[[dict[str, Any]], None], checkpoint_every: int) -> None:
-        """Take the steps that are left, and save the state every so often; a RuntimeError says that they diverge."""
+    def train(self, examples: Examples) -> Iterator[int]:
+        """Take the steps that are left, and yield how many were taken after each; a RuntimeError: they diverge."""
         settings, unet = self.settings, self.pipeline.unet
         if unet.device.type != "cpu":
             unet.enable_gradient_checkpointing()
@@ -79,9 +78,10 @@ class LoraTrainer:
         for step in bar:
             first = step * settings.batch_size
             batch = [examples[position] for position in range(first, first + settings.batch_size)]
+            seed = SeedSequence([settings.seed, 1, step]).generate_state(1, np.uint64)
             # In bfloat16 where the frozen weights are: its range needs no scaling of the loss.
             with torch.autocast(unet.device.type, dtype=torch.bfloat16, enabled=self.is_half):
-                loss = self.loss(batch, _generator(settings.seed, step))
+                loss = self.loss(batch, torch.Generator("cpu").manual_seed(int(seed[0])))
             if not math.isfinite(loss.item()):
                 diverged = f"The training diverged at step {step}: its loss is {loss.item()}"
                 msg = f"{diverged}. Lower `learning_rate` ({settings.learning_rate}), or set `half_precision` to false."
@@ -93,8 +93,7 @@ class LoraTrainer:
             self.optimizer.zero_grad()
             self.step = step + 1
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            if self.step % checkpoint_every == 0 and self.step < settings.max_steps:
-                save(self.state_dict())
+            yield self.step
         unet.eval()
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,8 +108,7 @@ class LoraTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` has returned."""
         self.step = state["step"]
-        for name, value in self._parameters.items():
-            value.data.copy_(state["lora"][name])
+        self.pipeline.unet.load_state_dict(state["lora"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
@@ -178,8 +176,3 @@ def drop_text_layers(pipeline: Any, clip_skip: int) -> None:
         return
     encoder = getattr(pipeline.text_encoder, "text_model", pipeline.text_encoder).encoder  # flat since transformers 5
     encoder.layers = encoder.layers[: len(encoder.layers) - (clip_skip - 1)]
-
-
-def _generator(seed: int, step: int) -> torch.Generator:
-    state = SeedSequence([seed, 1, step]).generate_state(1, np.uint64)
-    return torch.Generator("cpu").manual_seed(int(state[0]))
