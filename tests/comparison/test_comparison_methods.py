@@ -124,6 +124,11 @@ def test_local_weights_reach_every_backbone(root: Path, weights: Path) -> None:
         assert built.evaluator is built.visualizer is None
         raw = InferenceBatch(pred_score=torch.tensor([7.0]), anomaly_map=torch.full((1, 2, 2), 9.0))
         assert built.post_processor(raw) == raw
+    stfpm = build_model(prepared(root, {"class_path": "Stfpm"}, weights=weights).run_settings(settings(root), 0)).model
+    teacher, student = (each.state_dict() for each in (stfpm.teacher_model, stfpm.student_model))
+    name = next(name for name in teacher if name.endswith("layer2.0.conv1.weight"))
+    assert torch.equal(teacher[name], expected)
+    assert not torch.equal(student[name], expected)
     other = prepared(root, {"class_path": "Padim", "init_args": {"backbone": "resnet34"}}, weights=weights)
     assert other.weights == ""
     assert any("resnet18.pth is of resnet18" in note for note in other.described.notes)

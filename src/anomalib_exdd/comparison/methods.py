@@ -14,6 +14,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 from pandas import json_normalize
+from torch import nn
 
 from anomalib_exdd.models.defect_classifier import DefectClassifier
 from anomalib_exdd.models.exdd import ExDD
@@ -123,11 +124,10 @@ def build_model(run: Mapping[str, Any]) -> AnomalibModule:
         return instantiate(found, arguments, **components)
     if "weights" in inspect.signature(found).parameters:
         return instantiate(found, {**arguments, "weights": weights}, **components)
-    if "pre_trained" in arguments:
-        arguments["pre_trained"] = False
-    with _timm_without_downloads():
+    with _timm_without_downloads() as wanted:
         model = instantiate(found, arguments, **components)
-    backbones = [each for each in model.modules() if isinstance(each, TimmFeatureExtractor)]
+    extractors = [each for each in model.modules() if isinstance(each, TimmFeatureExtractor)]
+    backbones = [each for each in extractors if each.feature_extractor in wanted]  # a student starts untrained
     if not backbones:
         msg = f"{found.__name__} has no timm backbone that {weights} could be loaded into."
         raise ValueError(msg)
@@ -198,11 +198,18 @@ def _weights(arguments: Mapping[str, Any], comparison: ComparisonConfig) -> tupl
 
 
 @contextmanager
-def _timm_without_downloads() -> Iterator[None]:
-    """Let models that always take timm's pretrained weights be built without them."""
-    create = timm.create_model
-    timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False})
+def _timm_without_downloads() -> Iterator[list[nn.Module]]:
+    """Let models be built without timm's pretrained weights; yield the networks that were to have them."""
+    create, wanted = timm.create_model, []
+
+    def untrained(*args: Any, **kwargs: Any) -> nn.Module:
+        network = create(*args, **{**kwargs, "pretrained": False})
+        if kwargs.get("pretrained"):
+            wanted.append(network)
+        return network
+
+    timm.create_model = untrained
     try:
-        yield
+        yield wanted
     finally:
         timm.create_model = create
