@@ -164,7 +164,7 @@ ENTITIES = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>' + voc("<objec
         ("a.json", {"shapes": [{"label": "x"}]}, "'points' is missing"),
         ("a.json", {"shapes": [{"points": [[1, float("nan")]]}]}, "are no positions"),
         ("a.json", {"shapes": [{"points": [[1, 2]], "shape_type": "mask", "mask": "AAAA"}]}, "cannot identify image"),
-        ("a.json", coco({"image_id": 8, "bbox": [1, 2, 3, 4]}), "image with the id 8, which is not among its `images`"),
+        ("a.json", coco({"image_id": 8, "bbox": [1, 2, 3, 4]}), "8 is missing"),
         ("a.json", coco({"category_id": 1}), "'bbox' is missing"),
         ("a.json", coco({"segmentation": [[1, 2, 3]]}), "cannot reshape"),
         ("a.txt", "0 0.5 0.5", "line 1 has 2 numbers after the class"),
@@ -173,7 +173,7 @@ ENTITIES = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>' + voc("<objec
         ("a.txt", "bad parts are here", "could not convert"),
         ("a.xml", "<annotation", "unclosed token"),
         ("a.xml", "<annotations/>", "outermost element is `annotations`"),
-        ("a.xml", voc("<object><name>x</name></object>"), "an object has no `bndbox`"),
+        ("a.xml", voc("<object><name>x</name></object>"), r"the points \[nan, .* are no positions"),
         ("a.xml", ENTITIES, "EntitiesForbidden"),
     ],
 )
@@ -202,7 +202,5 @@ def test_wrong_run_lengths_are_refused(tmp_path: Path, runs: Any) -> None:
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "defusedxml.ElementTree", None)
-    with pytest.raises(
-        ImportError, match=r"Pascal VOC.*: `pip install \"anomalib-exdd\[annotations\]\"`, or defusedxml"
-    ):
+    with pytest.raises(ImportError, match=r"Pascal VOC .*: `pip install \"anomalib-exdd\[annotations\]\"`"):
         read_annotations(write(tmp_path / "a.xml", voc("")))

@@ -88,7 +88,7 @@ def test_csv_kind_goes_before_class(folders: Path) -> None:
         ("image,mask,label", ",,good", "Line 18 .*names the image ``, but there is no such file"),
         ("image,mask,label", "good/g1.png,,good", r"g1\.png` is named by Line 3 of .* and by Line 18 of `.*list\.csv`"),
         ("image,mask,label", "good/g1.png,good", "Line 18 .*has 2 cells, but the header has 3"),
-        ("image,mask,label", "extra.jpg,,bad", r"extra\.jpg` \(Line 18 of .*has no mask, while others have one"),
+        ("image,mask,label", "extra.jpg,,bad", r"extra\.jpg` \(Line 18 of .*has no mask \(1 of 7 have none\)"),
         ("path,mask,label", "x,,good", r"has to name a column `image`, .*\['path', 'mask', 'label'\]"),
         ("image,a,b", "x,,good", "has to name a column `label` or `mask`"),
     ],
@@ -100,11 +100,16 @@ def test_csv_errors_name_the_line(folders: Path, header: str, line: str, message
         ready_folder(None, csv=path)
 
 
-def test_csv_with_some_splits_or_other_splits(folders: Path) -> None:
+def test_lines_without_a_split_are_for_training(folders: Path) -> None:
+    lines = good_and_bad(",")
+    for number in (0, 10):
+        lines[number] += "test"
+    path = write_csv(folders / "some.csv", "image,mask,label,split", *lines)
+    assert split_counts(ready_folder(None, csv=path)) == {"train": (9, 5), "val": (0, 0), "test": (1, 1)}
+
+
+def test_csv_with_other_splits(folders: Path) -> None:
     header = "image,mask,label,split"
-    some = write_csv(folders / "some.csv", header, *good_and_bad(",train")[:-1], "bad/b5.jpg,masks/b5_mask.png,bad,")
-    with pytest.raises(ValueError, match=r"Line 17 .*has no split \(1 of 16 lines\)"):
-        ready_folder(None, csv=some)
     other = write_csv(folders / "other.csv", header, *good_and_bad(",val"))
     with pytest.raises(ValueError, match=r"Line 2 .*split `val`, but it has to be `train` or `test`.*val_split_ratio"):
         ready_folder(None, csv=other)
@@ -113,7 +118,7 @@ def test_csv_with_some_splits_or_other_splits(folders: Path) -> None:
 def test_csv_that_is_missing_empty_or_not_utf_8(folders: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         ready_folder(None, csv=folders / "none.csv")
-    with pytest.raises(ValueError, match="There are 0 normal images"):
+    with pytest.raises(ValueError, match="There are 0 normal training images"):
         ready_folder(None, csv=write_csv(folders / "empty.csv", "image,label"))
     with pytest.raises(ValueError, match="has to name a column `image`"):
         ready_folder(None, csv=write_csv(folders / "nothing.csv"))
@@ -151,14 +156,13 @@ def test_words_that_say_no_more_than_defective_are_no_kinds(words: list[str], ex
     assert kinds_of(words) == expected
 
 
-def words(root: Path, source: str | list[str | Path] | None, images: Sequence[str]) -> list[str]:
-    return words_of_folders([save_image(root / image) for image in images], source, root)
+def words(root: Path, entries: Sequence[str | Path], images: Sequence[str]) -> list[str]:
+    return words_of_folders([save_image(root / image) for image in images], entries, root)
 
 
 def test_folders_below_a_single_one_are_kinds(tmp_path: Path) -> None:
     images = ["bad/scratch/1.png", "bad/dent/monday/1.png", "bad/images/stain/1.png", "bad/1.png", "bad/images/2.png"]
     expected = ["scratch", "dent", "stain", "", ""]
-    assert words(tmp_path, "bad", images) == expected
     assert words(tmp_path, ["bad"], images) == expected
     assert words(tmp_path, [tmp_path / "bad"], images) == expected
 
@@ -178,4 +182,4 @@ def test_files_and_patterns_tell_no_kind(tmp_path: Path) -> None:
     images = ["scratch/1.png", "dent/1.png"]
     assert words(tmp_path, ["scratch/*.png", "dent/1.png"], images) == ["", ""]
     assert words(tmp_path, ["scratch", "dent/*.png"], images) == ["", ""]
-    assert words(tmp_path, None, []) == []
+    assert words(tmp_path, [], []) == []

@@ -106,7 +106,7 @@ def test_file_in_the_place_of_the_root(published: Archive, tmp_path: Path) -> No
     (tmp_path / "KSDD2").write_text("x")
     data = KSDD2(tmp_path / "KSDD2")
     data.prepare_data()
-    with pytest.raises(FileNotFoundError, match="but it is a file"):
+    with pytest.raises(FileNotFoundError, match="KSDD2` is a file"):
         data.setup()
 
 

@@ -190,13 +190,13 @@ def test_a_single_folder_of_defects_tells_no_kind(folders: Path) -> None:
     assert set(kinds_by_name(listed).values()) == {""}
 
 
-def test_counts_name_the_commonest_kinds(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_counts_name_the_commonest_kinds_first(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
     for count, kind in enumerate("fedcba", start=1):
         for number in range(count):
             save_image(folders / "defects" / kind / f"{kind}{number}.png")
     ready_folder(folders, normal="good", defective="defects", defective_test="bad", val_split_ratio=0.01)
     (line,) = [message for message in caplog.messages if message.startswith("parts: train")]
-    assert line.startswith("parts: train 7 normal + 21 defective (6 a, 5 b, 4 c, 3 d, 2 e, 1 other), val ")
+    assert line.startswith("parts: train 7 normal + 21 defective (6 a, 5 b, 4 c, 3 d, 2 e, 1 f), val ")
     assert line.endswith("test 2 normal + 6 defective.")
 
 
@@ -217,11 +217,11 @@ def test_files_patterns_and_lists(folders: Path) -> None:
 
 def missing_mask(root: Path) -> tuple[dict[str, Any], str]:
     (root / "masks" / "b2_mask.png").unlink()
-    return {}, r"`.*b2\.jpg` has no mask \(1 of 6 .* `masks`, such as `b0_mask\.png`.*`b2\.png`, `b2_mask\.png`"
+    return {}, r"`.*b2\.jpg` \(`defective`\) has no mask \(1 of 6 .* `masks` .*`b2\.png`, `b2_mask\.png`"
 
 
 def wrong_suffix(_root: Path) -> tuple[dict[str, Any], str]:
-    return {"mask_suffix": "_anno"}, r"b0\.jpg` has no mask \(6 of 6 .*`b0_anno\.png`"
+    return {"mask_suffix": "_anno"}, r"b0\.jpg` \(`defective`\) has no mask \(6 of 6 .*`b0_anno\.png`"
 
 
 def two_masks(root: Path) -> tuple[dict[str, Any], str]:
@@ -277,7 +277,7 @@ def masks_are_the_images(_root: Path) -> tuple[dict[str, Any], str]:
 
 
 def missing_folder(_root: Path) -> tuple[dict[str, Any], str]:
-    return {"defective": "baad"}, r"`defective` names `baad`, but there is no .*`bad`, `good`, `masks`"
+    return {"defective": "baad"}, r"`defective` names `baad`, but there is no image .*`bad`, `good`, `masks`"
 
 
 def no_image_in_folder(root: Path) -> tuple[dict[str, Any], str]:
@@ -296,16 +296,17 @@ def no_image_file(root: Path) -> tuple[dict[str, Any], str]:
 
 
 def few_normal_images(_root: Path) -> tuple[dict[str, Any], str]:
-    return {"normal": "good/g[0-1].png"}, r"There are 2 normal images, but at least 3 .* to train and test with"
+    arguments = {"normal": "good/g[0-1].png"}
+    return arguments, r"There are 1 normal training images, besides .*, but at least 2 .* to train and to set the"
 
 
 def few_normal_images_to_validate(_root: Path) -> tuple[dict[str, Any], str]:
     arguments = {"normal": "good/g[0-2].png", "val_split_ratio": 0.2}
-    return arguments, r"There are 3 normal images, but at least 4 .* to train, validate and test with"
+    return arguments, r"There are 2 normal training images, besides .*, but at least 3 .* to train and validate"
 
 
 def too_many_defects(_root: Path) -> tuple[dict[str, Any], str]:
-    return {"num_defects": 6}, r"number of defective training images, 5, but got 6"  # one is held out
+    return {"num_defects": 6}, r"`num_defects` is 6, but there are only 5 defective training images"  # one is held out
 
 
 def no_normal_images(_root: Path) -> tuple[dict[str, Any], str]:
@@ -387,7 +388,7 @@ def test_command_line_takes_names_and_lists(tmp_path: Path) -> None:
 
     assert isinstance(data, DefectFolder)
     assert data.name == "bolts"
-    assert data.paths["normal"] == "good"
+    assert data.paths["normal"] == ["good"]
     assert data.paths["defective"] == ["bad/a", "bad/b"]
     assert data.paths["masks"] == ["masks/a", "masks/b"]
 

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torchvision.transforms import v2
 
-from anomalib_exdd.data import KSDD2, ksdd2
+from anomalib_exdd.data import KSDD2, annotations
 from anomalib_exdd.data.ksdd2 import read_official_split
 from anomalib_exdd.images.masks import inspect_masks
 from made_up_images import invert, save_image, save_mask
@@ -175,7 +175,7 @@ def test_draws_of_defects_are_nested(make_ksdd2: Make) -> None:
 
 
 def test_too_many_defects_are_asked_for(make_ksdd2: Make) -> None:
-    with pytest.raises(ValueError, match=r"number of defective training images, 6, but got 7"):
+    with pytest.raises(ValueError, match=r"`num_defects` is 7, but there are only 6 defective training images"):
         ready(make_ksdd2(), num_defects=7)
 
 
@@ -187,15 +187,15 @@ def test_few_defects_stay_in_training(make_ksdd2: Make, caplog: pytest.LogCaptur
     assert len(names(data.train_data, 1)) == 12
     assert names(data.val_data, 1) == set()
     assert len(warnings) == 1
-    assert "0.2 of 12 defective training images is 2, and fewer than 3" in warnings[0]
-    assert "threshold comes from normal images alone" in warnings[0]
+    assert "Validation gets normal images only, and the threshold comes from these alone" in warnings[0]
+    assert "0.2 of 12 defective training images is less than 3" in warnings[0]
     assert data.val_data.task == "segmentation"
     assert not data.val_data[0].gt_mask.any()
 
 
 def test_files_are_read_once_for_all_stages(make_ksdd2: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = []
-    monkeypatch.setattr(ksdd2, "inspect_masks", lambda pairs: scans.append(pairs) or inspect_masks(pairs))
+    monkeypatch.setattr(annotations, "inspect_masks", lambda pairs: scans.append(pairs) or inspect_masks(pairs))
     data = KSDD2(make_ksdd2(), num_workers=0)
     for stage in (TrainerFn.FITTING, TrainerFn.VALIDATING, TrainerFn.TESTING, None):
         data.setup(stage)
@@ -258,24 +258,26 @@ def break_mask(root: Path) -> str:
 def only_defects(root: Path) -> str:
     for path in (root / "train").glob("*_GT.png"):
         save_mask(path, defect=True)
-    return r"0 normal training images, but at least 2 are needed to train and to set the threshold with"
+    return r"0 normal training images, besides .*, but at least 2 are needed to train and to set the threshold with"
 
 
 def remove_test(root: Path) -> str:
     shutil.rmtree(root / "test")
-    return r"`train` and `test` are expected, but it holds `train`\. Other layouts are for DefectFolder"
+    return (
+        r"`test/NNNNN\.png` .* are expected, but `.*KSDD2` holds `train`\. Other names and layouts are for DefectFolder"
+    )
 
 
 def empty_train(root: Path) -> str:
     for path in (root / "train").iterdir():
         path.unlink()
-    return r"train` holds no image named NNNNN\.png .*it is empty"
+    return r"`train/NNNNN\.png` .* are expected, but `.*train` is empty"
 
 
 def other_names(root: Path) -> str:
     for path in (root / "train").iterdir():
         path.rename(path.with_name("x" + path.name))
-    return r"it holds `x10000\.png`, .* and 31 more\. DefectFolder takes other names"
+    return r"train` holds `x10000\.png`, .* and 31 more\. Other names and layouts are for DefectFolder"
 
 
 def nest(root: Path) -> str:
@@ -287,7 +289,7 @@ def nest(root: Path) -> str:
 
 def vanish(root: Path) -> str:
     shutil.rmtree(root)
-    return r"it does not exist.*by hand, download https://go\.vicos\.si/kolektorsdd2"
+    return r"KSDD2` does not exist.*by hand, download https://go\.vicos\.si/kolektorsdd2"
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,7 @@ def test_folder_that_lacks_listed_images_is_incomplete(make_ksdd2: Make, write_s
     ("arguments", "message"),
     [
         ({"official_split": 17}, r"`official_split` has to be one of \[0, 16, 53, 126, 246\], but got 17"),
-        ({"official_split": 16, "num_defects": 5}, r"`official_split` \(16\) and `num_defects` \(5\)"),
+        ({"official_split": 16, "num_defects": 5}, r"`official_split` \(16\) or `num_defects` \(5\), not both"),
         ({"num_defects": -1}, r"`num_defects` has to be at least 0, but got -1"),
         ({"val_split_ratio": -0.1}, r"`val_split_ratio` has to be at least 0 \(none\)"),
         ({"val_split_ratio": 1.0}, r"`val_split_ratio` has to be at least 0 .* and less than 1, but got 1\.0"),

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalib_exdd.data.splits import draw, held_out_counts, key_of, share, validation_counts
+from anomalib_exdd.data.splits import draw, held_out_count, key_of, share, validation_counts
 
 key_lists = st.lists(st.text("abc/ö01", min_size=1, max_size=6), unique=True, max_size=40)
 seeds = st.integers(-5, 2**40)
@@ -81,38 +81,20 @@ def test_without_validation_every_image_is_trained_with(normal: int, defective: 
     ],
 )
 def test_too_few_normal_images(normal: int, ratio: float, needed: str) -> None:
-    with pytest.raises(ValueError, match=f"{normal} normal training images, but {needed}"):
+    with pytest.raises(ValueError, match=f"{normal} normal training images, besides those held out .* but {needed}"):
         validation_counts(normal, 5, ratio)
 
 
-@given(
-    normal=st.integers(4, 500),
-    defective=st.integers(0, 500),
-    ratio=st.floats(0.001, 0.999),
-    val_ratio=st.sampled_from([0.0, 0.2]),
-)
-def test_held_out_counts_leave_enough_to_train_with(
-    normal: int, defective: int, ratio: float, val_ratio: float
-) -> None:
-    needed = 3 if val_ratio else 2
-    test_normal, test_defective = held_out_counts(normal, defective, ratio, {0, 1}, val_ratio)
-
-    assert 1 <= test_normal <= normal - needed
-    if test_normal not in {1, normal - needed}:
-        assert abs(test_normal - normal * ratio) <= 0.5
-    assert min(1, max(defective - 1, 0)) <= test_defective <= max(defective - 1, 0)
-    assert held_out_counts(normal, defective, ratio, {1}, val_ratio) == (0, test_defective)
-    assert held_out_counts(normal, defective, ratio, {0}, val_ratio) == (test_normal, 0)
-    validation_counts(normal - test_normal, defective - test_defective, val_ratio)  # enough are left for both
+@given(count=st.integers(2, 500), ratio=st.floats(0.001, 0.999))
+def test_held_out_count_is_the_share_and_leaves_one(count: int, ratio: float) -> None:
+    held_out = held_out_count(count, ratio)
+    assert 1 <= held_out <= count - 1
+    if held_out not in {1, count - 1}:
+        assert abs(held_out - count * ratio) <= 0.5
 
 
-@pytest.mark.parametrize(
-    ("normal", "val_ratio", "needed"),
-    [(3, 0.2, "4 .* to train, validate and test"), (2, 0.0, "3 .* to train and test")],
-)
-def test_too_few_normal_images_to_test_with(normal: int, val_ratio: float, needed: str) -> None:
-    with pytest.raises(ValueError, match=f"{normal} normal images, but at least {needed} with"):
-        held_out_counts(normal, 3, 0.2, {0, 1}, val_ratio)
+def test_a_single_image_is_not_held_out() -> None:
+    assert [held_out_count(count, 0.2) for count in (0, 1, 2)] == [0, 0, 1]
 
 
 def test_halves_are_rounded_upwards() -> None:

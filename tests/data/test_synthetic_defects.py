@@ -204,12 +204,14 @@ def test_images_made_from_held_out_ones_are_left_out(
     assert "`val_split_ratio` (0.4)" in caplog.text
 
 
-def test_nothing_but_leaks_is_an_error(root: Path, tmp_path: Path) -> None:
+def test_nothing_but_leaks_is_an_error(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = base_of(root)
     base.setup()
     folder = save_synthetic(tmp_path / "leaking", [(path, None) for path in base.test_data.samples.image_path])
-    with pytest.raises(ValueError, match=r"5 of 5 .*Synthesize with the settings of `base`.*`seed` \(0\)"):
+    with pytest.raises(ValueError, match="has 0 usable synthetic images, but at least one is needed"):
         ready(base_of(root), folder)
+    assert "5 of 5 synthetic images" in caplog.text
+    assert "Synthesize with the settings of `base`: `seed` (0)" in caplog.text
 
 
 def test_sources_are_found_where_the_data_have_moved(root: Path, synthetic: Path, tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_sources_are_found_where_the_data_have_moved(root: Path, synthetic: Path
     base.setup()
     leak = str(root / Path(base.val_data.samples.image_path[0]).relative_to(moved))
     folder = save_synthetic(tmp_path / "leaking", [(leak.replace("/", "\\"), None)])
-    with pytest.raises(ValueError, match="1 of 1 synthetic images"):
+    with pytest.raises(ValueError, match="has 0 usable synthetic images"):
         ready(base_of(moved), folder)
 
 
@@ -299,23 +301,20 @@ def test_two_folders_join_one_after_the_other(root: Path, synthetic: Path, tmp_p
         ready(SyntheticDefects(base_of(root), synthetic), synthetic)  # type: ignore[arg-type]
 
 
-def synthetic_by_path(data: SyntheticDefects, loader: str = "train_dataloader") -> dict[str, bool]:
+def origins_by_path(data: SyntheticDefects, loader: str = "train_dataloader") -> dict[str, list[str]]:
     return {
-        path: synthetic
+        path: origins
         for batch in getattr(data, loader)()
-        for path, synthetic in zip(batch.image_path, batch.is_synthetic.tolist(), strict=True)
+        for path, origins in zip(batch.image_path, batch.origins, strict=True)
     }
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_say_which_images_are_synthetic(root: Path, synthetic: Path, num_workers: int) -> None:
+def test_batches_say_what_synthetic_images_were_made_from(root: Path, synthetic: Path, num_workers: int) -> None:
     data = ready(base_of(root, num_workers=num_workers), synthetic)
     samples = data.train_data.samples
-    assert synthetic_by_path(data) == dict(zip(samples.image_path, samples.is_synthetic, strict=True))
-    assert set(synthetic_by_path(data, "test_dataloader").values()) == {False}
-    batch = next(iter(data.train_dataloader()))
-    expected = samples.set_index("image_path").origins
-    assert [list(expected[path]) for path in batch.image_path] == batch.origins
+    assert origins_by_path(data) == dict(zip(samples.image_path, map(list, samples.origins), strict=True))
+    assert not any(origins_by_path(data, "test_dataloader").values())
 
 
 @pytest.fixture
@@ -324,29 +323,22 @@ def batch(root: Path, synthetic: Path) -> DefectBatch:
     return next(iter(ready(base_of(root, train_batch_size=99), synthetic).train_dataloader()))
 
 
-def test_flags_survive_what_happens_to_a_batch(batch: DefectBatch) -> None:
-    flags = batch.is_synthetic
-    assert (flags.dtype, flags.shape, int(flags.sum())) == (torch.bool, (23,), 6)
-    moved = move_data_to_device(batch, torch.device("meta"))
-    assert moved.is_synthetic.device == moved.image.device == torch.device("meta")
-    assert moved.origins == batch.origins
+def test_origins_survive_what_happens_to_a_batch(batch: DefectBatch) -> None:
+    origins = batch.origins
+    assert (len(origins), sum(map(bool, origins))) == (23, 6)
     for other in (
+        move_data_to_device(batch, torch.device("meta")),
         pickle.loads(pickle.dumps(batch)),  # noqa: S301 (from a worker process)
         copy.deepcopy(batch),
-        batch.update(in_place=False, pred_score=torch.zeros(23)),
-        DefectBatch.collate(batch.items),
         batch.update(image=torch.zeros(23, 3, 4, 4), pred_score=torch.zeros(23)),
     ):
-        assert torch.equal(other.is_synthetic, flags)
-    assert [bool(item.origins) for item in batch] == flags.tolist()
+        assert other.origins == origins
 
 
 def test_anomalib_sees_ordinary_batches(batch: DefectBatch) -> None:
     assert isinstance(batch, ImageBatch)
     assert batch.to_numpy().gt_label.sum() == 14
     assert ImageBatch.collate(batch.items).image.shape == batch.image.shape
-    real = DefectBatch(image=torch.zeros(2, 3, 4, 4))
-    assert real.is_synthetic.tolist() == [False, False]
 
 
 def test_real_defects_without_masks(folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -358,7 +350,7 @@ def test_real_defects_without_masks(folders: Path, tmp_path: Path, caplog: pytes
     assert data.val_data.task == data.test_data.task == TaskType.CLASSIFICATION
     (batch,) = data.train_dataloader()
     marked = batch.gt_mask.flatten(1).any(1)
-    assert torch.equal(marked, batch.is_synthetic)
+    assert marked.tolist() == [bool(origins) for origins in batch.origins]
     assert "have no masks" in caplog.text
 
 

@@ -1,10 +1,7 @@
 """Reading the files of annotation tools: COCO, LabelMe, YOLO and Pascal VOC.
 
-=========  ==========================================================================================
-``.json``  COCO (polygons, boxes, run-length encoded masks), or LabelMe (one file for each image)
-``.txt``   YOLO, one file for each image: boxes, or polygons as for segmentation
-``.xml``   Pascal VOC, one file for each image: boxes
-=========  ==========================================================================================
+``.json``: COCO (polygons, boxes, run-length encoded masks), or LabelMe (one file for each image); ``.txt``: YOLO (one
+file for each image: boxes or polygons); ``.xml``: Pascal VOC (one file for each image: boxes).
 """
 
 from __future__ import annotations
@@ -35,40 +32,24 @@ _DAMAGE = (TypeError, KeyError, IndexError, AttributeError, RecursionError, Over
 
 @dataclass(frozen=True)
 class Shape:
-    """A marked part of an image.
+    """A marked part of an image."""
 
-    Attributes:
-        kind: Its class, such as "scratch".
-        points: Corners of a polygon as x and y, float64, shape (N, 2): the first pixel lies between 0 and 1.
-        is_box: Whether it is the box around a defect instead of its outline.
-        is_line: Whether the points are those of an open line.
-        pixels: Which pixels it covers, boolean, shape (h, w), from the only point on; None: those in the polygon.
-    """
-
-    kind: str
-    points: NDArray[np.float64]
-    is_box: bool = False
-    is_line: bool = False
-    pixels: NDArray[np.bool_] | None = None
+    kind: str  # its class, such as "scratch"
+    points: NDArray[np.float64]  # corners of a polygon as x and y, shape (N, 2): the first pixel lies between 0 and 1
+    is_box: bool = False  # the box around a defect instead of its outline
+    is_line: bool = False  # the points are those of an open line
+    pixels: NDArray[np.bool_] | None = None  # what it covers, shape (h, w), from the only point on; None: the polygon
 
 
 @dataclass(frozen=True)
 class ImageShapes:
-    """What an annotation file says of one image.
+    """What an annotation file says of one image."""
 
-    Attributes:
-        file: The annotation file.
-        image: The image as the file names it, or its name without ending.
-        shapes: What is marked in it; empty for an image without defects.
-        size: Height and width of the annotated image in pixels; None if the file does not say.
-        is_relative: Whether points are shares of width and height.
-    """
-
-    file: Path
-    image: str
-    shapes: Sequence[Shape]
-    size: tuple[int, int] | None = None
-    is_relative: bool = False
+    file: Path  # the annotation file
+    image: str  # the image as the file names it, or its name without ending
+    shapes: Sequence[Shape]  # what is marked in it; empty for an image without defects
+    size: tuple[int, int] | None = None  # height and width of the annotated image; None if the file does not say
+    is_relative: bool = False  # whether points are shares of width and height
 
 
 def read_annotations(path: Path) -> list[ImageShapes]:
@@ -84,11 +65,10 @@ def read_annotations(path: Path) -> list[ImageShapes]:
         if path.suffix.lower() == ".txt":
             return [_read_yolo(path)]
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        names = set(content) if isinstance(content, dict) else set()
-        if {"images", "annotations"} <= names:
-            return _read_coco(path, content)
-        if "shapes" in names:
+        if "shapes" in content:
             return [_read_labelme(path, content)]
+        if "images" in content and "annotations" in content:
+            return _read_coco(path, content)
         msg = "it has neither COCO's `images` and `annotations` nor LabelMe's `shapes`"
         raise ValueError(msg)
     except (*DECODING_ERRORS, *_DAMAGE) as error:
@@ -104,16 +84,13 @@ def _read_coco(path: Path, content: Mapping[str, Any]) -> list[ImageShapes]:
     kinds = {each["id"]: str(each["name"]) for each in content.get("categories", ())}
     shapes: dict[Any, list[Shape]] = {image["id"]: [] for image in content["images"]}
     for each in content["annotations"]:
-        if each["image_id"] not in shapes:
-            msg = f"an annotation belongs to the image with the id {each['image_id']}, which is not among its `images`"
-            raise ValueError(msg)
         shapes[each["image_id"]] += _coco_shapes(each, kinds.get(each.get("category_id"), ""))
     found = []
     for image in content["images"]:
         of_image = shapes[image["id"]]
-        sizes = [shape.pixels.shape for shape in of_image if shape.pixels is not None]
-        size = sizes[0] if sizes else _size(image.get("height"), image.get("width"))
-        found.append(ImageShapes(path, str(image["file_name"]), of_image, size))
+        sizes: list[Any] = [shape.pixels.shape for shape in of_image if shape.pixels is not None]
+        sizes.append(_size(image.get("height"), image.get("width")))
+        found.append(ImageShapes(path, str(image["file_name"]), of_image, sizes[0]))
     return found
 
 
@@ -131,10 +108,7 @@ def _decode_runs(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Decode a run-length encoded mask: lengths of background and mask in turns, down the columns."""
     height, width = segmentation["size"]
     counts = segmentation["counts"]
-    lengths = np.asarray(_uncompressed(counts) if isinstance(counts, str) else counts, dtype=np.int64)
-    if (lengths < 0).any() or lengths.sum() != height * width:
-        msg = f"the runs of a mask add up to {lengths.sum()} pixels, but it has {height} x {width}"
-        raise ValueError(msg)
+    lengths = _uncompressed(counts) if isinstance(counts, str) else counts
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape((height, width), order="F")
 
 
@@ -205,11 +179,7 @@ def _read_yolo(path: Path) -> ImageShapes:
 
 @lru_cache(maxsize=32)
 def class_names(folder: Path) -> dict[int, str]:
-    """Read the names of YOLO's classes.
-
-    Args:
-        folder: Folder of annotations: one of :data:`CLASS_NAMES` may lie in it or in one of the two folders above.
-    """
+    """Read the names of YOLO's classes from a file in the folder of the annotations, or in one of the two above."""
     places = (folder, *list(folder.resolve().parents)[:2])
     file = next((place / name for place in places for name in CLASS_NAMES if (place / name).is_file()), None)
     if file is None:
@@ -224,10 +194,7 @@ def _read_voc(path: Path) -> ImageShapes:
     try:
         from defusedxml.ElementTree import fromstring  # noqa: PLC0415 (an extra)
     except ImportError as error:
-        msg = (
-            f"Pascal VOC's files, such as `{path}`, need the package defusedxml, which is not installed: "
-            '`pip install "anomalib-exdd[annotations]"`, or defusedxml alone.'
-        )
+        msg = f'Pascal VOC files such as `{path}` need defusedxml: `pip install "anomalib-exdd[annotations]"`.'
         raise ImportError(msg) from error
     root = fromstring(path.read_bytes())
     if root.tag != "annotation":
@@ -235,11 +202,8 @@ def _read_voc(path: Path) -> ImageShapes:
         raise ValueError(msg)
     shapes = []
     for each in root.findall("object"):
-        corners = [each.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
-        if None in corners:
-            msg = "an object has no `bndbox` with `xmin`, `ymin`, `xmax` and `ymax`"
-            raise ValueError(msg)
-        shapes.append(_box(each.findtext("name", "").strip(), [float(corner) for corner in corners]))
+        corners = [float(each.findtext(f"bndbox/{name}", "nan")) for name in ("xmin", "ymin", "xmax", "ymax")]
+        shapes.append(_box(each.findtext("name", "").strip(), corners))
     size = _size(root.findtext("size/height"), root.findtext("size/width"))
     return ImageShapes(path, root.findtext("filename", "").strip() or path.stem, shapes, size)
 

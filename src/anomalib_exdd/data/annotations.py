@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalib.data.utils import LabelName, Split
+from pandas import DataFrame
 
-from anomalib_exdd.images.file_discovery import PathSpec
+from anomalib_exdd.images.masks import inspect_masks
 
 KINDS_FILE = "sources.csv"
 """Name of the table in a folder of KSDD2's layout that names the kinds of its defects."""
@@ -30,13 +31,57 @@ class AnnotatedImage:
     image: Path
     mask: Path | None
     label: int | None  # None: the mask decides
-    split: Split | None  # None: not said
-    named_by: str  # argument or line, for messages
+    split: Split
+    named_by: str = ""  # argument or line, for messages
     word: str = ""  # about the kind of the defect, see `kinds_of`
     has_boxes: bool = False  # in the mask, around defects, instead of their outlines
 
 
-def read_image_table(path: Path, roots: list[Path]) -> list[AnnotatedImage]:
+def table_of(images: Sequence[AnnotatedImage]) -> DataFrame:
+    """Check images against their masks, and make a table of samples of them (see :class:`.DefectDataset`).
+
+    Raises:
+        ValueError: If an image is listed twice or a file cannot be decoded, or if a mask has another size than its
+            image or shows something else than the image's label says.
+    """
+    seen: dict[Path, AnnotatedImage] = {}
+    for each in images:
+        other = seen.setdefault(each.image.resolve(), each)
+        if other is not each:
+            msg = (
+                f"The image `{each.image}` is named by {other.named_by} and by {each.named_by}, but has one label and "
+                "one purpose. Name folders that do not contain each other, or patterns, or remove a line."
+            )
+            raise ValueError(msg)
+    found = inspect_masks([(each.image, each.mask) for each in images])
+    labels = [_label_of(each, has_defect=has_defect) for each, has_defect in zip(images, found, strict=True)]
+    return DataFrame(
+        {
+            "image_path": [str(each.image) for each in images],
+            "mask_path": [str(each.mask or "") for each in images],
+            "label_index": labels,
+            "split": [each.split.value for each in images],
+            "kind": kinds_of([each.word if label else "" for each, label in zip(images, labels, strict=True)]),
+            "has_boxes": [each.has_boxes for each in images],
+        }
+    )
+
+
+def _label_of(image: AnnotatedImage, *, has_defect: bool | None) -> int:
+    """Return the label of an image, given what its mask shows; None if it has none."""
+    if has_defect is None:
+        return int(image.label or LabelName.NORMAL)
+    if image.label is not None and image.label != has_defect:
+        named, shown = ("normal", "shows a defect") if has_defect else ("defective", "is all black or transparent")
+        msg = (
+            f"The image `{image.image}` is named as {named} ({image.named_by}), but its mask `{image.mask}` {shown}. "
+            "Correct the mask, or name the image otherwise."
+        )
+        raise ValueError(msg)
+    return int(has_defect)
+
+
+def read_image_table(path: Path, roots: Sequence[Path]) -> list[AnnotatedImage]:
     """Read a CSV file that lists images.
 
     Args:
@@ -44,28 +89,17 @@ def read_image_table(path: Path, roots: list[Path]) -> list[AnnotatedImage]:
         roots: Folders that relative paths may start from, in order of preference.
 
     Returns:
-        The images, in the order of the file. Either all or none have a split.
+        The images, in the order of the file; those without a split are training images.
 
     Raises:
         FileNotFoundError: If the file, an image or a mask does not exist.
         ValueError: If a column, a label or a split is not understood.
     """
-    images = [_annotated(where, row, roots) for where, row in _rows(path, ("image",), ("label", "mask"))]
-    unassigned = [each.named_by for each in images if each.split is None]
-    if unassigned and len(unassigned) < len(images):
-        msg = (
-            f"{unassigned[0]} has no split ({len(unassigned)} of {len(images)} lines), others have one. Write `train` "
-            "or `test` into every line, or leave out the column to hold out a share for testing."
-        )
-        raise ValueError(msg)
-    return images
+    return [_annotated(where, row, roots) for where, row in _rows(path, ("image",), ("label", "mask"))]
 
 
 def read_kind_table(path: Path) -> dict[tuple[str, str], str]:
-    """Read a CSV file with the columns ``split``, ``id`` and ``kind`` (or ``class``).
-
-    Returns:
-        For split and id of an image what the file says, see :func:`kinds_of`.
+    """Read a CSV file with the columns ``split``, ``id`` and ``kind`` (or ``class``): words, see :func:`kinds_of`.
 
     Raises:
         ValueError: If a column is missing or a line is not understood.
@@ -89,21 +123,12 @@ def kinds_of(words: Sequence[str]) -> list[str]:
     return [""] * len(kinds) if are_labels else kinds
 
 
-def words_of_folders(images: Sequence[Path], paths: PathSpec | None, root: Path) -> list[str]:
+def words_of_folders(images: Sequence[Path], entries: Sequence[str | Path], root: Path) -> list[str]:
     """Find what folders call the images in them.
 
-    Of several folders that are named, each is a kind by its own name; otherwise the folders below the one that is named
-    are, as in MVTec AD's layout.
-
-    Args:
-        images: Images that ``paths`` names.
-        paths: Value of an argument.
-        root: Folder that relative paths start from.
-
-    Returns:
-        A word for each image; empty for one that lies in no named folder, or directly in a single one.
+    Of several folders among the entries of an argument (relative to the root), each is a kind by its own name; of a
+    single one, the folders below it are, as in MVTec AD's layout. An image in no such folder gets an empty word.
     """
-    entries = [entry for entry in (paths if isinstance(paths, list) else [paths]) if entry is not None]
     folders = {path for path in (root / Path(entry).expanduser() for entry in entries) if path.is_dir()}
     words = []
     for image in images:
@@ -132,7 +157,7 @@ def _rows(path: Path, *needed: tuple[str, ...]) -> list[tuple[str, dict[str, str
             separator = max(",;\t", key=file.readline().count)
             file.seek(0)
             reader = csv.reader(file, delimiter=separator)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+            lines = [(f"Line {reader.line_num} of `{path}`", [cell.strip() for cell in cells]) for cells in reader]
     except UnicodeDecodeError as error:
         msg = f"The file `{path}` is not in UTF-8 ({error}). Save it as `CSV UTF-8`."
         raise ValueError(msg) from error
@@ -142,19 +167,19 @@ def _rows(path: Path, *needed: tuple[str, ...]) -> list[tuple[str, dict[str, str
         if not set(names) & set(columns):
             msg = f"The header of `{path}` has to name a column `{'` or `'.join(names)}`, but it is {header}."
             raise ValueError(msg)
-    rows = []
-    for number, cells in lines[1:]:
-        where = f"Line {number} of `{path}`"
-        if any(cells) and len(cells) != len(columns):
+    rows = [(where, cells) for where, cells in lines[1:] if any(cells)]
+    for where, cells in rows:
+        if len(cells) != len(columns):
             msg = f"{where} has {len(cells)} cells, but the header has {len(columns)}."
             raise ValueError(msg)
-        if any(cells):
-            rows.append((where, dict(zip(columns, cells, strict=True))))
-    return rows
+    return [(where, dict(zip(columns, cells, strict=True))) for where, cells in rows]
 
 
-def _annotated(where: str, row: dict[str, str], roots: list[Path]) -> AnnotatedImage:
-    split, mask = row.get("split", "").lower(), row.get("mask", "")
+def _annotated(where: str, row: dict[str, str], roots: Sequence[Path]) -> AnnotatedImage:
+    mask, label, split = row.get("mask", ""), row.get("label", "").lower(), row.get("split", "").lower()
+    if label not in {"", *_NORMAL_WORDS, *_DEFECTIVE_WORDS}:
+        msg = f"{where} has the label `{label}`, but it has to be `normal` or `defective` (or `good`, `bad`, 0 or 1)."
+        raise ValueError(msg)
     if split not in {"", Split.TRAIN.value, Split.TEST.value}:
         msg = (
             f"{where} has the split `{split}`, but it has to be `train` or `test`. Validation images, if you want any, "
@@ -164,25 +189,14 @@ def _annotated(where: str, row: dict[str, str], roots: list[Path]) -> AnnotatedI
     return AnnotatedImage(
         image=_find(where, "image", row["image"], roots),
         mask=_find(where, "mask", mask, roots) if mask else None,
-        label=_label(where, row.get("label", ""), has_mask=bool(mask)),
-        split=Split(split) if split else None,
+        label=None if mask and not label else int(label in _DEFECTIVE_WORDS),
+        split=Split(split or Split.TRAIN),
         named_by=where,
         word=_kind(row),
     )
 
 
-def _label(where: str, word: str, *, has_mask: bool) -> int | None:
-    if not word and has_mask:
-        return None
-    if not word or word.lower() in _NORMAL_WORDS:
-        return int(LabelName.NORMAL)
-    if word.lower() in _DEFECTIVE_WORDS:
-        return int(LabelName.ABNORMAL)
-    msg = f"{where} has the label `{word}`, but it has to be `normal` or `defective` (or `good` or `bad`, or 0 or 1)."
-    raise ValueError(msg)
-
-
-def _find(where: str, kind: str, name: str, roots: list[Path]) -> Path:
+def _find(where: str, kind: str, name: str, roots: Sequence[Path]) -> Path:
     for path in (root / spelling for root in roots for spelling in (name, name.replace("\\", "/"))):
         if path.is_file():
             return path

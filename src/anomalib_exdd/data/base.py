@@ -1,8 +1,7 @@
 """The shared base of the data modules: one table of samples becomes training, validation and test data.
 
-Anomalib's base class would drop the normal test images here (its default for a missing test split), and its usual
-validation sets are taken from the test data. Both are replaced: the test data stay as they are, and validation images,
-where any are wanted, are drawn from the training images, normal and defective ones separately.
+Unlike in Anomalib's base class, the test data stay as they are, and validation images, where any are wanted, are drawn
+from the training images, normal and defective ones separately.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import logging
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,9 @@ from torchvision.transforms.v2 import Transform
 from anomalib_exdd.images.reading import WHITE_LEVEL, warn_of_unused_range
 
 from .dataset import DefectDataset, task_of
-from .splits import MIN_VALIDATION_DEFECTS, draw, key_of, share, validation_counts
+from .splits import MIN_VALIDATION_DEFECTS, draw, key_of, validation_counts
 
 logger = logging.getLogger(__name__)
-
-_SHOWN_KINDS = 5
 
 
 class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
@@ -121,14 +118,21 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
             and the task in ``attrs["task"]``.
         """
         samples = self.read_samples().reset_index(drop=True)
-        train = self._draw_defects(samples[samples["split"] == Split.TRAIN.value])
+        train = samples[samples["split"] == Split.TRAIN.value]
         normal, defective = count_labels(train)
+        if self.num_defects is not None:
+            if self.num_defects > defective:
+                msg = f"`num_defects` is {self.num_defects}, but there are only {defective} defective training images."
+                raise ValueError(msg)
+            _, drawn = self.move_images(train, (0, self.num_defects), "defects", Split.TRAIN)
+            train = pd.concat([train[train["label_index"] == LabelName.NORMAL], drawn])
+            defective = self.num_defects
         counts = validation_counts(normal, defective, self.val_split_ratio)
         if self.val_split_ratio and counts[1] == 0:
             logger.warning(
-                "Validation gets normal images only: a share of %g of %d defective training images is %d, and fewer "
-                "than %d tell nothing. All stay in training, and the threshold comes from normal images alone.",
-                *(self.val_split_ratio, defective, share(defective, self.val_split_ratio), MIN_VALIDATION_DEFECTS),
+                "Validation gets normal images only, and the threshold comes from these alone: a share of %g of %d "
+                "defective training images is less than %d. All stay in training.",
+                *(self.val_split_ratio, defective, MIN_VALIDATION_DEFECTS),
             )
         train, val = self.move_images(train, counts, "validation", Split.VAL)
         task = task_of(pd.concat([train, val]))  # both alike, also where validation has no defective image
@@ -138,7 +142,7 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
         return {Split.TRAIN: train, Split.VAL: val, Split.TEST: test}
 
     def move_images(
-        self, samples: DataFrame, counts: tuple[int, int], purpose: str, split: Split
+        self, samples: DataFrame, counts: Sequence[int], purpose: str, split: Split
     ) -> tuple[DataFrame, DataFrame]:
         """Draw some normal and some defective images and move them to another split.
 
@@ -199,32 +203,17 @@ class DefectDataModule(AnomalibDataModule):  # type: ignore[misc]
     def _create_val_split(self) -> None:
         """Leave the validation images as they were drawn in :meth:`_setup`."""
 
-    def _draw_defects(self, train: DataFrame) -> DataFrame:
-        if self.num_defects is None:
-            return train
-        _, defective = count_labels(train)
-        if self.num_defects > defective:
-            msg = (
-                f"Argument `num_defects` has to be at most the number of defective training images, {defective}, but "
-                f"got {self.num_defects}."
-            )
-            raise ValueError(msg)
-        _, drawn = self.move_images(train, (0, self.num_defects), "defects", Split.TRAIN)
-        return pd.concat([train[train["label_index"] == LabelName.NORMAL], drawn])
-
     def _log_counts(self, tables: dict[Split, DataFrame]) -> None:
         parts = []
         for split, table in tables.items():
             normal, defective = count_labels(table)
             if split != Split.VAL or len(table):
-                kinds = _count_kinds(table.get("kind", ()))
-                parts.append(f"{split.value} {normal} normal + {defective} defective{kinds}")
+                kinds = Counter(sorted(filter(None, table.get("kind", ())))).most_common()
+                named = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""
+                parts.append(f"{split.value} {normal} normal + {defective} defective{named}")
             if split == Split.TEST and not (normal and defective):
-                logger.warning(
-                    "The test data of `%s` have no %s images: metrics that compare the two, such as AUROC, mean "
-                    "nothing.",
-                    *(self.name, "defective" if normal else "normal"),
-                )
+                missing = "defective" if normal else "normal"
+                logger.warning("The test data have no %s images: AUROC and the like mean nothing.", missing)
         logger.info("%s: %s.", self.name, ", ".join(parts))
         if tables[Split.TEST].attrs["task"] != "segmentation":
             logger.info("%s: not every defective test image has a mask, so pixel metrics do not apply.", self.name)
@@ -247,12 +236,3 @@ def without_repeats(loader: DataLoader[Any]) -> DataLoader[Any]:
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
     )
-
-
-def _count_kinds(kinds: Iterable[str]) -> str:
-    """Count the commonest kinds of defects in brackets; empty where none is known."""
-    counts = Counter(sorted(kind for kind in kinds if kind)).most_common()
-    shown = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]
-    if others := sum(count for _, count in counts[_SHOWN_KINDS:]):
-        shown.append(f"{others} other")
-    return f" ({', '.join(shown)})" if counts else ""

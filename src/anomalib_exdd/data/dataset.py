@@ -10,64 +10,41 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
 from anomalib.data.utils import LabelName
 from pandas import DataFrame
-from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_exdd.images.masks import DefectMask, check_same_size, read_mask
 from anomalib_exdd.images.reading import WHITE_LEVEL, read_image
 
-# Items and batches differ from Anomalib's own by plain attributes, not by fields of the dataclass: Anomalib builds
-# other classes from the fields (NumPy items, its own batches where a tiled ensemble collates), and these would refuse
-# an unknown one. Every model of Anomalib's therefore sees an ordinary batch.
-
-
-class DefectItem(ImageItem):  # type: ignore[misc]
-    """An image with label, mask, and what :func:`with_optional_columns` names."""
-
-    origins: Sequence[str] = ()
-    kind: str = ""
-    has_boxes: bool = False
+# What else is known of items and batches is in plain attributes, not in fields of the dataclass: Anomalib builds other
+# classes from the fields (NumPy items, its own batches where a tiled ensemble collates), and these would refuse an
+# unknown one. Every model of Anomalib's therefore sees an ordinary batch.
 
 
 class DefectBatch(ImageBatch):  # type: ignore[misc]
-    """A batch of images with labels, masks, and what is known of each item; lists are empty if nothing is of any."""
+    """A batch of images with labels, masks, and for each image what :func:`with_optional_columns` names."""
 
-    item_class = DefectItem
     origins: Sequence[Sequence[str]] = ()
     kinds: Sequence[str] = ()
     has_boxes: Sequence[bool] = ()
 
-    @property
-    def is_synthetic(self) -> Tensor:
-        """Whether each image is synthetic, bool, shape (B,), on the device of the images."""
-        images = cast("Tensor", self.image)
-        origins = self.origins or [()] * len(images)
-        return torch.tensor([bool(paths) for paths in origins], dtype=torch.bool, device=images.device)
-
-    @property
-    def items(self) -> list[ImageItem]:
-        """The items of the batch, :class:`DefectItem`, each with its own origins, kind and ``has_boxes``."""
-        items: list[Any] = super().items
-        for name, values in (("origins", self.origins), ("kind", self.kinds), ("has_boxes", self.has_boxes)):
-            for item, value in zip(items, values, strict=False):  # no values: each item has the default
-                setattr(item, name, value)
-        return items
-
     @classmethod
     def collate(cls, items: Sequence[ImageItem]) -> DefectBatch:
-        """Collate items to a batch; those of other classes are real images, of no known kind."""
+        """Collate items to a batch with images ``[B, 3, H, W]``, of the size of the item with the longest edge.
+
+        Anomalib does the same, but resizes masks by the nearest pixel, which may lose a defect. Items of other classes
+        are real images, of no known kind.
+        """
+        size = list(max((torch.as_tensor(item.image).shape[-2:] for item in items), key=max))
+        for item in items:
+            item.image = transforms.resize(item.image, size)
+            if item.gt_mask is not None:
+                item.gt_mask = transforms.resize(DefectMask(item.gt_mask), size)
         batch = cast("DefectBatch", super().collate(list(items)))
         batch.origins = [list(getattr(item, "origins", ())) for item in items]
         batch.kinds = [getattr(item, "kind", "") for item in items]
         batch.has_boxes = [getattr(item, "has_boxes", False) for item in items]
         return batch
-
-    def update(self, in_place: bool = True, **changes: Any) -> DefectBatch:
-        """Replace fields, in this batch or in a copy of it; origins, kinds and ``has_boxes`` of the images stay."""
-        updated = cast("DefectBatch", super().update(in_place, **changes))
-        updated.origins, updated.kinds, updated.has_boxes = self.origins, self.kinds, self.has_boxes
-        return updated
 
 
 class DefectDataset(AnomalibDataset):  # type: ignore[misc]
@@ -96,9 +73,9 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         super().__init__(augmentations=augmentations)
         self._name = name
         self.white_level = white_level
-        samples = samples.copy()
-        samples.attrs["task"] = samples.attrs.get("task", task_of(samples))
-        self.samples = with_optional_columns(samples)
+        samples = with_optional_columns(samples)
+        samples.attrs.setdefault("task", task_of(samples))
+        self.samples = samples
 
     @property
     def name(self) -> str:
@@ -111,8 +88,10 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         # Concatenating a table with masks and one without drops pandas' attrs; the samples still know.
         return TaskType(self.samples.attrs.get("task", task_of(self.samples)))
 
-    def __getitem__(self, index: int) -> DefectItem:
+    def __getitem__(self, index: int) -> ImageItem:
         """Read an image ``[3, H, W]`` (float32, 0..1) with its mask ``[H, W]`` (bool; only for segmentation).
+
+        What :func:`with_optional_columns` names (``origins``, ``kind``, ``has_boxes``) are attributes of the item.
 
         Raises:
             ValueError: If the image or the mask cannot be decoded, or if they differ in size.
@@ -126,7 +105,7 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
                 check_same_size(sample.image_path, image.shape[-2:], sample.mask_path, mask.shape)
         if self.augmentations:
             image, mask = (self.augmentations(image), None) if mask is None else self.augmentations(image, mask)
-        item = DefectItem(
+        item: Any = ImageItem(
             image=image,
             gt_mask=mask,  # validated into a plain Mask of booleans
             gt_label=torch.tensor(int(sample.label_index)),
@@ -137,24 +116,9 @@ class DefectDataset(AnomalibDataset):  # type: ignore[misc]
         return item
 
     @property
-    def collate_fn(self) -> Callable[[list[DefectItem]], DefectBatch]:
-        """See :func:`collate`."""
-        return collate
-
-
-def collate(items: list[DefectItem]) -> DefectBatch:
-    """Collate items to a batch with images ``[B, 3, H, W]``, of the size of the item with the longest edge.
-
-    Anomalib does the same, but resizes masks by the nearest pixel, which may lose a defect.
-    """
-    sizes = [tuple(torch.as_tensor(item.image).shape[-2:]) for item in items]
-    if len(set(sizes)) > 1:
-        size = list(max(sizes, key=max))
-        for item in items:
-            item.image = transforms.resize(item.image, size)
-            if item.gt_mask is not None:
-                item.gt_mask = transforms.resize(DefectMask(item.gt_mask), size)
-    return DefectBatch.collate(items)
+    def collate_fn(self) -> Callable[[Sequence[ImageItem]], DefectBatch]:
+        """See :meth:`DefectBatch.collate`."""
+        return DefectBatch.collate
 
 
 def task_of(samples: DataFrame) -> str:
@@ -172,10 +136,8 @@ def with_optional_columns(samples: DataFrame) -> DataFrame:
     - ``has_boxes``: whether the mask has boxes around defects instead of their outlines.
     """
     samples = samples.copy()
-    if "origins" not in samples:
-        samples["origins"] = [()] * len(samples)
-    samples["is_synthetic"] = samples["origins"].map(bool).astype(bool)
-    for name, default in (("kind", ""), ("has_boxes", False)):
+    for name, default in (("origins", ()), ("kind", ""), ("has_boxes", False)):
         if name not in samples:
-            samples[name] = default
+            samples[name] = [default] * len(samples)
+    samples["is_synthetic"] = samples["origins"].map(bool).astype(bool)
     return samples

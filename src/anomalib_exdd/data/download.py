@@ -1,8 +1,7 @@
 """Downloading and unpacking a data set so that a folder is either complete or not there at all.
 
-Anomalib's own helper checks the hash of a fresh download only, and extracts into the final folder: an archive that lies
-there already is trusted, and an interrupted extraction looks like a data set. Here the hash is always checked, and the
-archive is unpacked beside its place.
+Anomalib's own helper checks the hash of a fresh download only, and extracts into the final folder, where an interrupted
+extraction looks like a data set.
 """
 
 from __future__ import annotations
@@ -49,12 +48,8 @@ class Archive:
 def fetch_folder(archive: Archive, root: Path) -> None:
     """Download, verify and unpack an archive, so that ``root`` appears only when it is complete.
 
-    An archive that lies in the root or beside it is used and kept. A broken-off download is kept as ``*.part`` beside
-    the root and resumed next time.
-
-    Args:
-        archive: What to fetch.
-        root: Folder to create; it must not exist, or be empty but for the archive.
+    The root must not exist, or be empty but for the archive, which is used and kept there or beside the root. A
+    broken-off download is kept as ``*.part`` beside the root and resumed next time.
 
     Raises:
         ConnectionError: If the download fails.

@@ -1,22 +1,12 @@
 """Kolektor Surface-Defect Dataset 2, and any folder in its layout.
 
 Anomalib's ``Kolektor`` is the first data set of this name; this is the second, with defective training images and their
-masks::
+masks: Bozic, Tabernik, Skocaj: Mixed supervision for surface-defect detection: from weakly to fully supervised
+learning. Computers in Industry 129 (2021). Its layout::
 
-    root/
-    ├── train/
-    │   ├── 10000.png
-    │   ├── 10000_GT.png        # one mask per image; all black: normal
-    │   └── ...
-    ├── test/
-    │   ├── 20000.png
-    │   └── ...
-    ├── split_weakly_16.pyb     # optional: published choices of defective training images
-    └── sources.csv             # optional: kinds of the defects, in the columns split, id (10000) and kind (or class)
-
-Reference:
-    Bozic, Tabernik, Skocaj: Mixed supervision for surface-defect detection: from weakly to fully supervised learning.
-    Computers in Industry 129 (2021).
+    train/10000.png, 10000_GT.png    # and test/20000.png, ...: one mask per image; all black: normal
+    split_weakly_16.pyb              # optional: published choices of defective training images
+    sources.csv                      # optional: kinds of the defects, in the columns split, id and kind (or class)
 """
 
 from __future__ import annotations
@@ -24,16 +14,16 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anomalib.data.utils import LabelName
+from anomalib.data.utils import LabelName, Split
 from pandas import DataFrame
 
 from anomalib_exdd.images.file_discovery import contents_of
-from anomalib_exdd.images.masks import inspect_masks
 
-from .annotations import KINDS_FILE, kinds_of, read_kind_table
+from .annotations import KINDS_FILE, AnnotatedImage, read_kind_table, table_of
 from .base import DefectDataModule
 from .download import Archive, fetch_folder
 
@@ -67,12 +57,6 @@ class KSDD2(DefectDataModule):
             ``split_weakly_N.pyb`` releases, and leave out the others. Not together with ``num_defects``.
         **kwargs: Further arguments of :class:`.DefectDataModule`: ``num_defects``, ``val_split_ratio``, ``seed``,
             ``white_level``, and those of the loaders.
-
-    Example:
-        >>> from anomalib_exdd.data import KSDD2
-        >>> data = KSDD2(root="./datasets/KSDD2", num_defects=50)
-        >>> data.name
-        'KSDD2'
     """
 
     def __init__(self, root: str | Path = "./datasets/KSDD2", official_split: int | None = None, **kwargs: Any) -> None:
@@ -81,10 +65,7 @@ class KSDD2(DefectDataModule):
             raise ValueError(msg)
         super().__init__(root, **kwargs)
         if official_split is not None and self.num_defects is not None:
-            msg = (
-                f"Arguments `official_split` ({official_split}) and `num_defects` ({self.num_defects}) both choose the "
-                "defective training images. Give one of them."
-            )
+            msg = f"Give `official_split` ({official_split}) or `num_defects` ({self.num_defects}), not both."
             raise ValueError(msg)
         self.official_split = official_split
 
@@ -95,23 +76,18 @@ class KSDD2(DefectDataModule):
 
     def read_samples(self) -> DataFrame:
         """Read the folder, find each image's label in its mask, and check that nothing is missing."""
-        samples = _read_images(self.root)
-        _check_complete(self.root, samples)
-        path = self.root / KINDS_FILE
-        words = read_kind_table(path) if path.is_file() else {}
-        rows = zip(samples["split"], samples["id"], samples["label_index"], strict=True)
-        samples["kind"] = kinds_of(
-            [words.get((split, image_id), "") if label else "" for split, image_id, label in rows]
-        )
-        if self.official_split is not None:
-            samples = self._keep_released(samples, self.official_split)
-        return samples.drop(columns="id")
+        table = self.root / KINDS_FILE
+        words = read_kind_table(table) if table.is_file() else {}
+        images = [image for split in _SPLITS for image in _list_images(self.root, split, words)]
+        _check_complete(self.root, images)
+        samples = table_of(images)
+        return samples if self.official_split is None else self._keep_released(samples, self.official_split)
 
     def _keep_released(self, samples: DataFrame, number: int) -> DataFrame:
         """Leave out the defective training images whose masks the published split of this number does not release."""
         path = self.root / f"split_weakly_{number}.pyb"
         released = {image_id for image_id, is_released in read_official_split(path)["train"].items() if is_released}
-        is_released = samples["id"].isin(released)
+        is_released = samples["image_path"].map(lambda image: Path(image).stem in released)
         is_defective = (samples["split"] == "train") & (samples["label_index"] == LabelName.ABNORMAL)
         if (count := int((is_defective & is_released).sum())) != number:
             msg = (
@@ -136,10 +112,7 @@ def read_official_split(path: Path) -> dict[str, dict[str, bool]]:
         ValueError: If the file holds anything but two lists of pairs.
     """
     if not path.is_file():
-        msg = (
-            f"There is no `{path}`. Argument `official_split` needs the file that comes with the official KSDD2; "
-            "for a folder of your own use `num_defects` instead."
-        )
+        msg = f"There is no `{path}`, a file of the official KSDD2. For images of your own, use `num_defects` instead."
         raise FileNotFoundError(msg)
     try:
         content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
@@ -160,66 +133,53 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(msg)
 
 
-def _read_images(root: Path) -> DataFrame:
-    """Read a table of all images, with their ids besides the columns of samples."""
-    if not all((root / split).is_dir() for split in _SPLITS):
-        nested = sorted(path.parent.name for path in root.glob("*/train"))
-        msg = (
-            f"`{root}` is not in KSDD2's layout: folders `train` and `test` are expected, but it {contents_of(root)}. "
-        )
-        if nested:
-            msg += f"The data seem to lie one level deeper: try `root={root / nested[0]}`."
-        else:
-            msg += f"Other layouts are for DefectFolder. {KSDD2_ARCHIVE.by_hand(root)}"
-        raise FileNotFoundError(msg)
-    listed = [(split, image, mask) for split in _SPLITS for image, mask in _list_pairs(root / split)]
-    found = inspect_masks([(image, mask) for _, image, mask in listed])
-    return DataFrame(
-        {
-            "image_path": [str(image) for _, image, _ in listed],
-            "mask_path": [str(mask) for _, _, mask in listed],
-            "label_index": [int(bool(has_defect)) for has_defect in found],
-            "split": [split for split, _, _ in listed],
-            "id": [image.stem for _, image, _ in listed],
-        }
-    )
-
-
-def _list_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """List the images of a folder with their masks."""
-    names = [path.name for path in folder.iterdir()]
+def _list_images(root: Path, split: str, words: Mapping[tuple[str, str], str]) -> list[AnnotatedImage]:
+    """List the images of a split, each of which has its mask, with the words for their kinds (by split and id)."""
+    folder = root / split
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     images, masks = ({name[:5] for name in names if kind.fullmatch(name)} for kind in (_IMAGE_NAME, _MASK_NAME))
     if not images:
+        place = folder if folder.is_dir() else root
+        nested = sorted(path.parent for path in root.glob("*/train"))
         msg = (
-            f"The folder `{folder}` holds no image named NNNNN.png (five digits): it {contents_of(folder)}. "
-            "DefectFolder takes other names and layouts."
+            f"`{root}` is not in KSDD2's layout: images named `{split}/NNNNN.png` (five digits) are expected, but "
+            f"`{place}` {contents_of(place)}. "
+        )
+        msg += (
+            f"The data seem to lie one level deeper: try `root={nested[0]}`."
+            if nested
+            else f"Other names and layouts are for DefectFolder. {KSDD2_ARCHIVE.by_hand(root)}"
         )
         raise FileNotFoundError(msg)
     if without_mask := sorted(images - masks):
         msg = (
-            f"The image `{folder / without_mask[0]}.png` has no mask `{without_mask[0]}_GT.png` "
-            f"({len(without_mask)} of {len(images)} have none). Draw one, all black for a normal image, or use "
-            "DefectFolder, which takes images without masks."
+            f"The image `{folder / without_mask[0]}.png` has no mask `{without_mask[0]}_GT.png` ({len(without_mask)} "
+            f"of {len(images)} have none). Draw one, all black for a normal image, or use DefectFolder."
         )
         raise FileNotFoundError(msg)
     if without_image := sorted(masks - images):
-        msg = (
-            f"The mask `{folder / without_image[0]}_GT.png` has no image `{without_image[0]}.png`. Put the image back, "
-            "or remove the mask."
-        )
+        msg = f"The mask `{folder / without_image[0]}_GT.png` has no image `{without_image[0]}.png`. Put it back."
         raise FileNotFoundError(msg)
-    return [(folder / f"{image_id}.png", folder / f"{image_id}_GT.png") for image_id in sorted(images)]
+    return [
+        AnnotatedImage(
+            image=folder / f"{image_id}.png",
+            mask=folder / f"{image_id}_GT.png",
+            label=None,
+            split=Split(split),
+            word=words.get((split, image_id), ""),
+        )
+        for image_id in sorted(images)
+    ]
 
 
-def _check_complete(root: Path, samples: DataFrame) -> None:
+def _check_complete(root: Path, images: Sequence[AnnotatedImage]) -> None:
     """Refuse an incomplete copy of the official data set, whose files ``split_weakly_N.pyb`` list all images."""
     for path in sorted(root.glob("split_weakly_*.pyb"))[:1]:
         for split, listed in read_official_split(path).items():
             known = {image_id for image_id in listed if _IMAGE_NAME.fullmatch(f"{image_id}.png")}  # no stray copy
-            if missing := sorted(known - set(samples["id"][samples["split"] == split])):
+            if missing := sorted(known - {each.image.stem for each in images if each.split == split}):
                 msg = (
                     f"`{root}` is an incomplete copy of KSDD2: `{path.name}` lists {len(known)} {split} images, but "
-                    f"{len(missing)} are missing, such as `{split}/{missing[0]}.png`. Remove the folder, and it is "
-                    "downloaded anew."
+                    f"{len(missing)} are missing, such as `{split}/{missing[0]}.png`. Remove it to download it anew."
                 )
                 raise FileNotFoundError(msg)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 MIN_VALIDATION_DEFECTS = 3
 MIN_TRAINING_NORMALS = 2
-MIN_VALIDATION_NORMALS = 1
 
 
 def draw(keys: Sequence[str], count: int, *, seed: int, purpose: str) -> list[int]:
@@ -44,13 +43,9 @@ def share(count: int, ratio: float) -> int:
 def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, int]:
     """Decide how many normal and defective training images are kept aside for validation.
 
-    A threshold found from one or two defective images would be an accident of the draw, and those images are worth more
-    in training: below :data:`MIN_VALIDATION_DEFECTS` none is kept aside.
-
-    Args:
-        normal: Number of normal training images.
-        defective: Number of defective training images.
-        ratio: Share that is wanted for validation, from 0 (none) to less than 1.
+    ``ratio`` is the share that is wanted, from 0 (none) to less than 1. A threshold found from one or two defective
+    images would be an accident of the draw, and those images are worth more in training: below
+    :data:`MIN_VALIDATION_DEFECTS` none is kept aside.
 
     Raises:
         ValueError: If there are too few normal images.
@@ -59,47 +54,29 @@ def validation_counts(normal: int, defective: int, ratio: float) -> tuple[int, i
         >>> validation_counts(600, 100, 0.2), validation_counts(600, 10, 0.2), validation_counts(600, 100, 0)
         ((120, 20), (120, 0), (0, 0))
     """
-    if normal < _needed_normals(ratio):
+    needed = MIN_TRAINING_NORMALS + (1 if ratio else 0)
+    if normal < needed:
+        purpose = "validate (`val_split_ratio`)" if ratio else "to set the threshold"
         msg = (
-            f"There are {normal} normal training images, but at least {_needed_normals(ratio)} are needed to train "
-            f"{'and validate (`val_split_ratio`)' if ratio else 'and to set the threshold'} with. Add normal images."
+            f"There are {normal} normal training images, besides those held out for testing, but at least {needed} are "
+            f"needed to train and {purpose} with. Add normal images."
         )
         raise ValueError(msg)
     if not ratio:
         return 0, 0
-    normal_count = min(max(share(normal, ratio), MIN_VALIDATION_NORMALS), normal - MIN_TRAINING_NORMALS)
+    normal_count = min(max(share(normal, ratio), 1), normal - MIN_TRAINING_NORMALS)
     defect_count = min(share(defective, ratio), defective - 1)
     return normal_count, defect_count if defect_count >= MIN_VALIDATION_DEFECTS else 0
 
 
-def held_out_counts(
-    normal: int, defective: int, ratio: float, labels: Collection[int], val_ratio: float
-) -> tuple[int, int]:
-    """Decide how many normal and defective images are held out for testing: at least one of each, if possible.
+def held_out_count(count: int, ratio: float) -> int:
+    """Decide how many images of a label are held out for testing: a share, but at least one, and not all.
 
-    Args:
-        normal: Number of normal images.
-        defective: Number of defective images.
-        ratio: Share that is wanted for testing, between 0 and 1.
-        labels: Labels (0 normal, 1 defective) for which images have to be held out.
-        val_ratio: Share of the rest that is wanted for validation, from 0 (none) to less than 1.
-
-    Raises:
-        ValueError: If there are too few normal images.
+    Example:
+        >>> held_out_count(10, 0.25), held_out_count(2, 0.2), held_out_count(1, 0.2)
+        (3, 1, 0)
     """
-    needed = _needed_normals(val_ratio)
-    normal_count = defect_count = 0
-    if 0 in labels:
-        if normal <= needed:
-            msg = (
-                f"There are {normal} normal images, but at least {needed + 1} are needed to train"
-                f"{', validate' if val_ratio else ''} and test with. Add normal images, or name test images."
-            )
-            raise ValueError(msg)
-        normal_count = min(max(share(normal, ratio), 1), normal - needed)
-    if 1 in labels and defective > 1:
-        defect_count = min(max(share(defective, ratio), 1), defective - 1)
-    return normal_count, defect_count
+    return min(max(share(count, ratio), 1), max(count - 1, 0))
 
 
 def key_of(path: str | Path, root: str | Path) -> str:
@@ -108,7 +85,3 @@ def key_of(path: str | Path, root: str | Path) -> str:
         return Path(os.path.relpath(path, root)).as_posix()
     except ValueError:  # another drive of Windows: there is no way from the root to the file
         return Path(path).as_posix()
-
-
-def _needed_normals(val_ratio: float) -> int:
-    return MIN_TRAINING_NORMALS + (MIN_VALIDATION_NORMALS if val_ratio else 0)

@@ -1,13 +1,11 @@
 """A generated sample in KSDD2's layout, so that the quickstart and the tests need no download.
 
-The surfaces look like brushed or painted metal; scratches, spots and marks are drawn over them. No image of KSDD2 or of
-any other data set is used. An image depends on the seed and its own number alone.
-
-A surface is its brightness `[H, W]`, float32, about 0 to 255. What is drawn on it is a relative change of that
+The surfaces look like brushed or painted metal; scratches, spots and marks are drawn over them, from no other images. A
+surface is its brightness `[H, W]`, float32, about 0 to 255. What is drawn on it is a relative change of that
 brightness, `[H, W]`, float32: -0.1 makes it 10 % darker. Defects are drawn between about -1 and 1, times a strength.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +33,7 @@ VISIBLE_CHANGE = 6  # grey levels (of 255) by which a channel has to change for 
 COVERAGE = (0.0005, 0.10)  # least and greatest share of its image that a defect covers
 SUPERSAMPLING = 4  # outlines are drawn this many times larger and averaged, which gives them soft edges
 FIRST_NUMBERS = {"train": 10_000, "test": 20_000}  # as in KSDD2
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 README = """# Made-up surfaces with defects
 
@@ -147,7 +146,7 @@ def brushed_surface(rng: Generator) -> tuple[Field, Field]:
 
 def scratch(rng: Generator, shape: Shape) -> Field:
     """A long line, or a scuff of several nearly parallel ones, that bends, thins out, fades and breaks off."""
-    canvas, start = blank(shape), place(rng, shape)
+    canvas, start = enlarged(shape), place(rng, shape)
     heading, count = rng.uniform(0, 2 * np.pi), 1 if rng.random() < 0.6 else int(rng.integers(2, 7))
     length, width = log_uniform(rng, 40, 330) / count**0.4, log_uniform(rng, 1.0, 4.5)
     for _ in range(count):
@@ -161,12 +160,12 @@ def scratch(rng: Generator, shape: Shape) -> Field:
         corners = np.rint(path * SUPERSAMPLING).astype(int).tolist()
         for i in range(steps - 1):
             cv2.line(canvas, corners[i], corners[i + 1], int(shade[i]), max(1, round(thickness[i] * SUPERSAMPLING)))
-    return embossed(rng, softened(canvas, shape, 0.5))
+    return embossed(rng, canvas, shape, 0.5)
 
 
 def spots(rng: Generator, shape: Shape) -> Field:
     """A pit, or a cluster of small irregular pits or blisters, strewn along the brushing."""
-    canvas, centre = blank(shape), place(rng, shape)
+    canvas, centre = enlarged(shape), place(rng, shape)
     spread = log_uniform(rng, 6, 30) * np.array([1, rng.uniform(1, 2)])
     theta = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     size = log_uniform(rng, 1.5, 6.0)
@@ -175,7 +174,7 @@ def spots(rng: Generator, shape: Shape) -> Field:
         radius = size * rng.lognormal(0, 0.4) * np.exp(ripple)
         outline = centre + rng.normal(0, spread) + radius[:, None] * np.c_[np.cos(theta), 1.15 * np.sin(theta)]
         cv2.fillPoly(canvas, [np.rint(outline * SUPERSAMPLING).astype(np.int32)], int(rng.integers(140, 256)))
-    return embossed(rng, softened(canvas, shape, rng.uniform(0.5, 1.2)))
+    return embossed(rng, canvas, shape, rng.uniform(0.5, 1.2))
 
 
 def mark(rng: Generator, shape: Shape) -> Field:
@@ -195,19 +194,18 @@ def mark(rng: Generator, shape: Shape) -> Field:
     return change
 
 
-def blank(shape: Shape) -> Pixels:
-    """An empty canvas for outlines."""
+def enlarged(shape: Shape) -> Pixels:
+    """An empty canvas for outlines, `SUPERSAMPLING` times as large as the surface."""
     return np.zeros((shape[0] * SUPERSAMPLING, shape[1] * SUPERSAMPLING), dtype=np.uint8)
 
 
-def softened(canvas: Pixels, shape: Shape, blur: float) -> Field:
-    """A drawing brought down to `[H, W]`, 0 to 1, with soft edges."""
+def embossed(rng: Generator, canvas: Pixels, shape: Shape, blur: float) -> Field:
+    """A dark hollow with a bright rim on the lit side, or seldom a bright ridge with its shadow; about -1 to 1.
+
+    The outlines on the enlarged canvas are brought down to `[H, W]`, which gives them soft edges.
+    """
     small = cv2.resize(canvas, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    return np.asarray(cv2.GaussianBlur(small, (0, 0), blur), dtype=np.float32)
-
-
-def embossed(rng: Generator, outline: Field) -> Field:
-    """A dark hollow with a bright rim on the lit side, or seldom a bright ridge with its shadow; about -1 to 1."""
+    outline = np.asarray(cv2.GaussianBlur(small, (0, 0), blur), dtype=np.float32)
     shift = np.array([[1, 0, rng.choice((-1.5, 1.5))], [0, 1, rng.uniform(-1.5, 1.5)]])
     rim = np.maximum(cv2.warpAffine(outline, shift, outline.shape[::-1]) - outline, 0)
     sign = 1 if rng.random() < 0.35 else -1
@@ -242,13 +240,6 @@ def coloured(brightness: Field, tint: Field) -> Pixels:
     return np.asarray(cv2.merge([cv2.convertScaleAbs(brightness, alpha=float(part)) for part in tint]), dtype=np.uint8)
 
 
-def visible_change(clean: Pixels, image: Pixels) -> Pixels:
-    """The mask `[H, W]`, uint8, 0 or 255: where some channel changes by `VISIBLE_CHANGE`, with pinholes closed."""
-    changed = (cv2.absdiff(image, clean).max(axis=2) >= VISIBLE_CHANGE).astype(np.uint8) * 255
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    return np.asarray(cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cross), dtype=np.uint8)
-
-
 def surface_image(seed: int, number: int, *, defective: bool) -> SurfaceImage:
     """Make one image; it depends on the seed and its number alone.
 
@@ -264,29 +255,25 @@ def surface_image(seed: int, number: int, *, defective: bool) -> SurfaceImage:
     while True:
         changed, kind = with_defects(rng, brightness)
         image = coloured(changed, tint)
-        mask = visible_change(clean, image)
+        visible = (cv2.absdiff(image, clean).max(axis=2) >= VISIBLE_CHANGE).astype(np.uint8) * 255
+        mask = np.asarray(cv2.morphologyEx(visible, cv2.MORPH_CLOSE, CROSS), dtype=np.uint8)  # closes pinholes
         if COVERAGE[0] <= np.count_nonzero(mask) / mask.size <= COVERAGE[1]:
             return SurfaceImage(image, mask, kind)
 
 
-def numbers(split: str, counts: tuple[int, int]) -> Iterator[tuple[int, bool]]:
+def numbers(split: str, counts: tuple[int, int]) -> list[tuple[int, bool]]:
     """The numbers of a split's images and which are defective, these spread evenly among the normal ones."""
-    normal, defective = counts
-    for i in range(normal + defective):
-        before, after = ((i + step) * defective // (normal + defective) for step in (0, 1))
-        yield FIRST_NUMBERS[split] + i, after > before
+    total, defective = sum(counts), counts[1]
+    is_defective = np.diff(np.arange(total + 1) * defective // total) > 0
+    return list(enumerate(is_defective.tolist(), start=FIRST_NUMBERS[split]))
 
 
 def generate_sample(
     root: Path, *, seed: int = 0, train: tuple[int, int] = (60, 20), test: tuple[int, int] = (24, 24)
 ) -> None:
-    """Write the sample in KSDD2's layout, if it is not there yet.
+    """Write the sample in KSDD2's layout to a folder that is absent, empty, or this very sample, which is left alone.
 
-    Args:
-        root: Folder to write to: absent, empty, or this very sample, which is left alone.
-        seed: Seed of all images.
-        train: Number of normal and of defective training images.
-        test: Number of normal and of defective test images.
+    The counts are those of normal and of defective images.
 
     Raises:
         FileExistsError: If `root` holds something else.
@@ -301,15 +288,15 @@ def generate_sample(
     images = [
         (split, *image) for split, counts in (("train", train), ("test", test)) for image in numbers(split, counts)
     ]
+    table = ["split,id,kind"]
     with write_folder_atomically(root) as folder:
-        for split in FIRST_NUMBERS:
-            (folder / split).mkdir()
-        table = ["split,id,kind"]
         for split, number, defective in tqdm(images, desc=f"Drawing the sample in {root}", unit="image"):
-            drawn = surface_image(seed, number, defective=defective)
-            Image.fromarray(drawn.image).save(folder / split / f"{number}.png", compress_level=1)
-            Image.fromarray(drawn.mask).save(folder / split / f"{number}_GT.png")
-            table.append(f"{split},{number},{drawn.kind or 'good'}")
+            path = folder / split / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            image, mask, kind = surface_image(seed, number, defective=defective)
+            Image.fromarray(image).save(path, compress_level=1)
+            Image.fromarray(mask).save(path.with_name(f"{number}_GT.png"))
+            table.append(f"{split},{number},{kind or 'good'}")
         (folder / KINDS_FILE).write_text("\n".join([*table, ""]), encoding="utf-8")
         (folder / "README.md").write_text(readme, encoding="utf-8")
 

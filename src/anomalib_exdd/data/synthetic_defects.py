@@ -1,14 +1,13 @@
 """Synthetic defects in the training data of any other data module.
 
-Only training gets them: validation and test images are those of the base, so that thresholds and metrics are measured
-on real images. For the same reason an image that was made from a validation or test image is left out. What a LoRA was
-trained with is not in the manifest, and not checked.
+Only training gets them, so that thresholds and metrics are measured on real images. What a LoRA was trained with is not
+in the manifest, and not checked.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +21,7 @@ from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.masks import inspect_masks
-from anomalib_exdd.synthesis.manifest import REVIEW_NAME, SyntheticImage, read_synthetic
+from anomalib_exdd.synthesis.manifest import REVIEW_NAME, read_synthetic
 
 from .base import DefectDataModule
 from .dataset import with_optional_columns
@@ -127,50 +126,80 @@ class SyntheticDefects(DefectDataModule):
         Raises:
             FileNotFoundError: If the synthetic folder or one of its files is missing.
             ValueError: If there are fewer usable synthetic images than ``count``, or none; if a mask is all black or
-                does not fit its image; if the folder holds real images of the base.
+                does not fit its image; if an image is the base's already.
         """
         tables = self.base.split_samples()
         if self.count == 0:
             return tables
-        chosen = self._choose(self._usable(_BaseImages(tables)))
+        chosen = self._choose(self._usable(_by_path(tables)))
         logger.info("%s: %d synthetic defects of `%s` join the training.", self.name, len(chosen), self.synthetic_root)
-        return {**tables, Split.TRAIN: _joined(tables[Split.TRAIN], chosen)}
-
-    def _usable(self, base_images: _BaseImages) -> DataFrame:
-        """Return samples of the accepted synthetic images that were made from training images."""
-        accepted = DataFrame([_sample(image, base_images) for image in read_synthetic(self.synthetic_root)])
-        if accepted.empty:
-            raise ValueError(self._too_few(0))
-        if copies := [path for path in accepted["image_path"] if base_images.find(path, moved=False)]:
-            msg = (
-                f"The image `{copies[0]}` in argument `synthetic_root` is already an image of {self.name} (and "
-                f"{len(copies) - 1} others are). Name the folder that `anomalib synthesize` wrote."
+        train = tables[Split.TRAIN]
+        if without := int(((train["label_index"] == LabelName.ABNORMAL) & (train["mask_path"] == "")).sum()):
+            logger.warning(
+                "%d real defective training images have no masks, and get all-black ones because synthetic ones have "
+                "some. ExDD does not look at them with `--model.positive_patches farthest`.",
+                without,
             )
-            raise ValueError(msg)
-        if untraced := int(accepted["is_untraced"].sum()):
+        # The real images stay first and unchanged.
+        joined = pd.concat([with_optional_columns(train), with_optional_columns(chosen)], ignore_index=True)
+        joined.attrs["task"] = TaskType.SEGMENTATION.value
+        return {**tables, Split.TRAIN: joined}
+
+    def _usable(self, rows: Mapping[str, Any]) -> DataFrame:
+        """Return samples of the accepted synthetic images that were made from training images (by rows of the base)."""
+        samples: list[dict[str, Any]] = []
+        leaks = untraced = 0
+        accepted = read_synthetic(self.synthetic_root)
+        for image in accepted:
+            if str(image.image_path.resolve()) in rows:
+                msg = f"`{image.image_path}` in argument `synthetic_root` is already an image of {self.name}."
+                raise ValueError(msg)
+            record = image.record
+            sources = [str(source) for source in (record.source, record.defect) if source] if record else []
+            found = [rows.get(str(Path(source).resolve())) or rows.get(_name(source)) for source in sources]
+            kinds = [known.kind for known in found if known] + ([record.details.get("kind", "")] if record else [])
+            untraced += not found or None in found
+            if any(known and known.split != Split.TRAIN for known in found):
+                leaks += 1
+                continue
+            origins = [known.image_path if known else source for known, source in zip(found, sources, strict=True)]
+            samples.append(
+                {
+                    "image_path": str(image.image_path),
+                    "mask_path": str(image.mask_path),
+                    "label_index": int(LabelName.ABNORMAL),
+                    "split": Split.TRAIN.value,
+                    "origins": tuple(origins) or (str(image.image_path),),  # none would make it a real image
+                    "kind": next((str(kind) for kind in kinds if kind), ""),
+                }
+            )
+        if untraced:
             logger.warning(
                 "%d of %d synthetic images in `%s` were made from images that %s does not have, or it is not recorded "
                 "from which. That these are none of the validation or test images cannot be checked.",
                 *(untraced, len(accepted), self.synthetic_root, self.name),
             )
-        usable = accepted[~accepted["is_leak"]]
-        if len(usable) < len(accepted):
-            msg = (
-                f"{len(accepted) - len(usable)} of {len(accepted)} synthetic images in `{self.synthetic_root}` were "
-                f"made from validation or test images of {self.name} and are left out. Synthesize with the settings of "
-                f"`base`: `seed` ({self.base.seed}), `val_split_ratio` ({self.base.val_split_ratio:g}) and "
-                f"`num_defects` ({self.base.num_defects})."
+        if leaks:
+            logger.warning(
+                "%d of %d synthetic images in `%s` were made from validation or test images of %s and are left out. "
+                "Synthesize with the settings of `base`: `seed` (%d), `val_split_ratio` (%g) and `num_defects` (%s).",
+                *(leaks, len(accepted), self.synthetic_root, self.name),
+                *(self.base.seed, self.base.val_split_ratio, self.base.num_defects),
             )
-            if usable.empty:
-                raise ValueError(msg)
-            logger.warning("%s", msg)
-        return usable.drop(columns=["is_leak", "is_untraced"])
+        return DataFrame(samples)
 
     def _choose(self, usable: DataFrame) -> DataFrame:
         """Draw as many as are wanted, and check their masks."""
         count = len(usable) if self.count is None else self.count
-        if count > len(usable):
-            raise ValueError(self._too_few(len(usable)))
+        if count > len(usable) or usable.empty:
+            images = read_synthetic(self.synthetic_root, with_rejected=True)
+            wanted = "at least one is needed" if self.count is None else f"argument `count` asks for {self.count}"
+            msg = (
+                f"The folder `{self.synthetic_root}` has {len(usable)} usable synthetic images, but {wanted}: the "
+                f"others of {len(images)} show no defect, are rejected by the review, or were made from validation or "
+                "test images. Synthesize more, or lower `count`."
+            )
+            raise ValueError(msg)
         keys = [key_of(path, self.synthetic_root) for path in usable["image_path"]]
         chosen = usable.iloc[draw(keys, count, seed=int(self.seed or 0), purpose="synthetic")]
         found = inspect_masks(list(zip(chosen["image_path"], chosen["mask_path"], strict=True)))
@@ -182,67 +211,16 @@ class SyntheticDefects(DefectDataModule):
             raise ValueError(msg)
         return chosen
 
-    def _too_few(self, usable: int) -> str:
-        images = read_synthetic(self.synthetic_root, with_rejected=True)
-        wanted = "at least one is needed" if self.count is None else f"argument `count` asks for {self.count}"
-        return (
-            f"The folder `{self.synthetic_root}` has {usable} usable synthetic images, but {wanted}: the others of "
-            f"{len(images)} show no defect, are rejected by the review, or were made from validation or test images. "
-            "Synthesize more, or lower `count`."
-        )
+
+def _by_path(tables: Mapping[Split, DataFrame]) -> dict[str, Any]:
+    """Find rows of tables by the resolved path of their image, and by its :func:`_name` if no other real one has it."""
+    rows = list(pd.concat([with_optional_columns(table) for table in tables.values()]).itertuples())
+    real = [(_name(row.image_path), row) for row in rows if not row.is_synthetic]
+    names = Counter(name for name, _ in real)
+    by_name = {name: row for name, row in real if names[name] == 1}
+    return by_name | {str(Path(row.image_path).resolve()): row for row in rows}
 
 
-class _BaseImages:
-    """The images of the base, as rows of its tables, found by the paths in the manifest of a synthetic folder."""
-
-    def __init__(self, tables: dict[Split, DataFrame]) -> None:
-        self._by_path: dict[Path, Any] = {}
-        self._real_by_name: defaultdict[tuple[str, ...], list[Any]] = defaultdict(list)
-        for row in pd.concat([with_optional_columns(table) for table in tables.values()]).itertuples():
-            self._by_path[Path(row.image_path).resolve()] = row
-            if not row.is_synthetic:
-                self._real_by_name[_name(row.image_path)].append(row)
-
-    def find(self, path: str, *, moved: bool = True) -> Any:
-        """Return the image of a path, or the only one whose file and folder have the same names if it may be moved."""
-        if (found := self._by_path.get(Path(path).resolve())) or not moved:
-            return found
-        namesakes = self._real_by_name[_name(path)]
-        return namesakes[0] if len(namesakes) == 1 else None
-
-
-def _sample(image: SyntheticImage, base_images: _BaseImages) -> dict[str, Any]:
-    """Return the sample of a synthetic image, and whether a source is no training image of the base or unknown."""
-    record = image.record
-    sources = [str(path) for path in (record.source, record.defect) if path] if record else []
-    found = [base_images.find(source) for source in sources]
-    kinds = [known.kind for known in found if known] + ([str(record.details.get("kind", ""))] if record else [])
-    return {
-        "image_path": str(image.image_path),
-        "mask_path": str(image.mask_path),
-        "label_index": int(LabelName.ABNORMAL),
-        "split": Split.TRAIN.value,
-        "origins": tuple(known.image_path if known else source for known, source in zip(found, sources, strict=True))
-        or (str(image.image_path),),  # none would make it a real image
-        "kind": next(filter(None, kinds), ""),
-        "is_leak": any(known is not None and known.split != Split.TRAIN for known in found),
-        "is_untraced": not found or None in found,
-    }
-
-
-def _joined(train: DataFrame, synthetic: DataFrame) -> DataFrame:
-    """Append samples of synthetic images to a training table, whose own rows stay first and unchanged."""
-    if without := int(((train["label_index"] == LabelName.ABNORMAL) & (train["mask_path"] == "")).sum()):
-        logger.warning(
-            "%d real defective training images have no masks, but synthetic ones have: batches get an all-black mask "
-            "for the real ones. ExDD does not look at those with `--model.positive_patches farthest`.",
-            without,
-        )
-    joined = pd.concat([with_optional_columns(train), with_optional_columns(synthetic)], ignore_index=True)
-    joined.attrs["task"] = TaskType.SEGMENTATION.value
-    return joined
-
-
-def _name(path: str) -> tuple[str, ...]:
-    """Name of a file and of its folder, from either kind of machine."""
-    return tuple(path.replace("\\", "/").split("/")[-2:])
+def _name(path: str) -> str:
+    """Name of a file and of its folder, from either kind of machine: the data may have moved since."""
+    return "/".join(path.replace("\\", "/").split("/")[-2:])

@@ -33,6 +33,13 @@ class FilesOfEnding(NamedTuple):
     example: str
 
 
+def entries_of(paths: PathSpec | None) -> list[str | Path]:
+    """List what an argument names; nothing for None."""
+    if isinstance(paths, list):
+        return paths
+    return [] if paths is None else [paths]
+
+
 def visible_files(entry: str | Path, root: Path) -> list[Path]:
     """List the files that an entry names, sorted: a file, a folder with all folders in it, or a glob pattern.
 
@@ -48,35 +55,25 @@ def visible_files(entry: str | Path, root: Path) -> list[Path]:
 
 
 def list_images(argument: str, paths: PathSpec, root: Path) -> list[Path]:
-    """List the image files that an argument names.
+    """List the image files that an argument of this name and value names, sorted, without hidden files.
 
-    Args:
-        argument: Name of the argument, for messages.
-        paths: Its value.
-        root: Folder that relative paths start from.
-
-    Returns:
-        Sorted paths, without hidden files.
+    Relative paths start from the root.
 
     Raises:
-        FileNotFoundError: If an entry names nothing, or no image.
+        FileNotFoundError: If an entry names no image.
     """
     images: set[Path] = set()
-    for entry in paths if isinstance(paths, list) else [paths]:
+    for entry in entries_of(paths):
         files = visible_files(entry, root)
         found = {path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
         images |= found
-        path = root / Path(entry).expanduser()
-        if not found and not path.exists() and not any(sign in str(entry) for sign in "*?["):
-            msg = (
-                f"Argument `{argument}` names `{entry}`, but there is no `{path}`. It has to be a folder, a file or a "
-                f"glob pattern; `{path.parent}` {contents_of(path.parent)}."
-            )
-            raise FileNotFoundError(msg)
         if not found:
+            path = root / Path(entry).expanduser()
+            folder = path if path.is_dir() else path.parent
             msg = (
-                f"Argument `{argument}` names `{path}`, but there is no image among the {len(files)} files found. "
-                f"Images end in {', '.join(IMAGE_EXTENSIONS)}."
+                f"Argument `{argument}` names `{entry}`, but there is no image among the {len(files)} files found: "
+                f"`{folder}` {contents_of(folder)}. Name a folder, a file or a glob pattern; images end in "
+                f"{', '.join(IMAGE_EXTENSIONS)}."
             )
             raise FileNotFoundError(msg)
         if others := _by_ending(set(files) - found):
@@ -110,32 +107,28 @@ def count_endings(files: Mapping[str, FilesOfEnding]) -> str:
 def separate_masks(
     argument: str, images: Sequence[Path], masks: Iterable[Path], suffixes: Sequence[str]
 ) -> tuple[list[Path], list[Path]]:
-    """Separate images from masks that lie in the same folder.
+    """Separate the images that an argument names from the masks among them, and return both.
 
     Args:
-        argument: Name of the argument that named the images, for messages.
+        argument: Name of the argument, for messages.
         images: What it names.
         masks: What the argument for masks names.
         suffixes: What may follow an image's name in the name of its mask, lower case.
 
-    Returns:
-        The images, and the masks that were among them.
-
     Raises:
-        ValueError: If a file looks like the mask of the image beside it, but is not named as a mask; or if all images
-            are named as masks.
+        ValueError: If a file looks like the mask of another, but is not named as one; or if all are named as masks.
     """
-    known_masks = set(masks)
-    found: set[Path] = set()
-    for files in _by_folder(images).values():
-        paired = set(named_like_masks(files, suffixes))
-        if unlisted := sorted(paired - known_masks):
-            msg = (
-                f"`{unlisted[0]}` was found as an image of argument `{argument}`, but looks like the mask of the image "
-                "beside it. Name its folder in the argument for masks too, or rename the file if it is an image."
-            )
-            raise ValueError(msg)
-        found |= paired or known_masks.intersection(files)
+    known = set(masks)
+    paired = set(named_like_masks(images, suffixes))
+    if unlisted := sorted(paired - known):
+        msg = (
+            f"`{unlisted[0]}` was found as an image of argument `{argument}`, but looks like the mask of the image "
+            "beside it. Name its folder in the argument for masks too, or rename the file if it is an image."
+        )
+        raise ValueError(msg)
+    # Where masks have names of their own, a file named as both is an image: its folder was named for its masks.
+    mixed = {path.parent for path in paired}
+    found = paired | {path for path in known.intersection(images) if path.parent not in mixed}
     if images and len(found) == len(images):
         msg = (
             f"All {len(images)} files of argument `{argument}`, such as `{images[0]}`, are named as masks too. Give "
@@ -145,25 +138,24 @@ def separate_masks(
     return [path for path in images if path not in found], sorted(found)
 
 
-def named_like_masks(files: Iterable[Path], suffixes: Sequence[str]) -> dict[Path, list[Path]]:
+def named_like_masks(files: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, list[Path]]:
     """Find files with the name of another file in their folder plus a suffix, each with the files it may mask."""
+    by_name: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for path in files:
+        by_name[path.parent, path.stem].append(path)
     pairs: dict[Path, list[Path]] = {}
-    for folder in _by_folder(files).values():
-        by_stem: dict[str, list[Path]] = defaultdict(list)
-        for path in folder:
-            by_stem[path.stem].append(path)
-        for path in folder:
-            stems = sorted(_image_stems(path, suffixes) - {path.stem})
-            if images := [image for stem in stems for image in by_stem.get(stem, ())]:
-                pairs[path] = images
+    for path in files:
+        stems = sorted(_image_stems(path, suffixes) - {path.stem})
+        if images := [image for stem in stems for image in by_name.get((path.parent, stem), ())]:
+            pairs[path] = images
     return pairs
 
 
 def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, Path]:
     """Find the mask of each image that has one, by its name.
 
-    A mask fits if its stem is the image's, or the image's plus a suffix. Among several that fit, the one whose folder
-    has the image's folder name is meant (``test/scratch/000.png`` and ``masks/scratch/000_mask.png``).
+    A mask fits if its stem is the image's, or the image's plus a suffix. Among several that fit, the :func:`nearest` to
+    the image's folder is meant (``test/scratch/000.png`` and ``masks/scratch/000_mask.png``).
 
     Raises:
         ValueError: If two masks fit an image, or one mask fits two images.
@@ -174,10 +166,7 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequenc
             by_stem[stem].append(mask)
     image_of: dict[Path, Path] = {}
     for image in images:
-        fitting = by_stem[image.stem]
-        if len(fitting) > 1:
-            common = [common_start(image.parent.parts[::-1], mask.parent.parts[::-1]) for mask in fitting]
-            fitting = [mask for mask, count in zip(fitting, common, strict=True) if count == max(common)]
+        fitting = nearest(by_stem[image.stem], image.parent)
         if len(fitting) > 1:
             msg = (
                 f"Two masks fit the image `{image}`: `{fitting[0]}` and `{fitting[1]}`. Set `mask_suffix` to what "
@@ -194,9 +183,18 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path], suffixes: Sequenc
     return {image: mask for mask, image in image_of.items()}
 
 
-def common_start(first: Sequence[str], second: Sequence[str]) -> int:
-    """Count the names that two paths have in common before they differ."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+def nearest(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Choose the files whose folder has most names in common with another, from the end, then from the start.
+
+    That finds ``images/train/7.jpg`` for ``labels/train/``, and ``train/images/7.jpg`` for ``train/labels/``.
+    """
+
+    def closeness(path: Path) -> tuple[int, int]:
+        ours, theirs = path.parent.parts, folder.parts
+        return _common_start(ours[::-1], theirs[::-1]), _common_start(ours, theirs)
+
+    found = [closeness(path) for path in files]
+    return [path for path, common in zip(files, found, strict=True) if common == max(found)]
 
 
 def contents_of(folder: Path) -> str:
@@ -210,11 +208,9 @@ def contents_of(folder: Path) -> str:
     return "holds " + ", ".join(f"`{name}`" for name in names[:_SHOWN_NAMES]) + more
 
 
-def _by_folder(files: Iterable[Path]) -> dict[Path, list[Path]]:
-    by_folder: dict[Path, list[Path]] = defaultdict(list)
-    for path in files:
-        by_folder[path.parent].append(path)
-    return by_folder
+def _common_start(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the names that two paths have in common before they differ."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _image_stems(mask: Path, suffixes: Sequence[str]) -> set[str]:

@@ -1,9 +1,8 @@
 """Masks of defects: read, checked against their images, and resized without losing a thin line.
 
-torchvision resizes masks by picking the nearest pixel, and picks nothing of a one-pixel crack between two samples. An
-image labelled defective would then reach the model with an empty mask. :class:`DefectMask` brings its own resize
-kernel, so that any transform that resizes image and mask together (a ``Resize`` in a ``Compose``, or the one that
-Anomalib appends for the model's input size) keeps every defect without knowing about it.
+torchvision resizes masks by picking the nearest pixel, and picks nothing of a one-pixel crack between two samples.
+:class:`DefectMask` brings its own resize kernel, so that any transform that resizes image and mask together (a
+``Resize`` in a ``Compose``, or the one that Anomalib appends for the model's input size) keeps every defect.
 """
 
 from __future__ import annotations
@@ -71,13 +70,9 @@ def read_defect_pixels(path: str | Path) -> NDArray[np.bool_]:
 
 
 def inspect_masks(pairs: Sequence[tuple[str | Path, str | Path | None]]) -> list[bool | None]:
-    """Check masks against their images, and warn of those that look inverted.
+    """Check masks against their images, warn of those that look inverted, and tell whether each shows a defect.
 
-    Args:
-        pairs: Each image with its mask, if it has one.
-
-    Returns:
-        Whether each mask shows a defect; None without a mask.
+    A pair is an image and its mask, or an image and None, for which None is returned.
 
     Raises:
         ValueError: If a file cannot be decoded, or a mask has another size than its image.
@@ -114,8 +109,7 @@ def check_same_size(
     if tuple(image_size) != tuple(mask_size):
         msg = (
             f"The mask `{mask_path}` is {mask_size[1]} x {mask_size[0]} pixels (width x height), but its image "
-            f"`{image_path}` is {image_size[1]} x {image_size[0]}. Draw it on the image as viewers show that, "
-            "with its EXIF orientation."
+            f"`{image_path}` is {image_size[1]} x {image_size[0]} (with its EXIF orientation, as viewers show it)."
         )
         raise ValueError(msg)
 
@@ -133,8 +127,9 @@ def resize_defects(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     dtype = torch.float32 if mask.dtype in {torch.bool, torch.uint8, torch.float32} else torch.float64
     values = mask.reshape(-1, 1, height, width).to(dtype)
     values = F.adaptive_max_pool2d(values, (min(height, size[0]), min(width, size[1])))
-    values = values.to(mask.dtype)[..., _nearest(values.shape[-2], size[0]), :]
-    values = values[..., _nearest(values.shape[-1], size[1])]
+    # In whole numbers: floating point may skip a pixel of a long axis.
+    rows, columns = (torch.arange(new) * old // new for old, new in zip(values.shape[-2:], size, strict=True))
+    values = values.to(mask.dtype)[..., rows[:, None], columns]
     return values.reshape(*mask.shape[:-2], *size)
 
 
@@ -170,11 +165,6 @@ def resized_size(image_size: Sequence[int], size: int | Sequence[int] | None, ma
     stand_in = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width)
     resized = transforms.resize(stand_in, size=size, max_size=max_size, antialias=False)
     return int(resized.shape[-2]), int(resized.shape[-1])
-
-
-def _nearest(source: int, target: int) -> torch.Tensor:
-    """Source index of each target pixel, in whole numbers: floating point may skip a pixel of a long axis."""
-    return torch.arange(target) * source // target
 
 
 def _inspect(pair: tuple[str | Path, str | Path | None]) -> tuple[bool | None, bool]:

@@ -16,7 +16,6 @@ from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -65,7 +64,15 @@ def read_image(path: str | Path, white_level: int = WHITE_LEVEL) -> tv_tensors.I
             # Bit for bit what Anomalib reads, so that its prediction on a folder sees the same numbers.
             return cast("tv_tensors.Image", to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True))
         pixels = np.asarray(image)
-    scaled = _scale_deep_pixels(pixels, path, white_level)
+    white = 1 if np.issubdtype(pixels.dtype, np.floating) else white_level
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= white):
+        msg = (
+            f"The image `{path}` holds numbers from {low:g} to {high:g}, but they have to lie between 0 and {white}, "
+            "which is white. Save it with 8 or 16 bits per channel, or train with another `white_level`."
+        )
+        raise ValueError(msg)
+    scaled = (pixels.astype(np.float64) / white).astype(np.float32)
     return tv_tensors.Image(torch.from_numpy(scaled).expand(3, -1, -1).contiguous())
 
 
@@ -155,16 +162,3 @@ def _peak_of_deep_image(path: str | Path) -> int:
     pixels = np.asarray(open_image(path))
     # Pillow keeps the upper eight bits of colour.
     return int(pixels.max()) if pixels.ndim == 2 else int(pixels[..., :3].max()) * 257
-
-
-def _scale_deep_pixels(pixels: NDArray[np.generic], path: str | Path, white_level: int) -> NDArray[np.float32]:
-    """Scale the numbers of a 16-bit, 32-bit or floating-point image to 0..1."""
-    white = 1 if np.issubdtype(pixels.dtype, np.floating) else white_level
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0 and high <= white):
-        msg = (
-            f"The image `{path}` holds numbers from {low:g} to {high:g}, but they have to lie between 0 and {white}, "
-            "which is white. Save it with 8 or 16 bits per channel, or train with another `white_level`."
-        )
-        raise ValueError(msg)
-    return (pixels.astype(np.float64) / white).astype(np.float32)
