@@ -100,16 +100,11 @@ def test_csv_errors_name_the_line(folders: Path, header: str, line: str, message
         ready_folder(None, csv=path)
 
 
-def test_lines_without_a_split_are_for_training(folders: Path) -> None:
-    lines = good_and_bad(",")
-    for number in (0, 10):
-        lines[number] += "test"
-    path = write_csv(folders / "some.csv", "image,mask,label,split", *lines)
-    assert split_counts(ready_folder(None, csv=path)) == {"train": (9, 5), "val": (0, 0), "test": (1, 1)}
-
-
-def test_csv_with_other_splits(folders: Path) -> None:
+def test_csv_with_some_splits_or_other_splits(folders: Path) -> None:
     header = "image,mask,label,split"
+    some = write_csv(folders / "some.csv", header, *good_and_bad(",train")[:-1], good_and_bad(",")[-1])
+    with pytest.raises(ValueError, match=r"Line 17 .*has no split, as 1 of 16"):
+        ready_folder(None, csv=some)
     other = write_csv(folders / "other.csv", header, *good_and_bad(",val"))
     with pytest.raises(ValueError, match=r"Line 2 .*split `val`, but it has to be `train` or `test`.*val_split_ratio"):
         ready_folder(None, csv=other)

@@ -89,13 +89,18 @@ def read_image_table(path: Path, roots: Sequence[Path]) -> list[AnnotatedImage]:
         roots: Folders that relative paths may start from, in order of preference.
 
     Returns:
-        The images, in the order of the file; those without a split are training images.
+        The images, in the order of the file; without a column ``split`` all for training.
 
     Raises:
         FileNotFoundError: If the file, an image or a mask does not exist.
         ValueError: If a column, a label or a split is not understood.
     """
-    return [_annotated(where, row, roots) for where, row in _rows(path, ("image",), ("label", "mask"))]
+    rows = _rows(path, ("image",), ("label", "mask"))
+    without = [where for where, row in rows if not row.get("split")]
+    if 0 < len(without) < len(rows):
+        msg = f"{without[0]} has no split, as {len(without)} of {len(rows)}. Write `train` or `test` into all, or none."
+        raise ValueError(msg)
+    return [_annotated(where, row, roots) for where, row in rows]
 
 
 def read_kind_table(path: Path) -> dict[tuple[str, str], str]:

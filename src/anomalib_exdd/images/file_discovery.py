@@ -193,8 +193,8 @@ def nearest(files: Sequence[Path], folder: Path) -> list[Path]:
         ours, theirs = path.parent.parts, folder.parts
         return _common_start(ours[::-1], theirs[::-1]), _common_start(ours, theirs)
 
-    found = [closeness(path) for path in files]
-    return [path for path, common in zip(files, found, strict=True) if common == max(found)]
+    closest = max(map(closeness, files), default=None)
+    return [path for path in files if closeness(path) == closest]
 
 
 def contents_of(folder: Path) -> str:
