@@ -244,7 +244,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         }
         logger.info(
             "Training with %s; %d normal images count %.3g each, %d defective ones %.3g.",
-            ", ".join(f"{name} {value}" for name, value in self.trained_with.items()),
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.trained_with.items()),
             *(normal, self.loss_weights[0], defective, self.loss_weights[1]),
         )
         if batch_size != settings.batch_size:
