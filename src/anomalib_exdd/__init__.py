@@ -41,8 +41,9 @@ def __getattr__(name: str) -> object:
 
         from anomalib_exdd import plugin  # noqa: PLC0415
 
-        functions = {"compare": "anomalib_exdd.comparison.command", "register": plugin.__name__}
-        value = getattr(import_module((plugin.MODELS | plugin.DATAMODULES | functions)[name]), name)
+        homes = {"compare": "anomalib_exdd.comparison.command", "register": plugin.__name__}
+        homes |= plugin.CLASSES["anomalib.models"] | plugin.CLASSES["anomalib.data"]
+        value = getattr(import_module(homes[name]), name)
     globals()[name] = value
     return value
 

@@ -2,7 +2,7 @@
 
 Anomalib has no entry points for plug-ins: a model becomes `--model ExDD` once its class has been imported. The files
 `anomalib_exdd.pth` (and, from Python 3.15 on, `anomalib_exdd.start`) call `install` whenever Python starts. It imports
-nothing but `sys`; it leaves one finder on `sys.meta_path` that waits for the modules of `REGISTRATIONS`, lets the
+nothing but `sys`; it leaves one finder on `sys.meta_path` that waits for the modules of `MODULES`, lets the
 finders behind it locate the real module, and runs our registration right after the module's own body. Once all of them
 are registered the finder removes itself.
 
@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 
 OPT_OUT_VARIABLE = "ANOMALIB_EXDD_AUTOLOAD"
 
-# Anomalib's module -> the function of `anomalib_exdd.plugin` to call after it.
-REGISTRATIONS = {
-    "anomalib.cli.pipelines": "register_subcommands",
-    "anomalib.data": "register_data",
-    "anomalib.models": "register_models",
-}
+MODULES = ("anomalib.cli.pipelines", "anomalib.data", "anomalib.models")
+"""Modules of Anomalib that this package registers with."""
 
 
 def install() -> None:
@@ -42,7 +38,7 @@ class RegisterAfterImport:
     """A meta-path finder that finds nothing itself: it adds our registration to what the other finders found."""
 
     def __init__(self) -> None:
-        self._waiting = set(REGISTRATIONS)
+        self._waiting = set(MODULES)
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
@@ -77,7 +73,10 @@ class RegisterAfterImport:
         try:
             from anomalib_exdd import plugin  # noqa: PLC0415  # not before Anomalib is imported
 
-            getattr(plugin, REGISTRATIONS[fullname])()
+            if fullname in plugin.CLASSES:
+                plugin.register_classes(fullname)
+            else:
+                plugin.register_subcommands()
         except Exception as error:  # noqa: BLE001  # whatever is wrong with this package, Anomalib has to work
             warn_not_registered(fullname, error)
 

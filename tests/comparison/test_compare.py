@@ -41,7 +41,7 @@ from anomalib_exdd.comparison.results import (
     read_maps,
 )
 from anomalib_exdd.comparison.scheduler import PlannedRun
-from anomalib_exdd.models.defect_classifier.presets import PRESETS
+from anomalib_exdd.models.defect_classifier.training import PRESETS
 from made_up_surfaces import make_surfaces
 
 

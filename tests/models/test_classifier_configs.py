@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from anomalib_exdd import KSDD2, SyntheticDefects
 from anomalib_exdd.comparison.results import METRICS
-from anomalib_exdd.models.defect_classifier.presets import PRESETS
+from anomalib_exdd.models.defect_classifier.training import PRESETS
 
 SHOTS = {"zero_shot": 0, "few_shot": 5, "full_shot": None}
 SYNTHESIZERS = ("perlin", "dreambooth", "in_and_out", "diag")

@@ -3,6 +3,7 @@
 import copy
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_exdd import DefectClassifier
-from anomalib_exdd.models.defect_classifier.loss import LabelLoss, label_weights
 from anomalib_exdd.models.defect_classifier.post_processor import ProbabilityPostProcessor
-from anomalib_exdd.models.defect_classifier.selection import SELECTION, ValidationRecord, carry_over_best, keep_best
+from anomalib_exdd.models.defect_classifier.selection import SELECTION, EpochSelection, ValidationRecord
 from anomalib_exdd.models.defect_classifier.torch_model import DefectClassifierModel
+from anomalib_exdd.models.defect_classifier.training import label_loss, label_weights
 from anomalib_exdd.models.weights import fresh_layers
 from toy_surfaces import TOY
 
@@ -72,13 +73,12 @@ def test_a_weight_is_a_repetition_of_the_defective_images(normal: int, defective
     generator = torch.Generator().manual_seed(normal * 10 + defective)
     logits = torch.randn(normal + defective, generator=generator)
     labels = torch.tensor([0] * normal + [1] * defective)
-    loss = LabelLoss()
-    loss.weights = label_weights(normal, defective, weight)
+    weights = label_weights(normal, defective, weight)
     repeats = torch.where(labels == 1, int(weight), 1)
     repeated = F.binary_cross_entropy_with_logits(
         logits.repeat_interleave(repeats), labels.repeat_interleave(repeats).float()
     )
-    torch.testing.assert_close(loss(logits, labels), repeated)
+    torch.testing.assert_close(label_loss(logits, labels, weights), repeated)
 
 
 @pytest.mark.parametrize(("normal", "defective", "kind"), [(5, 0, "defective"), (0, 5, "normal")])
@@ -224,36 +224,35 @@ def test_without_defective_validation_images_the_highest_normal_score_is_the_thr
     assert post.image_threshold.item() == pytest.approx(0.35)
 
 
+def recorded(*batches: tuple[torch.Tensor, torch.Tensor], epoch: int = 0) -> dict[str, float]:
+    """Return what a record gives after batches of logits and labels."""
+    record = ValidationRecord()
+    for logits, labels in batches:
+        record.update(logits, labels, label_loss(logits, labels, (1.0, 1.0)))
+    return {name: value.item() for name, value in record.compute(epoch).items()}
+
+
 def test_a_record_is_average_precision_and_loss_of_all_batches_or_the_epoch() -> None:
-    loss = LabelLoss()
-    record = ValidationRecord(loss)
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(23, generator=generator), torch.rand(23, generator=generator) < 0.3
-    for part in torch.arange(23).split(5):
-        record.update(logits[part], labels[part])
-    values = record.compute(epoch=4)
+    values = recorded(*((logits[part], labels[part]) for part in torch.arange(23).split(5)), epoch=4)
     expected = average_precision_score(labels.numpy(), logits.numpy())
-    assert values["val_AP"].item() == pytest.approx(expected, abs=1e-6)
-    torch.testing.assert_close(values["val_loss"], F.binary_cross_entropy_with_logits(logits, labels.float()))
-    assert values[SELECTION].item() == pytest.approx(expected, abs=1e-4)
+    assert values["val_AP"] == pytest.approx(expected, abs=1e-6)
+    loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+    assert values["val_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert values[SELECTION] == pytest.approx(expected, abs=1e-4)
     # Equal average precision: the lower loss is better.
-    selections = []
-    for scale in (0.5, 2.0):
-        record.update(torch.tensor([-1.0, 1.0]) * scale, torch.tensor([0, 1]))
-        selections.append(record.compute(epoch=0)[SELECTION])
-    assert selections[1] > selections[0]
+    unsure, sure = (
+        recorded((torch.tensor([-1.0, 1.0]) * scale, torch.tensor([0, 1])))[SELECTION] for scale in (0.5, 2)
+    )
+    assert sure > unsure
     # Normal images alone: the later epoch is better.
-    record.update(logits, torch.zeros(23))
-    assert {name: value.item() for name, value in record.compute(epoch=7).items()} == {SELECTION: 7.0}
+    assert recorded((logits, torch.zeros(23)), epoch=7) == {SELECTION: 7.0}
 
 
 def test_a_users_own_choice_of_checkpoint_stays(tmp_path: Path) -> None:
     own, default = ModelCheckpoint(monitor="val_loss"), ModelCheckpoint(dirpath=tmp_path)
-    keep_best(own)
-    keep_best(default)
+    for keeper in (own, default):
+        EpochSelection().setup(SimpleNamespace(checkpoint_callbacks=[keeper]), None, "fit")
     assert (own.monitor, own.mode) == ("val_loss", "min")
     assert (default.monitor, default.mode) == (SELECTION, "max")
-    content = {"callbacks": {"a": {"monitor": "val_loss", "dirpath": "x"}, "b": {"monitor": SELECTION, "dirpath": "x"}}}
-    carry_over_best(content, default)
-    assert content["callbacks"]["a"]["dirpath"] == "x"
-    assert content["callbacks"]["b"]["dirpath"] == default.dirpath

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.cli import AnomalibCLI
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 
 from anomalib_exdd import KSDD2, DefectClassifier, SyntheticDefects
@@ -362,15 +360,6 @@ def test_without_validation_images_the_last_epoch_is_kept_and_decides_at_even_od
         assert row["label"] == ("defective" if row["raw_score"] > 0.5 else "normal")
         assert row["threshold"] == 0.5
         assert row["num_regions"] is not None
-
-
-@pytest.mark.parametrize("callback", [EarlyStopping("val_AP"), ModelCheckpoint(monitor="val_loss")])
-def test_callbacks_that_wait_for_a_validation_are_refused_before_training(
-    callback: Callback, toy_data: Make, engine: Make
-) -> None:
-    message = rf"{type(callback).__name__} monitors `val_\w+`, but there are no validation images.*val_split_ratio 0\.2"
-    with pytest.raises(ValueError, match=message):
-        engine(max_epochs=1, callbacks=[callback]).fit(model=classifier(), datamodule=toy_data(val_split_ratio=0))
 
 
 def test_a_later_validation_counts_as_one(toy_data: Make, engine: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -168,7 +168,7 @@ def test_a_record_has_every_row_and_a_file_alone_gives_the_same(
     assert len(events) == 2 * len(rows)
     for row in rows:
         found, batch = predict_file(model, Path(row["path"]))
-        assert without_time(json.loads(found.to_json())) == without_time(row)
+        assert without_time(json_of(found.to_dict())) == without_time(row)
         assert (batch is None) == (row["error"] is not None)
         assert row["error"] is not None or row["normal_distance"] > 0
 
@@ -365,7 +365,6 @@ def test_what_cannot_be_known_is_left_empty(
     (row,) = table(results)
     assert row["label"] is not None
     assert row["regions"] is None
-    assert "defect regions cannot be located" in caplog.text
     assert "crops images" not in caplog.text
 
     engine().predict(

@@ -115,7 +115,7 @@ def test_teaching_reads_as_training_did(
 
 def test_other_data_are_refused(checkpoints: tuple[Path, Path], deep: Path, engine: Make) -> None:
     for checkpoint, data in zip(checkpoints, (WHITE, 65535), strict=True):
-        with pytest.raises(ValueError, match=rf"`white_level` {65535 + WHITE - data}, but .* has {data}"):
+        with pytest.raises(ValueError, match=rf"white_level {65535 + WHITE - data}`, but .* has {data}"):
             engine().test(model=ExDD(), datamodule=KSDD2(deep, num_workers=0, white_level=data), ckpt_path=checkpoint)
     engine().test(
         model=ExDD(), datamodule=KSDD2(deep, num_workers=0, white_level=WHITE), ckpt_path=checkpoints[1], verbose=False

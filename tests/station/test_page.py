@@ -60,7 +60,7 @@ def test_clients_at_once_get_the_rows_of_the_command(serve: Serve, surfaces: Pat
         answers = list(executor.map(lambda path: send(address, path), paths * 2))
     assert {answer.status_code for answer in answers} == {200}
     for path, answer in zip(paths * 2, answers, strict=True):
-        row, expected = answer.json(), json.loads(predict_file(station.model, path)[0].to_json())
+        row, expected = answer.json(), json.loads(json.dumps(predict_file(station.model, path)[0].to_dict()))
         assert row["path"].endswith(path.name)
         assert {k: v for k, v in row.items() if k not in {"path", "seconds"}} == {
             k: v for k, v in expected.items() if k not in {"path", "seconds"}

@@ -22,12 +22,11 @@ class Info(Subcommand):
     """Show what is in the memory banks of an ExDD checkpoint."""
 
     @staticmethod
-    def get_parser() -> ArgumentParser:
-        """Return the parser of the subcommand's arguments."""
-        parser = _parser(Info)
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the arguments to a parser."""
+        parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint that `anomalib train` wrote.")
         parser.add_argument("--all", action="store_true", help="List every image instead of the ten with most entries.")
         parser.add_argument("--json", type=Path | None, help="Write everything to this JSON file as well.")
-        return parser
 
     def call(self, config: Namespace) -> None:
         """Print the banks' content."""
@@ -61,19 +60,19 @@ class Teach(Subcommand):
     """Add a new defect, or a good part that was not accepted, to the banks of an ExDD checkpoint, without training."""
 
     @staticmethod
-    def get_parser() -> ArgumentParser:
-        """Return the parser of the subcommand's arguments."""
-        parser = _parser(Teach)
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the arguments to a parser."""
+        parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint that `anomalib train` wrote.")
         parser.add_argument("--image", type=Path, required=True, help="Image of the defect or of the good part.")
         parser.add_argument("--mask", type=Path | None, help="Its mask, of its size: black where there is no defect.")
         parser.add_argument(
             "--box",
-            type=list[int] | None,
+            type=tuple[int, int, int, int] | None,
             help="Instead of a mask, a box around the defect in pixels of the image: '[left, top, width, height]'.",
         )
         parser.add_argument("--good", action="store_true", help="Instead of a mask: the whole image shows a good part.")
         parser.add_argument("--kind", default="", help="Kind of the defect; `anomalib info` lists those known.")
-        return _add_output(parser)
+        parser.add_argument("--output", type=Path | None, help="Changed checkpoint; default: over the old one.")
 
     def call(self, config: Namespace) -> None:
         """Teach the image and write the checkpoint."""
@@ -84,8 +83,6 @@ class Teach(Subcommand):
         if config.good and config.kind:
             msg = f"A good part has no kind of defect, but got --kind {config.kind}. Leave it out, or leave out --good."
             raise ValueError(msg)
-        for path in filter(None, (image, mask)):
-            _check_exists(path)
         model = load_checkpoint(config.ckpt_path)
         image_CHW = torch.Tensor(read_image(image, model.white_level))
         if config.good:
@@ -102,11 +99,11 @@ class Forget(Subcommand):
     """Drop everything that an ExDD checkpoint's banks took from an image, without training again."""
 
     @staticmethod
-    def get_parser() -> ArgumentParser:
-        """Return the parser of the subcommand's arguments."""
-        parser = _parser(Forget)
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the arguments to a parser."""
+        parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint that `anomalib train` wrote.")
         parser.add_argument("--source", required=True, help="The image: its path, or its file name if that is unique.")
-        return _add_output(parser)
+        parser.add_argument("--output", type=Path | None, help="Changed checkpoint; default: over the old one.")
 
     def call(self, config: Namespace) -> None:
         """Forget the image and write the checkpoint."""
@@ -121,26 +118,8 @@ def _named(source: str, kind: str) -> str:
     return f"{source} ({kind})" if kind else source
 
 
-def _parser(subcommand: type[Subcommand]) -> ArgumentParser:
-    parser = ArgumentParser(description=subcommand.__doc__)
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint that `anomalib train` wrote.")
-    return parser
-
-
-def _add_output(parser: ArgumentParser) -> ArgumentParser:
-    parser.add_argument("--output", type=Path | None, help="Changed checkpoint; default: over the old one.")
-    return parser
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        msg = f"The file {path} does not exist."
-        raise FileNotFoundError(msg)
-
-
 def load_checkpoint(ckpt_path: Path) -> ExDD:
     """Load a trained model for use on the CPU; a ValueError if the file is no checkpoint of an ExDD model."""
-    _check_exists(ckpt_path)
     try:
         model = ExDD.load_from_checkpoint(ckpt_path, map_location="cpu")
     except (KeyError, RuntimeError) as error:
@@ -156,12 +135,9 @@ def _mask(config: Namespace, size: tuple[int, int]) -> Tensor:
         check_same_size(config.image, size, config.mask, mask_HW.shape[-2:])
         warn_of_inverted_masks([config.mask] if looks_inverted(mask_HW.numpy() > 0) else [])
         return mask_HW
-    (image_height, image_width), box = size, config.box
-    left, top, width, height = box if len(box) == 4 else (-1, -1, 0, 0)
-    if min(left, top) < 0 or min(width, height) < 1 or left + width > image_width or top + height > image_height:
-        msg = (
-            f"The box {box} has to be [left, top, width, height] in the image of {image_width} x {image_height} pixels."
-        )
+    left, top, width, height = config.box
+    if min(left, top) < 0 or min(width, height) < 1 or left + width > size[1] or top + height > size[0]:
+        msg = f"The box {config.box} has to be (left, top, width, height) in the image of {size[1]} x {size[0]} pixels."
         raise ValueError(msg)
     mask_HW = torch.zeros(size, dtype=torch.uint8)
     mask_HW[top : top + height, left : left + width] = 1

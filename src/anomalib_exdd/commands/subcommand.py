@@ -11,10 +11,16 @@ class Subcommand:
     kept: ClassVar[str] = ""
     """What is left of an interrupted run, for a subcommand that goes on from there when it is called again."""
 
+    @classmethod
+    def get_parser(cls) -> ArgumentParser:
+        """Return the parser of the subcommand's arguments; the docstring of the class is its description."""
+        parser = ArgumentParser(description=cls.__doc__)
+        cls.add_arguments(parser)
+        return parser
+
     @staticmethod
-    def get_parser() -> ArgumentParser:
-        """Return the parser of the subcommand's arguments."""
-        raise NotImplementedError
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the arguments to a parser."""
 
     def run(self, config: Namespace) -> None:
         """Run the subcommand; end with one line where its input is wrong, or where a longer run cannot go on."""

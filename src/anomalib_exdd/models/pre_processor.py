@@ -20,9 +20,7 @@ logger = logging.getLogger(__name__)
 ONNX_OPSET = 18
 """What torch writes; to the older operator set that Anomalib asks for, models cannot be converted."""
 
-# Names as torchvision takes them; all other ways to interpolate know no antialiasing.
-_BILINEAR = {InterpolationMode.BILINEAR, "bilinear", 2}
-_SMOOTH = _BILINEAR | {InterpolationMode.BICUBIC, "bicubic", 3, InterpolationMode.LANCZOS, "lanczos", 1}
+_BILINEAR = {InterpolationMode.BILINEAR, "bilinear", 2}  # names as torchvision takes them
 
 
 class AntialiasedPreProcessor(PreProcessor):  # type: ignore[misc]
@@ -62,7 +60,7 @@ def resize_weights(size: int, target: int, like: Tensor) -> Tensor:
 def _traced(step: Transform, images_BCHW: Tensor) -> Tensor:
     """Apply a transform in operations that ONNX and OpenVINO have."""
     as_anomalib_exports: Any = get_exportable_transform(step)
-    if not isinstance(step, Resize) or not step.antialias or step.interpolation not in _SMOOTH:
+    if not isinstance(step, Resize) or not step.antialias:
         return as_anomalib_exports(images_BCHW)
     if step.interpolation not in _BILINEAR or len(step.size) != 2:
         message = "Exported without antialiasing: %s. Scores may change; resize bilinearly, by (height, width)."

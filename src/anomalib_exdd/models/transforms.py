@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from anomalib.data.transforms import ExportableCenterCrop, SquarePad
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Normalize, Resize, ToDtype, ToImage, Transform
 
 from anomalib_exdd.images.masks import resized_size
@@ -52,24 +54,19 @@ def covered_pixels(start: Fraction, length: Fraction, count: int) -> tuple[int, 
 
 def seen_part(transforms: Iterable[Transform | None], size: Sequence[int]) -> Part | None:
     """Return the part of an image (height, width) that transforms leave; None if a step may move pixels elsewhere."""
-    now = [size[0], size[1]]
+    now = size
     start, pixel = [Fraction(0)] * 2, [Fraction(1)] * 2  # of both axes, in pixels of the image
-    for transform in transforms:
-        for step in steps_of(transform):
-            if isinstance(step, Resize):
-                after = resized_size(now, step.size, step.max_size)
-                pixel = [length * old / new for length, old, new in zip(pixel, now, after, strict=True)]
-            elif isinstance(step, (*_CUTS, SquarePad)):
-                after = (max(now), max(now)) if isinstance(step, SquarePad) else (step.size[0], step.size[1])
-                start = [
-                    edge + length * _offset(old, new)
-                    for edge, length, old, new in zip(start, pixel, now, after, strict=True)
-                ]
-            elif isinstance(step, _LEAVE_POSITIONS):
-                continue
-            else:
-                return None
-            now = list(after)
+    for step in chain.from_iterable(map(steps_of, transforms)):
+        before = now
+        if isinstance(step, Resize):
+            now = resized_size(before, step.size, step.max_size)
+            pixel = [length * old / new for length, old, new in zip(pixel, before, now, strict=True)]
+        elif isinstance(step, (*_CUTS, SquarePad)):
+            now = [max(before)] * 2 if isinstance(step, SquarePad) else step.size
+            offsets = map(_offset, before, now)
+            start = [edge + length * offset for edge, length, offset in zip(start, pixel, offsets, strict=True)]
+        elif not isinstance(step, _LEAVE_POSITIONS):
+            return None
     return Part(*start, *(length * count for length, count in zip(pixel, now, strict=True)))
 
 
@@ -82,17 +79,15 @@ def whole_maps(maps_NHW: Tensor, transform: Transform | None, size: Sequence[int
     part = seen_part([transform], size) if crops_of(transform) else None
     if part is None:
         return maps_NHW
-    scales = [maps_NHW.shape[-2] / part.height, maps_NHW.shape[-1] / part.width]
-    lengths = [round(side * scale) for side, scale in zip(size, scales, strict=True)]
-    starts = [round(start * scale) for start, scale in zip((part.top, part.left), scales, strict=True)]
-    whole = maps_NHW.new_full((len(maps_NHW), *lengths), float(maps_NHW.min()))
-    target, source = [], []
-    for start, length, count in zip(starts, lengths, maps_NHW.shape[-2:], strict=True):
-        first, last = max(0, start), min(length, start + count)  # without what was padded
-        target.append(slice(first, last))
-        source.append(slice(first - start, last - start))
-    whole[:, target[0], target[1]] = maps_NHW[:, source[0], source[1]]
-    return whole
+    padding: list[int] = []  # left, right, top and bottom; negative where the image was padded
+    for start, length, count, side in (
+        (part.left, part.width, maps_NHW.shape[-1], size[1]),
+        (part.top, part.height, maps_NHW.shape[-2], size[0]),
+    ):
+        scale = count / length
+        before = round(start * scale)
+        padding += [before, round(side * scale) - before - count]
+    return F.pad(maps_NHW, padding, value=float(maps_NHW.min()))
 
 
 def _offset(length: int, target: int) -> int:

@@ -7,7 +7,6 @@ from typing import Any
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from .transforms import without_normalization
 
@@ -28,18 +27,6 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
 
     _default_dir: Path | None = None
 
-    def visualize(self, predictions: Any) -> Any:
-        """Draw a prediction, or the predictions of a batch; see :class:`anomalib.visualization.ImageVisualizer`."""
-        if isinstance(predictions.image, Tensor):
-            self.field_size = panel_size(predictions.image.shape[-2:])
-        drawn = super().visualize(predictions)
-        explanation = getattr(predictions, "explanation", None)
-        if explanation is None or drawn is None:
-            return drawn
-        if isinstance(drawn, list):
-            return [image and add_caption(image, line) for image, line in zip(drawn, explanation, strict=True)]
-        return add_caption(drawn, explanation if isinstance(explanation, str) else explanation[0])
-
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -47,17 +34,19 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
         if self.output_dir in {None, self._default_dir}:  # the user's stays, the trainer's is the present trainer's
             self.output_dir = self._default_dir = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
+        data = (getattr(datamodule, "name", None), getattr(datamodule, "category", None))
         transform = getattr(pl_module.pre_processor, "transform", None)
         names = image_names(batch, trainer, batch_idx, dataloader_idx)
         for item, name in zip(batch, names, strict=True):
-            picture = self.visualize(item.update(image=without_normalization(item.image, transform), image_path=None))
-            if picture is not None:
-                data = (getattr(datamodule, "name", None), getattr(datamodule, "category", None))
-                path = generate_output_filename(name, self.output_dir, *data)
-                # Pillow cannot write every kind of file that images may come from.
-                writable = Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
-                # PNGs of the lowest compression are a third larger, and written three times as fast.
-                picture.save(path if writable else path.with_name(f"{path.name}.png"), compress_level=1)
+            item.update(image=without_normalization(item.image, transform), image_path=None)
+            self.field_size = panel_size(item.image.shape[-2:])
+            picture: Any = self.visualize(item)
+            if picture is None:
+                continue
+            if item.explanation is not None:
+                picture = add_caption(picture, item.explanation)
+            # PNGs of the lowest compression are a third larger, and written three times as fast.
+            picture.save(generate_output_filename(name, self.output_dir, *data), compress_level=1)
 
 
 def panel_size(image_size: Sequence[int]) -> tuple[int, int]:

@@ -137,9 +137,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content: dict[str, Tensor] = load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # timm and torch have no common class for what may be wrong with a file
-        msg = (
-            f"The weights in {path} cannot be read as plain tensors (.safetensors, .pth), or are no state dict: {error}"
-        )
+        msg = f"The weights in {path} cannot be read as plain tensors (safetensors, pth), or are no state dict: {error}"
         raise ValueError(msg) from error
     if not all(isinstance(value, Tensor) for value in content.values()):
         msg = f"The weights in {path} are no state dict: they hold more than tensors."

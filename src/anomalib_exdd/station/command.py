@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from anomalib_exdd.commands.banks import load_checkpoint
@@ -11,7 +12,6 @@ from anomalib_exdd.commands.subcommand import Subcommand
 from anomalib_exdd.images.file_discovery import list_images
 from anomalib_exdd.images.predict_loader import leave_out_masks
 from anomalib_exdd.models.record import Record
-from anomalib_exdd.models.settings import check_at_least
 
 from .drift import EVERY, LAST, Drift, from_images, from_record
 from .station import Station
@@ -25,16 +25,14 @@ class ReviewCommand(Subcommand):
     """Open a page to review images and teach the model, which also answers `POST /predict`."""
 
     @staticmethod
-    def get_parser() -> ArgumentParser:
-        """Return the parser of the subcommand's arguments."""
-        parser = ArgumentParser(description=ReviewCommand.__doc__)
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the arguments to a parser."""
         parser.add_argument("--ckpt_path", type=Path, required=True, help="Checkpoint of an ExDD model; is changed.")
         parser.add_argument("--data", type=Path | None, help="Folder of images to review.")
         parser.add_argument("--record", type=Path, default=Path("results/record.db"), help="Record to write into.")
         parser.add_argument("--host", type=str, default=LOCAL[0], help="Address to listen at; others need a password.")
         parser.add_argument("--port", type=int, default=7860, help="Port to listen at.")
         parser.add_argument("--password", type=str | None, help="Password of the user `review`.")
-        return parser
 
     def call(self, config: Namespace) -> None:
         """Predict the folder, and serve until interrupted."""
@@ -58,25 +56,21 @@ class DriftCommand(Subcommand):
     """Tell whether parts still look like those of the training, from a record or a folder of images."""
 
     @staticmethod
-    def get_parser() -> ArgumentParser:
-        """Return the parser of the subcommand's arguments."""
-        parser = ArgumentParser(description=DriftCommand.__doc__)
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the arguments to a parser."""
         parser.add_argument("--record", type=Path | None, help="Record of `predict --model.record` or of `review`.")
         parser.add_argument("--data", type=Path | None, help="Instead of a record, a folder of images, by name.")
         parser.add_argument("--ckpt_path", type=Path | None, help="With --data, the checkpoint of the model.")
-        parser.add_argument("--last", type=int, default=LAST, help="How many images count as today's.")
-        parser.add_argument("--every", type=int, default=EVERY, help="Images for one allowed false alarm, on average.")
+        parser.add_argument("--last", type=PositiveInt, default=LAST, help="How many images count as today's.")
+        parser.add_argument("--every", type=PositiveInt, default=EVERY, help="Images for one false alarm, on average.")
         folder = Path("results/drift")
         parser.add_argument("--output", type=Path, default=folder, help="Folder for drift.png and record.csv.")
-        return parser
 
     def call(self, config: Namespace) -> None:
         """Print what the images say, and leave with a code of its own after an alarm."""
         if (config.record is None) == (config.data is None) or (config.data is None) != (config.ckpt_path is None):
             msg = "Give either --record, or --data and --ckpt_path."
             raise ValueError(msg)
-        check_at_least("last", config.last, 1)
-        check_at_least("every", config.every, 1)
         config.output.mkdir(parents=True, exist_ok=True)
         if config.record is None:
             images = from_images(load_checkpoint(config.ckpt_path), _images_in(config.data))

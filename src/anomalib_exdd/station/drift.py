@@ -30,7 +30,7 @@ LAST = 100
 """Images that count as today's."""
 _LEVELS_B, _STAKES_B = (np.ravel(grid) for grid in np.meshgrid([0.5, 0.2, 0.05], [0.2, 0.5]))
 _DOUBT = 0.05  # probability that the training images are less typical than allowed for
-_NEWEST = 10  # images that are listed
+_FARTHEST = 10  # images that are listed
 _INK, _MARK, _GROUND = "#1f4e79", "#b3261e", "#9aa5b1"
 
 
@@ -60,9 +60,6 @@ def from_record(record: Record) -> list[Watched]:
 def from_images(model: ExDD, paths: Iterable[Path]) -> list[Watched]:
     """Predict images, in their order; those that cannot be read are left out."""
     training = np.array(model.facts()["training_distances"])
-    if len(training) == 0:
-        msg = "The model has one normal training image only: how much they differ is not known. Train with more."
-        raise ValueError(msg)
     rows = (predict_file(model, path)[0] for path in paths)
     seen = ((row, row.normal_distance) for row in rows)
     return [Watched(row.path, "", distance, row.decision, training) for row, distance in seen if distance is not None]
@@ -103,7 +100,6 @@ class Drift:
             msg = "There are no predictions. Write some into the record (`anomalib predict --model.record FILE`)."
             raise ValueError(msg)
         self.images, self.last, self.every = images, last, every
-        self.today = images[-last:]
         self.share_M = shares(images)
         self.evidence_M, self.alarms = detect(self.share_M, [len(each.training) for each in images], every)
 
@@ -112,42 +108,30 @@ class Drift:
         """Whether there was an alarm among today's images."""
         return bool(self.alarms) and self.alarms[-1] >= len(self.images) - self.last
 
-    @property
-    def newest(self) -> list[Watched]:
-        """Those of today's images that are farthest from normal, the farthest first."""
-        today = range(max(0, len(self.images) - self.last), len(self.images))
-        ranked = sorted(today, key=lambda image: (self.share_M[image], -self.images[image].distance))
-        return [self.images[image] for image in ranked[:_NEWEST]]
-
-    @property
-    def p_value(self) -> float:
-        """Of today's images being no farther than the training images: a two-sample test for a single look."""
-        distances = [each.distance for each in self.today]
-        return float(mannwhitneyu(distances, self.today[-1].training, alternative="greater").pvalue)
-
     def __str__(self) -> str:
         """Say it in words."""
-        count, today = len(self.images), self.today
-        training = today[-1].training
+        count, today, before = len(self.images), self.images[-self.last :], self.images[: -self.last]
+        training, distances = today[-1].training, np.array([each.distance for each in today])
         verdict = "The parts look like those of the training."
         if self.drifted:
-            first = next(image for image in self.alarms if image >= count - self.last)
+            first = next(image for image in self.alarms if image >= len(before))
             where = f"{self.images[first].path}, {self.images[first].time or 'no time'}"
             verdict = f"The parts have DRIFTED away from the training: alarm at image {first + 1} ({where})."
-        median = np.median([each.distance for each in today])
-        distances = (
-            f"Distance to normal: median {median:.3g} of the last {len(today)} of {count} images, "
+        p_value = mannwhitneyu(distances, training, alternative="greater").pvalue
+        compared = (
+            f"Distance to normal: median {np.median(distances):.3g} of the last {len(today)} of {count} images, "
             f"{np.median(training):.3g} of {len(training)} training images, out of fold. Farther than those: "
-            f"p = {self.p_value:.2g} (Mann-Whitney, one-sided, {len(today)} against {len(training)} images; for a "
+            f"p = {p_value:.2g} (Mann-Whitney, one-sided, {len(today)} against {len(training)} images; for a "
             "single look)."
         )
         evidence = (
             f"Evidence of drift: {self.evidence_M[-1]:.3g}, an alarm from {self.every} on: without drift once in "
             f"{self.every} images on average, or less often, however often one looks."
         )
-        review = f"For review: {_review(today)} of the last {len(today)}, {_review(self.images[: -self.last])} before."
-        newest = ", ".join(f"{each.path} ({each.distance:.3g})" for each in self.newest)
-        return "\n".join([verdict, distances, evidence, review, f"Farthest from normal: {newest}"])
+        review = f"For review: {_review(today)} of the last {len(today)}, {_review(before)} before."
+        farthest = [today[image] for image in np.lexsort((-distances, self.share_M[-self.last :]))[:_FARTHEST]]
+        listed = ", ".join(f"{each.path} ({each.distance:.3g})" for each in farthest)
+        return "\n".join([verdict, compared, evidence, review, f"Farthest from normal: {listed}"])
 
     def draw(self, path: Path) -> Path:
         """Draw distances, evidence and share for review over the images, as PNG; return the path."""

@@ -77,7 +77,7 @@ def _build_review(handlers: "Handlers", page: gr.Blocks) -> None:
 
 
 class Handlers:
-    """What happens when a person does something on the page."""
+    """What happens when a person does something on the page, which shows the messages of errors."""
 
     def __init__(self, station: Station) -> None:
         self.station = station
@@ -111,10 +111,7 @@ class Handlers:
         """Return what is shown of an image: its path, verdict, mask to confirm, heat map, patches and kind."""
         if not path:
             return ["", "### Nothing to review", None, None, [], gr.skip()]
-        try:
-            view = self.station.view(path)
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
+        view = self.station.view(path)
         row = view.row
         boxes = [(*region.box, region.kind or region.reason) for region in row.regions or []]
         regions = [f"{width} x {height} at ({left}, {top}), {what}" for left, top, width, height, what in boxes]
@@ -138,10 +135,7 @@ class Handlers:
             return ["No image is selected.", *self.listing()]
         layers = [layer[..., 3] > 0 for layer in (drawing or {}).get("layers", [])]
         mask_HW = np.any(layers, axis=0) if layers else None
-        try:
-            return [self.station.answer(path, answer, mask_HW, (kind or "").strip()), *self.listing()]
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
+        return [self.station.answer(path, answer, mask_HW, (kind or "").strip()), *self.listing()]
 
     def undo(self) -> list[Any]:
         """Forget what was taught last."""

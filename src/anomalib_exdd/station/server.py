@@ -53,7 +53,7 @@ def make_app(station: Station, password: str | None = None) -> FastAPI:
 
     app.add_api_route("/predict", predict, methods=["POST"])
     options: Any = {"theme": THEME, "css": CSS, "footer_links": [], "run_history": False, "ssr_mode": False}
-    options |= {"max_file_size": MOST_BYTES, "app_kwargs": {"docs_url": None, "redoc_url": None}}
+    options |= {"max_file_size": MOST_BYTES, "app_kwargs": {"docs_url": None, "redoc_url": None}, "show_error": True}
     auth = None if password is None else (USER, password)
     return gr.mount_gradio_app(app, build_page(station), path="/", auth=auth, **options)
 

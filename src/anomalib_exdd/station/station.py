@@ -152,16 +152,15 @@ class Station:
                 raise ValueError(msg)
             kind = kind if answer == "defect" else ""
             self.record.add("answer", self.version, path, {"answer": answer, "kind": kind, "decision": row.decision})
-            before = self.training_decisions()
+            before, entries = self.training_decisions(), 0
             if answer == "defect":
                 entries = self.model.teach(image, torch.tensor(_resized(mask_HW, image.shape[-2:])), path, kind)
             elif answer == "good" and row.decision != "accept":
                 entries = self.model.teach_good(image, path)
-            else:
-                self.items.pop(path, None)
+            self.items.pop(path, None)
+            if entries == 0:
                 return f"Recorded: {answer}. The model stays as it is."
             self.taught.append(path)
-            self.items.pop(path, None)
             return self._changed(self.model.history[-1]["action"], row, entries, before)
 
     def undo(self) -> str:

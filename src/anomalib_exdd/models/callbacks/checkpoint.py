@@ -36,7 +36,9 @@ class FitRecorder(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Record the white level, and whether there are validation images."""
         pl_module.white_level = _white_level_of(trainer)
-        pl_module.validates = _has_validation_images(trainer)
+        if trainer.enable_validation:
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()  # if Lightning does not validate in this epoch
+        pl_module.validates = trainer.enable_validation and sum(trainer.num_val_batches) > 0
         if not pl_module.validates:
             trainer.check_val_every_n_epoch = 1  # else Lightning saves checkpoints after validations only
 
@@ -78,11 +80,9 @@ def restore_checkpoint(model: Any, trainer: Any, checkpoint: dict[str, Any]) -> 
     else:
         state.fitted_from = None
         model.white_level = white_level
-    if trainer.datamodule is not None and model.white_level != _white_level_of(trainer):
-        msg = (
-            f"The model was trained with `white_level` {model.white_level}, but the data module has "
-            f"{_white_level_of(trainer)}: give `--data.white_level {model.white_level}`."
-        )
+    found = _white_level_of(trainer)
+    if trainer.datamodule is not None and model.white_level != found:
+        msg = f"The checkpoint needs `--data.white_level {model.white_level}`, but the data module has {found}."
         raise ValueError(msg)
 
 
@@ -109,14 +109,6 @@ def _adopt_settings(model: Any, saved: Mapping[str, Any]) -> None:
         with WithoutInitialValues():  # the weights are restored next
             model.build_model()
         model.model.to(model.device)
-
-
-def _has_validation_images(trainer: Any) -> bool:
-    """Tell whether a trainer that starts to train will validate, in this epoch or in a later one."""
-    if not trainer.enable_validation:
-        return False
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()  # Lightning has done it if it validates in this epoch
-    return sum(trainer.num_val_batches) > 0
 
 
 def _white_level_of(trainer: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import CombinedLoader
 from torchvision.transforms.v2 import Resize, Transform
 
 from anomalib_exdd.images.masks import read_mask
@@ -22,8 +23,10 @@ class Cropping(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the transform, and the training and validation images."""
-        transform = _log_crops(pl_module)
-        steps = list(steps_of(transform))
+        transform = getattr(pl_module.pre_processor, "transform", None)
+        steps, crops = list(steps_of(transform)), _joined(crops_of(transform))
+        if crops:
+            logger.warning("The pre-processor crops images (%s): what it cuts off is not looked at.", crops)
         # Anomalib's data modules resize before everything else.
         resizes_later = first_resize(transform) is None and any(isinstance(step, Resize) for step in steps)
         if isinstance(trainer.datamodule, AnomalibDataModule) and resizes_later:
@@ -31,32 +34,18 @@ class Cropping(Callback):
             raise ValueError(msg)
         if lost := _lost_defects([trainer.train_dataloader, trainer.val_dataloaders], transform):
             msg = (
-                f"Nothing is left of the defects of {len(lost)} training images after cropping "
-                f"({_joined(crops_of(transform))}): {_joined(lost)}. Crop less, or take these images out."
+                f"Nothing is left of the defects of {len(lost)} training images after cropping ({crops}): "
+                f"{_joined(lost)}. Crop less, or take these images out."
             )
             raise ValueError(msg)
 
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn of test images whose defects cannot be seen."""
-        if lost := _lost_defects([trainer.test_dataloaders], _log_crops(pl_module)):
-            message = "Nothing is left of the defects of %d test images after cropping; they count as defective: %s."
-            logger.warning(message, len(lost), _joined(lost))
 
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn of crops."""
-        _log_crops(pl_module)
-
-
-def _lost_defects(loaders: Sequence[Any], transform: Transform | None) -> list[str]:
-    """List the defective images of loaders, or of lists of loaders, of whose defects nothing is left after cropping.
-
-    None are listed of data without masks, or if nothing is cropped.
-    """
+def _lost_defects(loaders: Any, transform: Transform | None) -> list[str]:
+    """List the defective images of loaders of whose defects nothing is left after cropping; none without masks."""
     lost = []
-    for loader in (each for one in loaders for each in (one if isinstance(one, Sequence) else [one])):
+    for loader in CombinedLoader(loaders).flattened:
         dataset = getattr(loader, "dataset", None)
-        samples = getattr(dataset, "samples", None)
-        augmentations = getattr(dataset, "augmentations", None)
+        samples, augmentations = getattr(dataset, "samples", None), getattr(dataset, "augmentations", None)
         if samples is None or "mask_path" not in samples or not (crops_of(augmentations) or crops_of(transform)):
             continue
         defective = samples[(samples["label_index"] == 1) & (samples["mask_path"].fillna("") != "")]
@@ -75,14 +64,6 @@ def _is_cut_off(mask_path: str, augmentations: Transform | None, transform: Tran
     rows = slice(*covered_pixels(part.top, part.height, mask.shape[0]))
     columns = slice(*covered_pixels(part.left, part.width, mask.shape[1]))
     return not np.any(mask[rows, columns])
-
-
-def _log_crops(module: Any) -> Transform | None:
-    """Warn if a module's pre-processor crops; return its transform."""
-    transform: Transform | None = getattr(module.pre_processor, "transform", None)
-    if crops := crops_of(transform):
-        logger.warning("The pre-processor crops images (%s): what it cuts off is not looked at.", _joined(crops))
-    return transform
 
 
 def _joined(values: Sequence[object]) -> str:

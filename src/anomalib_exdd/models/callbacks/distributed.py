@@ -1,4 +1,4 @@
-"""Several processes under Lightning's engine: one folder of results, and every image counted once."""
+"""The start of a trainer's run: which trainers a model can work with, and one folder of results for all processes."""
 
 import logging
 from pathlib import Path
@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import Metric
-
-logger = logging.getLogger(__name__)
 
 
 class GradientAnchor(nn.Module):
@@ -36,25 +34,11 @@ class GradientAnchor(nn.Module):
         pass
 
 
-class CountImagesOnce(Callback):
-    """Resets all metrics of a model before it validates or tests, and warns where images are repeated."""
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn where Lightning repeats test images, to give every process equally many."""
-        size = trainer.world_size
-        if size == 1:
-            return
-        loaders = trainer.test_dataloaders
-        for loader in loaders if isinstance(loaders, list) else [loaders]:
-            repeats = not isinstance(getattr(loader, "sampler", None), UnrepeatedDistributedSampler)
-            if repeats and len(loader.dataset) % size:
-                message = (
-                    "%d images for %d processes: some count twice in the metrics. Test with `--trainer.devices 1`."
-                )
-                logger.warning(message, len(loader.dataset), size)
+class ResetMetrics(Callback):
+    """Resets all metrics of a model before it validates or tests: an interrupted epoch leaves them as they were."""
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Reset the metrics, which an interrupted epoch leaves as they were."""
+        """Reset the metrics."""
         for part in pl_module.modules():
             if isinstance(part, Metric):
                 part.reset()
@@ -62,33 +46,38 @@ class CountImagesOnce(Callback):
     on_test_epoch_start = on_validation_epoch_start
 
 
-def check_strategy(trainer: Any, model: str) -> None:
-    """Raise a ValueError for strategies that give a process parts of the model only."""
-    strategy = trainer.strategy
+def start_run(model: Any, stage: str) -> None:
+    """Check and prepare a model's trainer; called from the model's ``setup``.
+
+    Raises:
+        ValueError: If the strategy gives a process parts of the model only, or if the trainer has the post-processor of
+            another model, which would change the scores.
+    """
+    trainer, own = model.trainer, model.post_processor
+    is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     # DeepSpeed is derived from DDP, and splits the model all the same.
-    if isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy):
-        return
-    name = type(strategy).__name__
-    msg = f"{model} cannot work with the strategy {name}, which splits the model: use `--trainer.strategy ddp`."
-    raise ValueError(msg)
-
-
-def check_post_processor(trainer: Any, own: Any) -> None:
-    """Raise a ValueError if the trainer has the post-processor of another model, which would change the scores."""
+    if not is_whole or isinstance(trainer.strategy, DeepSpeedStrategy):
+        name = type(trainer.strategy).__name__
+        msg = f"{model.name} cannot work with the strategy {name}, which splits it: use `--trainer.strategy ddp`."
+        raise ValueError(msg)
     others = [each for each in trainer.callbacks if isinstance(each, PostProcessor) and each is not own]
     if own is not None and others:
         name = type(others[0]).__name__
         msg = f"The trainer has the {name} of another model: use a new Engine for each kind of model."
         raise ValueError(msg)
+    if trainer.world_size > 1:
+        _join_processes(trainer)
+    if stage == TrainerFn.FITTING:
+        model.checkpoint_state.fitting_from = model.checkpoint_state.fitted_from = None
+        # There is nothing to check before training: Lightning's own trainer, unlike the engine, would try.
+        trainer.num_sanity_val_steps = 0
 
 
-def join_processes(trainer: Any) -> None:
+def _join_processes(trainer: Any) -> None:
     """Let all processes write into the first one's folder, and only the first one log.
 
     Anomalib's engine makes a new version of the results' folder in every process, and the last of them the latest.
     """
-    if trainer.world_size == 1:
-        return
     if not trainer.is_global_zero:
         logging.getLogger("anomalib_exdd").setLevel(logging.ERROR)
     own = Path(trainer.default_root_dir)

@@ -1,6 +1,5 @@
 """What is known of a predicted image: a row of ``predictions.csv``, of the record and of an answer over HTTP."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -45,10 +44,6 @@ class PredictionRow:
         regions = None if self.regions is None else [region._asdict() for region in self.regions]
         return vars(self) | {"regions": regions}
 
-    def to_json(self) -> str:
-        """Return the row as one line of JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
 
 class RawScores(Callback):
     """Keeps what the post-processor, which comes next, overwrites: the model's own scores, and the time they took."""
@@ -68,17 +63,43 @@ class RawScores(Callback):
 
 
 def prediction_rows(
-    module: Any,
-    batch: Any,
-    names: Sequence[str],
-    transforms: Sequence[Transform | None],
-    raw: RawScores,
-    decisions: Any,
+    module: Any, batch: Any, names: Sequence[str], transforms: Sequence[Transform | None], raw: RawScores
 ) -> list[PredictionRow]:
     """Describe the images of a post-processed batch, which went through ``transforms``, one after the other."""
-    has_masks = _has_threshold(module.post_processor, "pixel_threshold")
-    regions = locate_regions(batch, names, transforms) if has_masks else [None] * len(names)
-    return [_row(module, batch, number, name, regions[number], raw, decisions) for number, name in enumerate(names)]
+    post_processor, decisions = module.post_processor, getattr(module, "decisions", None)
+    is_probability = decisions is not None or getattr(module, "scores_are_probabilities", False)
+    # Without a threshold, Anomalib takes 0.5 of the raw scores, or its "label" is the score itself.
+    threshold = None
+    if _has_threshold(post_processor, "image_threshold") and getattr(batch.pred_label, "dtype", None) == torch.bool:
+        threshold = _finite(getattr(post_processor, "normalized_image_threshold", math.nan))
+    regions: list[list[Region] | None] = [None] * len(names)
+    if _has_threshold(post_processor, "pixel_threshold"):
+        regions = locate_regions(batch, names, transforms)
+    scores = torch.as_tensor(batch.pred_score).flatten()
+    distances, reasons = getattr(batch, "normal_distance", None), getattr(batch, "reasons", None)
+    rows = []
+    for number, (name, found) in enumerate(zip(names, regions, strict=True)):
+        raw_score = _finite(raw.scores[number])
+        probability = raw_score if is_probability else None
+        reason = None if reasons is None else reasons[number].image
+        row = PredictionRow(
+            path=name,
+            score=_finite(scores[number]),
+            raw_score=raw_score,
+            probability=probability,
+            decision=None if decisions is None or probability is None else decisions.name(probability),
+            label=None if threshold is None else "defective" if batch.pred_label[number] else "normal",
+            threshold=threshold,
+            accept_threshold=getattr(decisions, "accept", None),
+            reject_threshold=getattr(decisions, "reject", None),
+            num_regions=None if found is None else len(found),
+            regions=found,
+            seconds=round(raw.seconds / len(names), 6),
+            **({} if reason is None else reason._asdict()),
+            normal_distance=None if distances is None else _finite(distances[number]),
+        )
+        rows.append(row)
+    return rows
 
 
 def predict_file(module: Any, path: Path) -> tuple[PredictionRow, Any]:
@@ -103,49 +124,12 @@ def predict_file(module: Any, path: Path) -> tuple[PredictionRow, Any]:
         raw.on_predict_batch_end(None, module, batch)
         if module.post_processor:
             module.post_processor.on_predict_batch_end(None, module, batch)
-        decisions = getattr(module, "decisions", None)
-        return prediction_rows(module, batch, [str(path)], [transform], raw, decisions)[0], batch
+        return prediction_rows(module, batch, [str(path)], [transform], raw)[0], batch
 
 
-def _row(
-    module: Any, batch: Any, number: int, name: str, regions: list[Region] | None, raw: RawScores, decisions: Any
-) -> PredictionRow:
-    """Describe image ``number`` of a post-processed batch."""
-    raw_score = _finite(raw.scores[number])
-    is_probability = decisions is not None or getattr(module, "scores_are_probabilities", False)
-    probability = raw_score if is_probability else None
-    threshold, label = None, None
-    if _has_threshold(module.post_processor, "image_threshold"):
-        normalized = getattr(module.post_processor, "normalized_image_threshold", None)
-        threshold = None if normalized is None else _finite(float(normalized))
-    # Without a threshold, Anomalib's "label" is the score itself.
-    if threshold is not None and batch.pred_label is not None and batch.pred_label.dtype == torch.bool:
-        label = "defective" if bool(batch.pred_label[number]) else "normal"
-    reason = batch.reasons[number].image if getattr(batch, "reasons", None) is not None else None
-    distances = getattr(batch, "normal_distance", None)
-    return PredictionRow(
-        path=name,
-        score=_finite(float(torch.as_tensor(batch.pred_score).flatten()[number])),
-        raw_score=raw_score,
-        probability=probability,
-        decision=decisions.name(probability) if decisions is not None and probability is not None else None,
-        label=label,
-        threshold=None if label is None else threshold,
-        accept_threshold=getattr(decisions, "accept", None),
-        reject_threshold=getattr(decisions, "reject", None),
-        num_regions=None if regions is None else len(regions),
-        regions=regions,
-        seconds=round(raw.seconds / len(raw.scores), 6),
-        **({} if reason is None else reason._asdict()),
-        normal_distance=None if distances is None else _finite(float(distances[number])),
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _has_threshold(post_processor: Any, name: str) -> bool:
-    """Tell whether a threshold was found; without one, Anomalib takes 0.5 of the raw scores."""
-    threshold = getattr(post_processor, name, None)
-    return threshold is None or not math.isnan(float(threshold))
+    return not math.isnan(getattr(post_processor, name, 0))

@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.file_discovery import FilesOfEnding, count_endings, other_files
 from anomalib_exdd.images.predict_loader import PredictLoader, is_replaceable, replace_loader
 from anomalib_exdd.images.reading import warn_of_unused_range
 from anomalib_exdd.models.record import Record, model_version
-from anomalib_exdd.models.transforms import first_resize, seen_part
+from anomalib_exdd.models.transforms import first_resize
 from anomalib_exdd.models.visualization import image_names
 from anomalib_exdd.utils.files import write_atomically
 
@@ -44,23 +47,22 @@ class Summary:
     """Counts over all rows."""
 
     images: int = 0  # that were predicted
-    decisions: dict[str, int] = field(default_factory=dict)  # images of each decision
-    labels: dict[str, int] = field(default_factory=dict)  # images of each label
+    decisions: Counter[str] = field(default_factory=Counter)  # images of each decision
+    labels: Counter[str] = field(default_factory=Counter)  # images of each label
     seconds: float = 0.0  # of all images
     slowest: tuple[str, float] | None = None  # path and seconds
-    unreadable: int = 0  # files
+    unreadable: list[str] = field(default_factory=list)  # why a file could not be read
     masks_left_out: int = 0  # that lay beside their images
     files_left_out: dict[str, FilesOfEnding] = field(default_factory=dict)  # not known as images, by their ending
 
     def add(self, row: dict[str, Any]) -> None:
         """Count a row."""
         if row["error"] is not None:
-            self.unreadable += 1
+            self.unreadable.append(row["error"])
             return
         self.images += 1
-        for counts, name in ((self.decisions, row["decision"]), (self.labels, row["label"])):
-            if name is not None:
-                counts[name] = counts.get(name, 0) + 1
+        self.decisions.update(filter(None, [row["decision"]]))
+        self.labels.update(filter(None, [row["label"]]))
         self.seconds += row["seconds"]
         if self.slowest is None or row["seconds"] > self.slowest[1]:
             self.slowest = (row["path"], row["seconds"])
@@ -69,13 +71,13 @@ class Summary:
         """Return the summary in one line."""
         names = ("accept", "review", "reject") if self.decisions else ("normal", "defective")
         counts = self.decisions or self.labels
-        parts = ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
+        parts = ", ".join(f"{counts[name]} {name}" for name in names)
         phrases = [f"{self.images} {'image' if self.images == 1 else 'images'}: {parts}"]
         if self.slowest is not None:
             path, seconds = self.slowest
             average = self.seconds / self.images
             phrases.append(f"{average:.3f} s per image, slowest {seconds:.3f} s ({Path(path).name})")
-        for number, what in ((self.unreadable, "unreadable"), (self.masks_left_out, "masks left out")):
+        for number, what in ((len(self.unreadable), "unreadable"), (self.masks_left_out, "masks left out")):
             phrases += [f"{number} {what}"] if number else []
         if self.files_left_out:
             phrases.append(f"other files left out: {count_endings(self.files_left_out)}")
@@ -89,10 +91,9 @@ class Predictions(Callback):
         self.raw = raw
         self._record: Record | None = None
         self._version = ""  # of the model
-        self._summary: Summary | None = None  # of a finished prediction
-        self._decisions: Any = None
-        self._files_left_out: dict[str, FilesOfEnding] = {}
-        self._transforms: list[list[Transform | None]] = []
+        self._summary = Summary()
+        self._loaders: list[PredictLoader] = []
+        self._transforms: list[list[Transform | None]] = []  # of each loader's images
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Replace Anomalib's loader, which stops at broken files, and keep no predictions that the command ignores."""
@@ -102,29 +103,26 @@ class Predictions(Callback):
             trainer.predict_loop.return_predictions = False
         # Lightning has no hook before a loader that it was given: this is where it keeps it.
         source = trainer.predict_loop._data_source  # noqa: SLF001
-        self._files_left_out = _files_left_out(trainer, source.instance)
+        self._summary = Summary(files_left_out=_files_left_out(trainer, source.instance))
         process = (trainer.global_rank, trainer.world_size)
-        replaced = [replace_loader(loader, process) for loader in _as_list(source.instance)]
-        source.instance = replaced if isinstance(source.instance, Sequence) else replaced[0]
+        loaders = CombinedLoader(source.instance)
+        loaders.flattened = [replace_loader(loader, process) for loader in loaders.flattened]
+        source.instance = loaders.iterables
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the file of this process's rows; from here on the model's settings are those of its checkpoint."""
-        self._summary = None
-        self._decisions = getattr(pl_module, "decisions", None)
         transform = getattr(pl_module.pre_processor, "transform", None)
-        self._transforms = [[*_transforms_of(loader), transform] for loader in _as_list(trainer.predict_dataloaders)]
-        if any(seen_part(transforms, (1000, 1000)) is None for transforms in self._transforms):
-            logger.warning(
-                "The transforms of the images may move pixels: defect regions cannot be located, and are left out."
-            )
-        loaders = _predict_loaders(trainer)
-        for loader in loaders:
+        loaders = CombinedLoader(trainer.predict_dataloaders).flattened
+        self._transforms = [[*_transforms_of(loader), transform] for loader in loaders]
+        self._loaders = [loader for loader in loaders if isinstance(loader, PredictLoader)]
+        for loader in self._loaders:
             loader.resize, loader.white_level = first_resize(transform), pl_module.white_level
             warn_of_unused_range(loader.files, loader.white_level)
-        if masks := [mask for loader in loaders for mask in loader.masks]:
-            logger.info("Not predicted: %d masks that lie beside their images, such as %s", len(masks), masks[0])
-        if path := pl_module.hparams.get("record"):
-            self._record, self._version = Record(path), model_version(pl_module)
+        self._summary.masks_left_out = sum(len(loader.masks) for loader in self._loaders)
+        path = pl_module.hparams.get("record")
+        self._record = Record(path) if path else None
+        if self._record is not None:
+            self._version = model_version(pl_module)
             if trainer.is_global_zero:
                 self._record.add("model", self._version, str(trainer.ckpt_path or ""), pl_module.facts())
         Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
@@ -136,22 +134,16 @@ class Predictions(Callback):
         """Write the rows of a batch."""
         names = image_names(outputs, trainer, batch_idx, dataloader_idx)
         transforms = self._transforms[dataloader_idx]
-        self._append(trainer, prediction_rows(pl_module, outputs, names, transforms, self.raw, self._decisions))
+        self._append(trainer, prediction_rows(pl_module, outputs, names, transforms, self.raw))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the table of the rows of all processes, once all of them are done."""
         self._append(trainer, ())
-        self._close_record()
+        if self._record is not None:
+            self._record.close()
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
-            masks = sum(len(loader.masks) for loader in _predict_loaders(trainer))
-            summary = Summary(masks_left_out=masks, files_left_out=self._files_left_out)
-            write_tables(Path(trainer.default_root_dir), trainer.world_size, summary)
-            self._summary = summary
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Keep what was recorded so far."""
-        self._close_record()
+            write_tables(Path(trainer.default_root_dir), trainer.world_size, self._summary)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Log where the results of a test or a prediction are; the command ends here if files were unreadable."""
@@ -163,22 +155,17 @@ class Predictions(Callback):
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if stage == TrainerFn.TESTING and checkpoint and Path(checkpoint).is_file():
             logger.info("Trained model: %s", Path(checkpoint).resolve())
-        if stage == TrainerFn.PREDICTING and self._summary is not None:
+        if stage == TrainerFn.PREDICTING and (self._summary.images or self._summary.unreadable):
             _report(Path(trainer.default_root_dir), self._summary, by_command=_command_of(trainer) is not None)
 
     def _append(self, trainer: Any, rows: Iterable[PredictionRow]) -> None:
         """Write the rows of the files that could not be read since the last call, and those of a batch."""
-        unreadable = [file for loader in _predict_loaders(trainer) for file in loader.take_unreadable()]
+        unreadable = [file for loader in self._loaders for file in loader.take_unreadable()]
         with partial_path(trainer.default_root_dir, trainer.global_rank).open("a", encoding="utf-8") as lines:
             for row in (*(PredictionRow(file.path, error=file.reason) for file in unreadable), *rows):
-                lines.write(row.to_json() + "\n")
+                lines.write(json.dumps(row.to_dict(), allow_nan=False) + "\n")
                 if self._record is not None:
                     self._record.add("prediction", self._version, row.path, row.to_dict())
-
-    def _close_record(self) -> None:
-        if self._record is not None:
-            self._record.close()
-            self._record = None
 
 
 def partial_path(folder: str | Path, process: int) -> Path:
@@ -208,8 +195,8 @@ def write_tables(folder: Path, world_size: int, summary: Summary) -> None:
             table.writerow(row | {"regions": None if regions is None else json.dumps(regions)})
             summary.add(row)
         files_left_out = {ending: files._asdict() for ending, files in summary.files_left_out.items()}
-        counts = json.dumps(vars(summary) | {"files_left_out": files_left_out})
-        json_file.write(f'\n],\n"summary": {counts}}}\n')
+        counts = vars(summary) | {"unreadable": len(summary.unreadable), "files_left_out": files_left_out}
+        json_file.write(f'\n],\n"summary": {json.dumps(counts)}}}\n')
     for path in folder.glob(partial_path(folder, 0).name.replace("0", "*")):  # of interrupted predictions too
         path.unlink()
 
@@ -219,14 +206,11 @@ def _report(folder: Path, summary: Summary, *, by_command: bool) -> None:
     if summary.images:
         logger.info("%s", summary)
     logger.info("Predictions: %s and %s", (folder / CSV_NAME).resolve(), JSON_NAME)
-    with (folder / CSV_NAME).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["error"] and by_command:
-                sys.stderr.write(f"Not predicted: {row['error']}\n")
-            elif row["error"]:
-                logger.warning("Not predicted: %s", row["error"])
+    tell = partial(print, file=sys.stderr) if by_command else logger.warning
+    for error in summary.unreadable:
+        tell(f"Not predicted: {error}")
     if summary.unreadable and not summary.images:
-        msg = f"No file can be read as an image; {summary.unreadable} were tried."
+        msg = f"No file can be read as an image; {len(summary.unreadable)} were tried."
         raise SystemExit(f"Error: {msg}") if by_command else ValueError(msg)
     if summary.unreadable and by_command:
         raise SystemExit(UNREADABLE)
@@ -242,7 +226,7 @@ def _files_left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
 
     The command knows the folder. Elsewhere it is where all the images are, and a single image may be all that is meant.
     """
-    listed = [loader.dataset.image_filenames for loader in _as_list(loaders) if is_replaceable(loader)]
+    listed = [loader.dataset.image_filenames for loader in CombinedLoader(loaders).flattened if is_replaceable(loader)]
     if len(listed) != 1 or not trainer.is_global_zero:
         return {}
     command = _command_of(trainer)
@@ -250,17 +234,7 @@ def _files_left_out(trainer: Any, loaders: Any) -> dict[str, FilesOfEnding]:
     return other_files(folder, listed[0]) if folder.is_dir() else {}
 
 
-def _as_list(loaders: Any) -> Sequence[Any]:
-    return loaders if isinstance(loaders, Sequence) else [loaders]
-
-
-def _predict_loaders(trainer: Any) -> list[PredictLoader]:
-    return [loader for loader in _as_list(trainer.predict_dataloaders) if isinstance(loader, PredictLoader)]
-
-
 def _transforms_of(loader: Any) -> list[Transform | None]:
-    """Return what a loader does to its images."""
-    if isinstance(loader, PredictLoader):
-        return [loader.first_transform]
-    dataset = getattr(loader, "dataset", None)
-    return [getattr(dataset, name, None) for name in ("augmentations", "transform")]
+    """Return what a loader, or its data set, does to its images."""
+    source = loader if isinstance(loader, PredictLoader) else getattr(loader, "dataset", None)
+    return [getattr(source, name, None) for name in ("first_transform", "augmentations", "transform")]

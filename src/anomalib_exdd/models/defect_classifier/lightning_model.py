@@ -16,7 +16,6 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
@@ -28,20 +27,19 @@ from anomalib_exdd.models.pre_processor import ONNX_OPSET, AntialiasedPreProcess
 from anomalib_exdd.models.settings import check, check_at_least, checkpoint_settings
 from anomalib_exdd.models.visualization import LABEL_SIZE, SeenImageVisualizer
 
-from .loss import LabelLoss, PositiveWeight, label_weights
 from .post_processor import ProbabilityPostProcessor, decide_at_even_odds
-from .presets import PRESETS, OptimizerName, PresetName, TrainingSettings, training_settings
-from .selection import (
-    SELECTION,
-    ResumePoint,
-    ValidationRecord,
-    best_checkpoint,
-    carry_over_best,
-    check_monitors,
-    checkpoint_keeper,
-    keep_best,
-)
+from .selection import SELECTION, EpochSelection, ValidationRecord, checkpoint_keeper
 from .torch_model import DefectClassifierModel, predictions
+from .training import (
+    PRESETS,
+    OptimizerName,
+    PositiveWeight,
+    PresetName,
+    TrainingSettings,
+    label_loss,
+    label_weights,
+    training_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +92,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
     """
 
     model: DefectClassifierModel
-    loss: LabelLoss
     validation: ValidationRecord
+    loss_weights = (1.0, 1.0)  # of a normal and of a defective image
     white_level = WHITE_LEVEL  # of the training data: what is white in images of more than 8 bits
     validates = True  # whether the training has validation images to find thresholds on
     scores_are_probabilities = True
@@ -147,11 +145,10 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         return training_settings(self.hparams)
 
     def build_model(self) -> None:
-        """Build the torch model and the loss from the hyper-parameters."""
+        """Build the torch model from the hyper-parameters."""
         names = ("backbone", "pre_trained", "weights", "freeze_batch_norm", "seed")
         self.model = DefectClassifierModel(**{name: self.hparams[name] for name in names})
-        self.loss = LabelLoss()
-        self.validation = ValidationRecord(self.loss)
+        self.validation = ValidationRecord()
 
     @property
     def learning_type(self) -> LearningType:
@@ -182,8 +179,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         return torch.optim.SGD(self.model.parameters(), rate, momentum=settings.momentum, weight_decay=decay)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the shared callbacks, the point to resume at, and early stopping unless the user has one."""
-        callbacks = [*with_shared_callbacks(super().configure_callbacks()), ResumePoint()]
+        """Add the shared callbacks, the choice of the epoch, and early stopping unless the user has one."""
+        callbacks = [*with_shared_callbacks(super().configure_callbacks()), EpochSelection()]
         present = [] if self._trainer is None else cast("Any", self.trainer).callbacks
         patience = self.hparams["patience"]
         if patience is not None and not any(isinstance(each, EarlyStopping) for each in present):
@@ -196,10 +193,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         return {"num_sanity_val_steps": 0}
 
     def setup(self, stage: str) -> None:
-        """Choose the checkpoint that is kept, before Lightning looks for its state in one to resume from."""
+        """Check and prepare the trainer."""
         start_run(self, stage)
-        if stage == TrainerFn.FITTING:
-            keep_best(checkpoint_keeper(self.trainer))
 
     def on_fit_start(self) -> None:
         """Set the number of epochs, and load the backbone's weights if no checkpoint was restored."""
@@ -224,7 +219,6 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         """Set the weights of the classes by the number of their training images, and log the settings."""
         super().on_train_start()
         if not self.validates:
-            check_monitors(self.trainer)
             logger.warning(
                 "There are no validation images: the last epoch is kept, and the threshold is a probability of 0.5. "
                 "For the best epoch and a threshold of its own, give `--data.val_split_ratio 0.2`."
@@ -233,11 +227,12 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         samples = loader.dataset.samples
         defective = int((samples["label_index"] == 1).sum())
         normal = len(samples) - defective
-        self.loss.weights = label_weights(normal, defective, self.hparams["pos_weight"])
-        settings, patience = self.settings, self.hparams["patience"]
+        self.loss_weights = label_weights(normal, defective, self.hparams["pos_weight"])
+        patience = self.hparams["patience"]
         for callback in cast("Any", self.trainer).early_stopping_callbacks:
             if callback.monitor == SELECTION:  # its state, restored from a checkpoint, has the patience of that one
                 callback.patience = math.inf if patience is None else patience
+        settings = self.settings
         batch_size = loader.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trained_with = {
             "backbone": self.hparams["backbone"],
@@ -245,14 +240,12 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             **{name: getattr(settings, name) for name in _TRAINING},
             "batch_size": batch_size,
             "max_epochs": self.trainer.max_epochs,
-            "label_weights": self.loss.weights,
+            "label_weights": self.loss_weights,
         }
         logger.info(
-            "Training %s (preset %s): %s, learning rate %g, momentum %g, weight decay %g, batches of %d, at most %d "
-            "epochs, images of %d x %d; %d normal images count %.3g each, %d defective ones %.3g.",
-            *(self.hparams["backbone"], self.hparams["preset"], settings.optimizer, settings.learning_rate),
-            *(settings.momentum, settings.weight_decay, batch_size, self.trainer.max_epochs, *settings.image_size),
-            *(normal, self.loss.weights[0], defective, self.loss.weights[1]),
+            "Training with %s; %d normal images count %.3g each, %d defective ones %.3g.",
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.trained_with.items()),
+            *(normal, self.loss_weights[0], defective, self.loss_weights[1]),
         )
         if batch_size != settings.batch_size:
             message = "The preset %s was published with batches of %d images, but a step takes %d (train_batch_size)."
@@ -262,7 +255,7 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         """Return the loss of a batch."""
         activation = self.model.activation(cast("Tensor", batch.image))
         logits = activation.mean(dim=(1, 2))
-        loss: Tensor = self.loss(logits, batch.gt_label)
+        loss = label_loss(logits, cast("Tensor", batch.gt_label), self.loss_weights)
         epoch: Any = {"on_step": False, "on_epoch": True, "batch_size": len(logits), "sync_dist": True}
         self.log("train_loss", loss.detach(), prog_bar=True, **epoch)
         if not self.validates:
@@ -285,7 +278,8 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         """Predict a batch for threshold and normalisation, and add it to the record of the epoch."""
         images = cast("Tensor", batch.image)
         activation = self.model.activation(images)
-        self.validation.update(activation.mean(dim=(1, 2)), cast("Tensor", batch.gt_label))
+        logits, labels = activation.mean(dim=(1, 2)), cast("Tensor", batch.gt_label)
+        self.validation.update(logits, labels, label_loss(logits, labels, self.loss_weights))
         return cast("STEP_OUTPUT", batch.update(**predictions(activation, images)._asdict()))
 
     def on_validation_epoch_end(self) -> None:
@@ -296,15 +290,6 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
             logger.warning("Validation images of one kind: training does not stop early, and the last epoch is kept.")
         self.log_dict(shown, prog_bar=True, sync_dist=True)  # the same in all processes already
         self.log(SELECTION, values[SELECTION], sync_dist=True)
-
-    def on_fit_end(self) -> None:
-        """Restore the weights and the threshold of the best epoch: the engine tests the model as it is."""
-        best = best_checkpoint(checkpoint_keeper(self.trainer))
-        if best is None:
-            return
-        content = torch.load(best, map_location=self.device, weights_only=True)
-        self.load_state_dict(content["state_dict"])
-        logger.info("Epoch %d is kept, of %d.", content["epoch"] + 1, self.trainer.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the settings of the training, which a later version's preset may not have, and how images are read."""
@@ -323,8 +308,12 @@ class DefectClassifier(AnomalibModule):  # type: ignore[misc]  # Anomalib's to_o
         return checkpoint_settings(DefectClassifier, given, saved, fixed={"backbone", *_TRAINING})
 
     def prepare_fit_from(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the next epoch, and keep the best one so far."""
-        carry_over_best(checkpoint, checkpoint_keeper(self.trainer))
+        """Go on with the next epoch, and let the checkpoint callback know the best one so far, in another folder."""
+        keeper = checkpoint_keeper(self.trainer)
+        for state in checkpoint.get("callbacks", {}).values():
+            if isinstance(state, dict) and state.get("monitor") == SELECTION and keeper is not None:
+                # Lightning forgets the scores of another folder.
+                state.update(dirpath=keeper.dirpath, last_model_path="")
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
         """Export to ONNX, which OpenVINO is made from too."""

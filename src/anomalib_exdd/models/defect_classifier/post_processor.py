@@ -56,10 +56,7 @@ class ProbabilityPostProcessor(PostProcessor):  # type: ignore[misc]
 
 
 def decide_at_even_odds(post_processor: PostProcessor, max_log_odds: float) -> None:
-    """Set threshold and ranges where there are no validation images to find them on: a probability of 0.5.
-
-    Maps are normalised from ``-max_log_odds`` to ``max_log_odds``.
-    """
+    """Take a probability of 0.5 for the threshold, and maps from ``-max_log_odds`` to ``max_log_odds``."""
     for name, value in (("_image", 0.5), ("_pixel", 0.0)):  # Anomalib's wants log-odds for pixels
         getattr(post_processor, f"{name}_threshold").fill_(value)
     post_processor.pixel_min.fill_(-max_log_odds)

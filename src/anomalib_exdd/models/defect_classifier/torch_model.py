@@ -4,7 +4,7 @@ Shape suffixes: B images, C channels, H x W pixels, h x w cells of the backbone'
 """
 
 import logging
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_exdd.models.settings import check
 from anomalib_exdd.models.weights import (
     WithoutInitialValues,
     check_is_file,
@@ -77,8 +78,7 @@ class DefectClassifierModel(nn.Module):
             loaded = timm_weights(self.backbone_name, **_UNPOOLED)
         else:
             loaded, missing = file_weights(self.weights, self.backbone_name, self.seed, **_UNPOOLED)
-            names = [name for name, value in loaded.items() if value.ndim > 1]
-            fresh = fresh_layers(names, missing)
+            fresh = fresh_layers([name for name, value in loaded.items() if value.ndim > 1], missing)
             if fresh is None:
                 raise not_in_file(self.weights, self.backbone_name, missing)
             if fresh:
@@ -119,12 +119,8 @@ class DefectClassifierModel(nn.Module):
         return {"fresh": self.fresh}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore which layers were learned from scratch."""
-        self.fresh = list(state["fresh"])
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.weights_ready = True
+        """Restore which layers were learned from scratch; the weights are restored with it."""
+        self.fresh, self.weights_ready = list(state["fresh"]), True
 
 
 def predictions(activation_Bhw: Tensor, images_BCHW: Tensor) -> InferenceBatch:
@@ -136,17 +132,10 @@ def predictions(activation_Bhw: Tensor, images_BCHW: Tensor) -> InferenceBatch:
 
 def _num_channels(backbone: str) -> int:
     """Return the number of channels of the last feature maps; a ValueError if there are none for images of any size."""
-    try:
-        with torch.device("meta"):
-            network: Any = timm.create_model(backbone, pretrained=False, **_UNPOOLED).eval()
-            shape = network(torch.zeros(1, 3, _PROBE_SIDE, 2 * _PROBE_SIDE)).shape
-        if len(shape) == 4 and shape[3] == 2 * shape[2]:
-            return int(shape[1])
-        reason = f"its output has the shape {tuple(shape)}"
-    except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-    msg = (
-        "Argument `backbone` has to be a timm model whose output is feature maps for images of any size, such as "
-        f"resnet50, but {backbone!r} is not: {reason}."
-    )
-    raise ValueError(msg)
+    shape: tuple[int, ...] = ()
+    with suppress(RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError), torch.device("meta"):
+        network: Any = timm.create_model(backbone, pretrained=False, **_UNPOOLED).eval()
+        shape = network(torch.zeros(1, 3, _PROBE_SIDE, 2 * _PROBE_SIDE)).shape
+    has_to_be = "a timm model whose output is feature maps for images of any size, such as resnet50"
+    check("backbone", backbone, has_to_be, fits=len(shape) == 4 and shape[3] == 2 * shape[2])
+    return shape[1]

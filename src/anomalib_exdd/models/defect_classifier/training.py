@@ -1,13 +1,18 @@
-"""The published training settings, and how a model's arguments replace them."""
+"""How the classifier is trained: the published settings, and the loss, with the rare class weighted up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
 from anomalib_exdd.models.settings import check, check_at_least, check_choice, check_image_size
 
 PresetName = Literal["in_and_out", "diag"]
 OptimizerName = Literal["sgd", "adam"]
+PositiveWeight = float | Literal["balanced"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,28 @@ def training_settings(arguments: Mapping[str, Any]) -> TrainingSettings:
     check("momentum", settings.momentum, "in [0, 1)", fits=0 <= settings.momentum < 1)
     check("momentum", settings.momentum, "0 without SGD", fits=settings.optimizer == "sgd" or not settings.momentum)
     return settings
+
+
+def label_loss(logits: Tensor, labels: Tensor, weights: tuple[float, float]) -> Tensor:
+    """Return the mean binary cross-entropy of images, float32; weights are those of a normal and a defective one."""
+    labels = labels.bool()
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+    return (losses * torch.where(labels, weights[1], weights[0])).mean()
+
+
+def label_weights(normal: int, defective: int, pos_weight: PositiveWeight) -> tuple[float, float]:
+    """Return the weights of a normal and of a defective image, whose mean over so many training images is 1.
+
+    "balanced" is scikit-learn's rule of that name, ``n / (2 n_class)``: both kinds count the same together.
+
+    Example:
+        >>> label_weights(30, 10, "balanced"), label_weights(30, 10, 1.0)
+        ((0.6666666666666666, 2.0), (1.0, 1.0))
+    """
+    if normal == 0 or defective == 0:
+        kind = "defective" if defective == 0 else "normal"
+        msg = f"The training images have no {kind} one. Add some; defects may be made by `anomalib synthesize`."
+        raise ValueError(msg)
+    ratio = normal / defective if pos_weight == "balanced" else float(pos_weight)
+    scale = (normal + defective) / (normal + ratio * defective)
+    return scale, ratio * scale
