@@ -92,9 +92,15 @@ def test_defects_that_are_cut_off_are_named_all_at_once(
     for path in lost:
         path.unlink()
         (held_out / "masks" / path.name).unlink()
+    caplog.clear()
     model = model_of()
-    engine().fit(model=model, datamodule=data_of(held_out, normal_test="good_test"))
+    trainer = engine()
+    trainer.fit(model=model, datamodule=data_of(held_out, normal_test="good_test"))
     assert {Path(path).stem for path in model.model.positive_bank.sources} == {"20", "21", "22", "23"}
+    trainer.test(model=model, datamodule=data_of(held_out, normal_test="good_test"), verbose=False)
+    told = [record.getMessage() for record in caplog.records if "test images after cropping" in record.getMessage()]
+    assert len(told) == 1
+    assert f"the defects of 1 test images after cropping; they count as defective: `{held_out / 'test'}" in told[0]
 
 
 def test_nothing_is_said_where_nothing_is_cropped(

@@ -79,6 +79,12 @@ def test_images_without_paths_get_names(model: ExDD, engine: Make, results: Path
         assert np.abs(shown - np.asarray(expected)[LABEL:]).mean() < 2
 
 
+@pytest.mark.parametrize("name", ["folder/a.npy", "folder/frame 7", "folder/b.fits"])
+def test_pictures_of_other_kinds_of_files_are_png(model: ExDD, engine: Make, results: Path, name: str) -> None:
+    engine().predict(model=model, dataloaders=loader_of(random_images(1), [name]))
+    assert list(pictures(results / "images")) == [f"{name}.png"]
+
+
 def test_deep_images_are_not_white(model: ExDD, engine: Make, results: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

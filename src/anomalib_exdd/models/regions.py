@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_exdd.images.reading import inspect_image
 
-from .transforms import Part, covered_pixels, seen_part
+from .transforms import Part, covered_pixels, crops_of, first_resize, seen_part
 
 
 class Reason(NamedTuple):
@@ -93,9 +93,15 @@ def locate_regions(
     if masks is None or maps is None or masks.dtype != torch.bool:
         return [None] * len(paths)
     reasons = getattr(batch, "reasons", None) or [None] * len(paths)
+    sizes = [_size_of(path) for path in paths]
+    # Images that differ in size when a batch is made of them are stretched before they are cropped.
+    resize = next(filter(None, map(first_resize, transforms)), None)
+    to_one_size = resize is not None and isinstance(resize.size, Sequence) and len(resize.size) == 2
+    if len(set(sizes)) > 1 and any(map(crops_of, transforms)) and not to_one_size:
+        return [None] * len(paths)
     located: list[list[Region] | None] = []
-    for mask, values, path, reason in zip(masks, maps, paths, reasons, strict=True):
-        regions, size = None, _size_of(path)
+    for mask, values, size, reason in zip(masks, maps, sizes, reasons, strict=True):
+        regions = None
         if size is not None and (part := seen_part(transforms, size)) is not None:
             regions = find_regions(_plane(mask), _plane(values), size, part, reason and reason.of_box)
         located.append(regions)

@@ -45,8 +45,11 @@ class SeenImageVisualizer(ImageVisualizer):  # type: ignore[misc]
                 continue
             if item.explanation is not None:
                 picture = add_caption(picture, item.explanation)
+            path = generate_output_filename(name, self.output_dir, *data)
+            # Pillow cannot write every kind of file that images may come from.
+            writable = Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
             # PNGs of the lowest compression are a third larger, and written three times as fast.
-            picture.save(generate_output_filename(name, self.output_dir, *data), compress_level=1)
+            picture.save(path if writable else path.with_name(f"{path.name}.png"), compress_level=1)
 
 
 def panel_size(image_size: Sequence[int]) -> tuple[int, int]:

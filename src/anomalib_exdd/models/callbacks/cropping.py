@@ -39,6 +39,12 @@ class Cropping(Callback):
             )
             raise ValueError(msg)
 
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn of test images whose defects cannot be seen."""
+        if lost := _lost_defects(trainer.test_dataloaders, getattr(pl_module.pre_processor, "transform", None)):
+            message = "Nothing is left of the defects of %d test images after cropping; they count as defective: %s."
+            logger.warning(message, len(lost), _joined(lost))
+
 
 def _lost_defects(loaders: Any, transform: Transform | None) -> list[str]:
     """List the defective images of loaders of whose defects nothing is left after cropping; none without masks."""
