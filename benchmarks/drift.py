@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.images.reading import read_image
-from anomalib_exdd.models.exdd.normal_distance import normal_distance, training_distances
+from anomalib_exdd.models.exdd.calibration_set import normal_distance, training_distances
 from anomalib_exdd.models.exdd.training import BankBuilder, BankSettings
 from anomalib_exdd.station.drift import EVERY, Drift, Watched, detect, shares
 from evidence import IMAGE_SIZES

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_exdd.coreset import greedy_k_center, k_center
-from anomalib_exdd.coreset.coverage import Coverage
+from anomalib_exdd.coreset.k_center import Coverage
 
 
 def assert_greedy(points: np.ndarray, chosen: list[int]) -> None:

@@ -226,7 +226,7 @@ def test_without_the_last_defect_it_works_with_normal_images(model: ExDD) -> Non
 
 def test_mistakes_are_named(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> None:
     image, mask, path = defect
-    with pytest.raises(ValueError, match=r"is empty: it has to show"):
+    with pytest.raises(ValueError, match="is empty"):
         model.teach(image, torch.zeros_like(mask), path)
     with pytest.raises(ValueError, match=r"Give a mask of the image's size"):
         model.teach(image, mask[1:], path)
@@ -234,7 +234,7 @@ def test_mistakes_are_named(model: ExDD, defect: tuple[Tensor, Tensor, str]) -> 
         model.forget("nobody.png")
     bank = model.model.negative_bank
     bank.sources = ["/a/1.png", "/b/1.png", *bank.sources[2:]]
-    with pytest.raises(ValueError, match=r"2 images are called 1\.png"):
+    with pytest.raises(ValueError, match=r"2 images in the banks are called 1\.png"):
         model.forget("1.png")
     bank.fill(BankContent(bank.features, torch.zeros_like(bank.source), bank.position, ["/only.png"]))
     with pytest.raises(ValueError, match="only image in the negative bank"):

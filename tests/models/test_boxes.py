@@ -11,7 +11,7 @@ from pandas import DataFrame
 from PIL import Image
 
 from anomalib_exdd import KSDD2, DefectFolder, ExDD
-from anomalib_exdd.models.exdd.boxes import BoxedImage, box_patches, outstanding_patches
+from anomalib_exdd.models.exdd.patches import BoxedImage, outstanding_patches
 
 Make = Callable[..., Any]
 
@@ -20,9 +20,8 @@ def test_patches_of_each_box() -> None:
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[0:16, 0:16] = True  # four cells
     mask[20:23, 20] = True  # less than a cell
-    boxes = box_patches(mask, (4, 4), 0.25)
+    boxes = BoxedImage.of(mask, (4, 4), 0.25, None).patches
     assert [box.nonzero().flatten().tolist() for box in boxes] == [[0, 1, 4, 5], [10]]
-    assert box_patches(mask & False, (4, 4), 0.25).shape == (0, 16)
 
 
 def test_a_patch_is_taken_if_it_stands_out_in_its_box() -> None:

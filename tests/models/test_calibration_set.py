@@ -19,13 +19,12 @@ from anomalib_exdd.models.exdd.calibration_set import (
     SAMPLED_PATCHES,
     CalibrationSet,
     KeptPatches,
-    Outline,
     choose_images,
     others_distances,
 )
 from anomalib_exdd.models.exdd.candidate_selection import CandidateSelection, highest_rows
 from anomalib_exdd.models.exdd.memory_bank import BankContent, MemoryBank
-from anomalib_exdd.models.exdd.patches import outline_cells
+from anomalib_exdd.models.exdd.patches import Outline, outline_cells
 from anomalib_exdd.models.exdd.scoring import top_count
 
 

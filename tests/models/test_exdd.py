@@ -284,7 +284,7 @@ def test_crops_give_positions_inside_their_boxes(small_model: Make) -> None:
     masks[1, 70, 50:55] = 1
     model.training_step(batch([0, 1], masks))
     assert model.builder is not None
-    assert model.builder.positive.num_patches == 2 * 16 * 16
+    assert sum(model.builder.positive.store.lengths.values()) == 2 * 16 * 16
     model.fit()
     positions = model.model.positive_bank.position
     in_first = ((positions >= torch.tensor([9, 19])) & (positions < torch.tensor([31, 41]))).all(1)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from anomalib_exdd import KSDD2, ExDD
-from anomalib_exdd.models.exdd.metadata import export_metadata
+from anomalib_exdd.models.exdd.export import export_metadata
 from exported import needs_openvino
 from filled import filled
 

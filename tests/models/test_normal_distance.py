@@ -6,7 +6,7 @@ import torch
 
 from anomalib_exdd import ExDD
 from anomalib_exdd.images.reading import read_image
-from anomalib_exdd.models.exdd.normal_distance import normal_distance, training_distances
+from anomalib_exdd.models.exdd.calibration_set import normal_distance, training_distances
 
 
 def test_it_is_the_geometric_mean_of_every_third_patch() -> None:

@@ -70,12 +70,6 @@ def test_crops_cover_each_defect_with_a_margin() -> None:
     torch.testing.assert_close(corner, image[:, 19, 9])
 
 
-def test_no_defect_no_crop() -> None:
-    crops, boxes = defect_crops(torch.zeros(3, 10, 10), torch.zeros(10, 10))
-    assert crops.shape == (0, 3, 128, 128)
-    assert boxes == []
-
-
 class TestOutlineCells:
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 10_000), st.sampled_from([(64, 48, 16, 12), (61, 50, 30, 25), (128, 128, 32, 32)]))

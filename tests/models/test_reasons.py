@@ -15,7 +15,7 @@ from scipy.special import logit
 from anomalib_exdd.models.exdd.calibration import Calibration, ImagePatches, resemblance_limit
 from anomalib_exdd.models.exdd.decisions import Decisions
 from anomalib_exdd.models.exdd.explanation import ImageReasons, reasons_of
-from anomalib_exdd.models.exdd.kind_table import Case, confusion_table
+from anomalib_exdd.models.exdd.kind_table import confusion_table, taken_for
 from anomalib_exdd.models.exdd.memory_bank import BankContent
 from anomalib_exdd.models.exdd.torch_model import ExDDModel, ScoredImages
 from anomalib_exdd.models.regions import Reason, find_regions
@@ -248,31 +248,25 @@ def test_the_caption_fits_below_the_picture(kind: str) -> None:
 
 
 def test_kinds_are_counted_by_what_they_are_taken_for() -> None:
-    dent, scratch = Reason("known", "dent"), Reason("known", "scratch")
-    counts = {
-        Case(defective=False, kind="", reason=None): 20,
-        Case(defective=False, kind="", reason=dent): 1,
-        Case(defective=True, kind="dent", reason=dent): 7,
-        Case(defective=True, kind="dent", reason=scratch): 2,
-        Case(defective=True, kind="accepted", reason=None): 3,
-        Case(defective=True, kind="accepted", reason=Reason("unfamiliar")): 4,
-    }
-    assert confusion_table(counts, {"scratch", "dent"}) == [
-        ["kind", "dent", "scratch", "unfamiliar", "accepted"],
-        ["good", "1", "0", "0", "20"],
-        ["accepted", "0", "0", "4", "3"],
-        ["dent", "7", "2", "0", "0"],
+    dent, scratch, other, unfamiliar = map(
+        taken_for, (Reason("known", "dent", 0.7), Reason("known", "scratch"), Reason("known"), Reason("unfamiliar"))
+    )
+    cases = [
+        *[("good", taken_for(None))] * 20,
+        ("good", dent),
+        *[("dent", dent)] * 7,
+        *[("dent", scratch)] * 2,
+        *[("accepted", taken_for(None))] * 3,
+        *[("accepted", unfamiliar)] * 4,
     ]
-    unnamed = {
-        Case(defective=True, kind="", reason=Reason("known")): 5,
-        Case(defective=True, kind="dent", reason=dent): 1,
-    }
-    assert confusion_table(unnamed, {"dent"}) == [
-        ["kind", "dent", "kind not known", "unfamiliar", "accepted"],
-        ["good", "0", "0", "0", "0"],
-        ["dent", "1", "0", "0", "0"],
-        ["kind not known", "0", "5", "0", "0"],
-    ]
+    table = confusion_table(cases, {"scratch", "dent"})
+    assert list(table.columns) == ["dent", "scratch", "unfamiliar", "accepted"]
+    assert list(table.index) == ["good", "accepted", "dent"]
+    assert table.to_numpy().tolist() == [[1, 0, 0, 20], [0, 0, 4, 3], [7, 2, 0, 0]]
+    table = confusion_table([*[("kind not known", other)] * 5, ("dent", dent)], {"dent"})
+    assert list(table.columns) == ["dent", "kind not known", "unfamiliar", "accepted"]
+    assert list(table.index) == ["good", "dent", "kind not known"]
+    assert table.to_numpy().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 5, 0, 0]]
 
 
 def test_of_equally_common_kinds_the_higher_patch_decides() -> None:

@@ -221,13 +221,13 @@ def test_anomalibs_callback_is_refused_with_what_to_write_instead(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile_size": 100, "tile_overlap": 32}, "reduction 16, .*, but got 100 and 32. Give 112 and 32"),
-        ({"tile_size": 96, "tile_overlap": 20}, "Give 96 and 32"),
-        ({"tile_size": 96, "tile_overlap": 96}, "Give 112 and 96"),
-        ({"tile_size": 64, "tile_overlap": -16}, "Give 64 and 0"),
-        ({"tile_size": 0, "tile_overlap": 0}, "Give 16 and 0"),
+        ({"tile_size": 100, "tile_overlap": 32}, "multiples of .* reduction 16, .*, but got 100 and 32"),
+        ({"tile_size": 96, "tile_overlap": 20}, "but got 96 and 20"),
+        ({"tile_size": 96, "tile_overlap": 96}, "the overlap smaller, but got 96 and 96"),
+        ({"tile_size": 64, "tile_overlap": -16}, "but got 64 and -16"),
+        ({"tile_size": 0, "tile_overlap": 0}, "but got 0 and 0"),
         ({"tile_size": 256, "backbone": "filter_bank"}, "'filter_bank' relates every patch to the whole image"),
-        ({"tile_size": 512, "scoring": "published"}, "scoring 'published' pools features over the whole image"),
+        ({"tile_size": 512, "scoring": "published"}, "scoring 'published' relates every patch to the whole image"),
     ],
 )
 def test_tiles_that_cannot_work_are_refused(arguments: dict[str, Any], message: str, small_model: Make) -> None:

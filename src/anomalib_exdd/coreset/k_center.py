@@ -7,41 +7,37 @@ choices of a whole round follow from one B x B table. Then all of them are appli
 is the textbook's, ties aside. With points in several processes, each proposes its farthest ones, all follow the same
 table, and each updates its own points.
 
-Shape suffixes: N points, D dimensions, B candidates, P centres picked in one round.
+Shape suffixes: N points, A active points, D dimensions, B candidates, K centres, P centres picked in one round.
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from anomalib_exdd.utils.distances import expanded_distances
 from anomalib_exdd.utils.distributed import gather_tensors
+from anomalib_exdd.utils.files import write_atomically
 from anomalib_exdd.utils.precision import full_float32, mean_of_rows
-
-from .coverage import Coverage
 
 SAVE_INTERVAL = 30.0  # seconds between two saved states
 _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 _SHRINK = 0.9  # factor by which the radius beyond which points are active falls when none is left
+_BLOCK_ELEMENTS = 1 << 20  # distances held at once: 4 MiB, so that a block stays in the cache
+_ROWS = 1 << 16  # points copied at once
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """Which of all points this process holds."""
 
     index_N: Tensor  # of each of its points among all points, ascending, int64, shape (N,)
     total: int  # number of all points
     mean_D: Tensor  # of all points, float32, shape (D,)
-    shared: bool = True  # whether other processes hold the other points
-
-    def gather(self, value: Tensor) -> Tensor:
-        """Concatenate the values of all processes that hold points."""
-        return gather_tensors(value) if self.shared else value
 
     def rows(self, index_P: Tensor) -> Tensor:
         """Return the rows of those of the given points that this process holds."""
@@ -71,8 +67,8 @@ def greedy_k_center(
         candidates: Points looked at in one round, B. It changes the speed, not the selection.
         description: Label of a progress bar, shown after two seconds; None for no bar.
         overwrite: Whether the points' memory may be changed, instead of a copy of them.
-        shard: Which of all points these are, if every process holds some; None for all of them. All processes have to
-            call, and all get the same selection.
+        shard: Which of all points these are, if several processes hold some each; None for all of them, in a single
+            process. All processes have to call, and all get the same selection.
         state: File to save the selection of one process in from time to time, and to resume from if it is there, with
             the same points; it is removed at the end.
 
@@ -88,7 +84,7 @@ def greedy_k_center(
     ):
         if shard is None:
             index_N = torch.arange(total, device=points_ND.device)
-            shard = Shard(index_N, total, mean_of_rows(points_ND), shared=False)
+            shard = Shard(index_N, total, mean_of_rows(points_ND))
         # Small norms make the rounding errors of expanded distances small.
         points_ND = points_ND.float()
         centred_ND = points_ND.sub_(shard.mean_D) if overwrite else points_ND - shard.mean_D
@@ -98,7 +94,7 @@ def greedy_k_center(
         else:
             chosen = torch.tensor([np.random.default_rng(seed).integers(total)], device=points_ND.device)
             own = shard.rows(chosen)
-            coverage.add(shard.gather(centred_ND[own]), own)
+            coverage.add(gather_tensors(centred_ND[own]), own)
         saved = time.monotonic()
         while len(chosen) < count:
             index_P, centre_PD = _next_centres(coverage, shard, candidates, count - len(chosen))
@@ -113,14 +109,14 @@ def greedy_k_center(
     return chosen
 
 
-def _next_centres(coverage: Coverage, shard: Shard, candidates: int, wanted: int) -> tuple[Tensor, Tensor]:
+def _next_centres(coverage: "Coverage", shard: Shard, candidates: int, wanted: int) -> tuple[Tensor, Tensor]:
     """Choose greedily among the farthest points while that is the choice among all; return indices and points."""
     while True:
         value_B, row_B = coverage.farthest(candidates + 1)
-        value_B, index_B, candidate_BD = map(shard.gather, (value_B, shard.index_N[row_B], coverage.points_ND[row_B]))
+        value_B, index_B, candidate_BD = map(gather_tensors, (value_B, shard.index_N[row_B], coverage.points_ND[row_B]))
         if len(value_B):
             break
-        threshold = float(shard.gather(coverage.largest()).max()) * _SHRINK**2
+        threshold = float(gather_tensors(coverage.largest()).max()) * _SHRINK**2
         coverage.lower_threshold(threshold if threshold > 1e-30 else 0.0)  # distances that are as good as none
     farthest = value_B.argsort(descending=True, stable=True)[: candidates + 1]
     tau = coverage.threshold
@@ -149,3 +145,117 @@ def _greedy_order(candidate_BD: Tensor, value_B: Tensor, tau: float, wanted: int
         np.minimum(value, table[best], out=value)
         value[best] = -1
     return torch.tensor(picked, device=candidate_BD.device)
+
+
+class Coverage:
+    """Squared distances of points to their nearest centre.
+
+    Greedy selection asks for the farthest points only, and distances can only fall. So points nearer than a threshold
+    are inactive: they are not updated until the selection's radius has come down to it, and then all the centres that
+    they have missed follow in one matrix product. Points that are covered well never meet most of the centres.
+
+    Args:
+        points_ND: Points, float32, centred on their mean so that expanded distances round little, shape (N, D).
+    """
+
+    def __init__(self, points_ND: Tensor) -> None:
+        self.points_ND = points_ND
+        self.num_centres = 0
+        self.threshold = torch.inf  # squared; all points are infinitely far from no centre
+        self._centres: list[Tensor] = []
+        self._norm_N = torch.cat([block.square().sum(dim=1) for block in points_ND.split(_ROWS)])
+        self._nearest_N = torch.full_like(self._norm_N, torch.inf)  # -1 for a centre
+        self._seen_N = torch.zeros_like(self._norm_N, dtype=torch.int32)  # number of centres that a point has met
+        self._activate()
+
+    def add(self, centre_KD: Tensor, own_K: Tensor) -> None:
+        """Add centres; ``own_K`` are the rows of those among them that are (active) points of this set."""
+        self._centres.append(centre_KD)
+        self.num_centres += len(centre_KD)
+        _lower(self._nearest_A, self._active_AD, self._norm_A, centre_KD)
+        # A centre is never chosen again, whatever rounding left of its distance to itself.
+        self._nearest_A[torch.searchsorted(self._row_A, own_K)] = -1
+
+    def farthest(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return squared distances and rows of the ``count`` farthest active points; without active points, of none.
+
+        No other point is farther than the last of them, or than the threshold if there are fewer.
+        """
+        found = self._nearest_A.topk(min(count, len(self._nearest_A)))
+        beyond = found.values >= self.threshold
+        return found.values[beyond], self._row_A[found.indices[beyond]]
+
+    def largest(self) -> Tensor:
+        """Return the largest squared distance, as far as distances are up to date, shape (1,); 0 without points."""
+        self._write_back()
+        return torch.cat([self._nearest_N, self._nearest_N.new_zeros(1)]).amax(dim=0, keepdim=True)
+
+    def lower_threshold(self, threshold: float) -> None:
+        """Update the points that may be beyond a lower threshold, and make those that are active."""
+        self._write_back()
+        self.threshold = threshold
+        centres_KD = torch.cat(self._centres)
+        row_N = ((self._nearest_N >= threshold) & (self._seen_N < self.num_centres)).nonzero().flatten()
+        seen_N = self._seen_N[row_N]
+        for seen in seen_N.unique().tolist():
+            for rows in row_N[seen_N == seen].split(_ROWS):
+                nearest = self._nearest_N[rows]
+                _lower(nearest, self.points_ND[rows], self._norm_N[rows], centres_KD[seen:])
+                self._nearest_N[rows] = nearest
+                self._seen_N[rows] = self.num_centres
+        self._activate()
+
+    def save(self, path: Path, chosen_K: Tensor) -> None:
+        """Write the state and the indices of the centres, beside first, so that the file is always complete."""
+        self._write_back()
+        threshold = torch.tensor(self.threshold, dtype=torch.float64)
+        state = {"nearest": self._nearest_N, "seen": self._seen_N, "threshold": threshold, "chosen": chosen_K}
+        with write_atomically(path) as partial:
+            save_file(state | {"centres": torch.cat(self._centres)}, partial)
+
+    def load(self, path: Path) -> Tensor:
+        """Continue from a saved state of the same points, and return the indices of its centres."""
+        state = load_file(path, device=str(self.points_ND.device))
+        self._nearest_N, self._seen_N, self.threshold = state["nearest"], state["seen"], float(state["threshold"])
+        self._centres, self.num_centres = [state["centres"]], len(state["centres"])
+        self._activate()
+        return state["chosen"]
+
+    def _write_back(self) -> None:
+        self._nearest_N[self._row_A] = self._nearest_A
+        self._seen_N[self._row_A] = self.num_centres
+
+    def _activate(self) -> None:
+        """Take a contiguous copy of the active points."""
+        self._active_AD = self.points_ND  # lets the copy before go first
+        self._row_A = (self._nearest_N >= self.threshold).nonzero().flatten()
+        self._nearest_A, self._norm_A = self._nearest_N[self._row_A], self._norm_N[self._row_A]
+        if len(self._row_A) < len(self.points_ND):
+            self._active_AD = self.points_ND[self._row_A]
+
+
+def _lower(nearest_N: Tensor, points_ND: Tensor, norm_N: Tensor, centre_KD: Tensor) -> None:
+    """Lower points' squared distances to their nearest centre, in place; -1 stays."""
+    norm_K = centre_KD.square().sum(dim=1)
+    rows = max(256, _BLOCK_ELEMENTS // max(1, len(centre_KD)))
+    for start in range(0, len(points_ND), rows):
+        block = slice(start, start + rows)
+        squared = expanded_distances(points_ND[block], centre_KD, norm_K).amin(dim=1)
+        torch.minimum(nearest_N[block], squared.add_(norm_N[block]).clamp_(min=0), out=nearest_N[block])
+
+
+def gaussian_projection(dimension: int, projected: int, seed: int) -> Tensor:
+    """Draw the matrix that projects features before the coreset is selected (paper, section 3.2.3).
+
+    The columns are Gaussian directions (Johnson & Lindenstrauss, 1984) of unit length, so that a projected coordinate
+    has the scale of the original ones. NumPy draws them, whose streams are the same on every machine.
+
+    Returns:
+        Matrix of shape (dimension, projected), float32; the identity if ``dimension`` is not larger, where projecting
+        would only lose.
+    """
+    if dimension <= projected:
+        return torch.eye(dimension, dtype=torch.float32)  # trainers in true precision change the default
+    matrix = np.random.default_rng(seed).standard_normal((dimension, projected))
+    matrix /= np.linalg.norm(matrix, axis=0, keepdims=True)
+    return torch.from_numpy(matrix.astype(np.float32))

@@ -31,8 +31,10 @@ class SmoothMap(Float32Buffers):
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
+        reach = compute_kernel_size(sigma) // 2  # four standard deviations
+        weights = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * sigma**2))
         # Not in the checkpoint, which may be used with another sigma.
-        self.register_buffer("kernel", gaussian_kernel(sigma), persistent=False)
+        self.register_buffer("kernel", (weights / weights.sum()).float(), persistent=False)
 
     def forward(self, scores_B1hw: Tensor, image_size: Sequence[int]) -> Tensor:
         """Turn patch scores (B, 1, h, w) into a map (B, 1, H, W)."""
@@ -77,13 +79,6 @@ class PublishedMap(Float32Buffers):
                 # (sum + half) >> 24, with the sum kept as high * 2^12 + low: every number stays below 2^24 and exact.
                 levels = torch.floor((high + _DIGIT / 2 + torch.floor(low / _DIGIT)) / _DIGIT)
         return levels / 255 * largest
-
-
-def gaussian_kernel(sigma: float) -> Tensor:
-    """Build a Gaussian of Anomalib's length, which reaches four standard deviations, float32, shape (2 reach + 1,)."""
-    reach = compute_kernel_size(sigma) // 2
-    weights = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * sigma**2))
-    return (weights / weights.sum()).float()
 
 
 def pillow_box_kernel(radius: float) -> Tensor:

@@ -1,7 +1,7 @@
 """The banks of a trained model: what is in them, teaching a defect or a good part, forgetting an image.
 
-No image is needed when they change. Boundary and calibration are learnt anew from the banks and the patches that the
-checkpoint keeps for it, so that weights, probabilities and all thresholds follow the banks.
+:class:`.ExDD` has these functions as methods. No other image is needed: boundary and calibration are learnt anew from
+the banks and the patches that the checkpoint keeps for it, so that weights, probabilities and thresholds follow.
 """
 
 from collections import Counter
@@ -18,10 +18,10 @@ from torchvision.transforms.v2 import Resize
 from anomalib_exdd.coreset import gaussian_projection, greedy_k_center
 from anomalib_exdd.images.masks import DefectMask
 
-from .calibration_set import KeptPatches, Outline
+from .calibration_set import KeptPatches
 from .candidate_selection import CandidateSelection
 from .memory_bank import BankContent, MemoryBank
-from .patches import defect_patches, patch_centres
+from .patches import Outline, defect_patches, patch_centres
 from .scoring import top_count
 
 if TYPE_CHECKING:
@@ -43,33 +43,38 @@ def bank_info(model: "ExDD") -> list[SourceInfo]:
     found = []
     for name, bank in (("negative", model.model.negative_bank), ("positive", model.model.positive_bank)):
         counts = torch.bincount(bank.source.cpu(), minlength=len(bank.sources)).tolist()
-        of_bank = [
-            SourceInfo(name, path, count, bank.kinds.get(path, ""))
-            for path, count in zip(bank.sources, counts, strict=True)
-        ]
-        found += sorted(of_bank, key=lambda each: (-each.entries, each.source))
-    return found
+        rows = zip(bank.sources, counts, strict=True)
+        found += [SourceInfo(name, path, count, bank.kinds.get(path, "")) for path, count in rows]
+    return sorted(found, key=lambda each: (each.bank, -each.entries, each.source))
 
 
 def teach(model: "ExDD", image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
-    """Add a newly found defect to the positive bank and to the calibration; see :meth:`.ExDD.teach`."""
+    """Add a newly found defect to the positive bank and to the calibration; return the number of new entries.
+
+    Args:
+        model: The model.
+        image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
+        mask_HW: Where the defect is, non-zero, shape (H, W).
+        source: Path of the image. What either bank has of it is replaced.
+        kind: Kind of the defect, such as "scratch"; empty if it is not known.
+
+    Raises:
+        ValueError: If the mask is empty, of another size or cut off.
+    """
     if mask_HW.shape != image_CHW.shape[-2:]:
         msg = f"The mask of {source} is {tuple(mask_HW.shape)}. Give a mask of the image's size."
-        raise ValueError(msg)
-    if not bool((mask_HW != 0).any()):
-        msg = f"The mask of {source} is empty: it has to show where the defect is."
         raise ValueError(msg)
     bank, settings = model.model.positive_bank, model.settings
     batch = pre_processed(model, image_CHW)
     with torch.inference_mode():
         features_1Dhw, fine = model.model.extract(batch)
     features_PD = features_1Dhw[0].flatten(1).T.cpu().clone()
-    grid, size = (features_1Dhw.shape[-2], features_1Dhw.shape[-1]), (batch.shape[-2], batch.shape[-1])
+    grid, size = features_1Dhw.shape[-2:], batch.shape[-2:]
     # Every output pixel sees all the pixels that it stands for: no defect gets lost but by a crop.
     transform = getattr(model.pre_processor, "transform", None) or Resize(size)
     mask = torch.as_tensor(transform(DefectMask((mask_HW != 0).to(torch.uint8))))
     if not bool(mask.any()):
-        msg = f"Nothing is left of the defect in {source} after cropping, as the model's pre-processor does."
+        msg = f"The mask of {source} is empty, or nothing is left of it after the model's pre-processor has cropped it."
         raise ValueError(msg)
     defects = defect_patches(mask, grid, settings.min_coverage).flatten().nonzero().flatten()
     _remove(model, source)
@@ -88,21 +93,24 @@ def teach(model: "ExDD", image_CHW: Tensor, mask_HW: Tensor, source: str, kind: 
 
 
 def teach_good(model: "ExDD", image_CHW: Tensor, source: str) -> int:
-    """Add a good part to the negative bank and to the calibration; see :meth:`.ExDD.teach_good`."""
+    """Add a good part that was not accepted to the negative bank and to the calibration; arguments as before.
+
+    The patches that the bank covers least are added. As any normal training image, it is judged without its own entries
+    when thresholds and probabilities are fitted anew.
+    """
     bank, settings = model.model.negative_bank, model.settings
     batch = pre_processed(model, image_CHW)
     with torch.inference_mode():
-        features_Dhw = model.model.embed(batch)[0].clone()
-    features_PD = features_Dhw.flatten(1).T
+        features_Dhw = model.model.embed(batch)[0]
+    features_PD = features_Dhw.flatten(1).T.clone()
     _remove(model, source)
     # As in training a share, but at least as many patches as make an image's score.
     least = top_count(len(features_PD), model.model.calibration.top_fraction)
     count = max(settings.negative_minimum - len(bank), round(settings.negative_ratio * len(features_PD)), least)
     rows = _uncovered(features_PD, bank, count).cpu()
-    features_PD = features_PD.cpu()
-    grid, size = (features_Dhw.shape[-2], features_Dhw.shape[-1]), (batch.shape[-2], batch.shape[-1])
-    own = torch.zeros(len(rows), dtype=torch.int64)
-    bank.add(BankContent(features_PD[rows], own, patch_centres(grid, size)[rows], [source]))
+    features_PD, own = features_PD.cpu(), torch.zeros(len(rows), dtype=torch.int64)
+    position = patch_centres(features_Dhw.shape[-2:], batch.shape[-2:])[rows]
+    bank.add(BankContent(features_PD[rows], own, position, [source]))
     high = CandidateSelection(model.model, settings.projected_dimension, settings.seed).candidates(source, features_PD)
     model.model.calibration_set.add([KeptPatches.of(source, features_PD, high, None)])
     _finish(model, action="teach good", source=source, entries=len(rows))
@@ -121,7 +129,15 @@ def _uncovered(features_PD: Tensor, bank: MemoryBank, count: int) -> Tensor:
 
 
 def forget(model: "ExDD", source: str) -> int:
-    """Drop everything that came from an image, synthetic defects included; see :meth:`.ExDD.forget`."""
+    """Drop all that came from an image, with synthetic defects made from it; return the number of entries.
+
+    Args:
+        model: The model.
+        source: Path of the image, or its file name if no other image has the same.
+
+    Raises:
+        ValueError: If no image or several images are called so, or nothing would be left of the negative bank.
+    """
     banks = (model.model.negative_bank, model.model.positive_bank)
     path = _find(source, sorted({path for bank in banks for path in bank.sources}))
     made_of_it = [name for name, paths in model.model.positive_bank.origins.items() if path in paths]
@@ -152,13 +168,11 @@ def _find(source: str, known: Sequence[str]) -> str:
     if source in known:
         return source
     named = [path for path in known if Path(path.replace("\\", "/")).name == source]
-    if len(named) == 1:
-        return named[0]
-    if named:
-        msg = f"{len(named)} images are called {source}: {named}. Give the whole path of one of them."
-    else:
-        msg = f"No image in the banks is called {source}. `anomalib info` lists them all."
-    raise ValueError(msg)
+    if len(named) != 1:
+        found = f"{len(named)} images in the banks are" if named else "No image in the banks is"
+        msg = f"{found} called {source}: give the path of one that `anomalib info` lists."
+        raise ValueError(msg)
+    return named[0]
 
 
 def _finish(model: "ExDD", **change: str | int) -> None:

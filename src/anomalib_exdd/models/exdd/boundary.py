@@ -8,7 +8,7 @@ Shape suffixes: N patches, D features, H hidden units of one network, K networks
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -22,11 +22,9 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_exdd.utils.distributed import gather_objects
 from anomalib_exdd.utils.precision import Float32Buffers, full_float32, one_thread
 
-MAX_FOLDS = 5
-"""Networks, at most; there are no more than defective images."""
+MAX_FOLDS = 5  # networks, at most; there are no more than defective images
 HIDDEN = 64
-STEPS = 400
-"""Steps of the optimizer."""
+STEPS = 400  # steps of the optimizer
 _PARAMETERS = ("weight_in", "bias_in", "weight_out", "bias_out")
 _NORMAL_BATCH, _DEFECT_BATCH = 256, 128
 _LEARNING_RATE, _WEIGHT_DECAY = 4e-3, 1e-2
@@ -185,20 +183,19 @@ class Folds:
 
     def __init__(
         self,
-        normal: Iterable[str],
-        defective: Iterable[str],
+        normal: Collection[str],
+        defective: Collection[str],
         origins: Mapping[str, Sequence[str]],
         *,
         synthetic_count: bool = False,
     ) -> None:
-        defective = sorted(defective)
         real = [path for path in defective if path not in origins]
         made = [path for path in defective if path in origins]
         assigned = defective if synthetic_count and not real else real
         self.count = min(MAX_FOLDS, len(assigned))
         self._origins = origins
         self._fold: dict[str, int] = {}
-        for paths in (assigned, sorted(normal)):
+        for paths in (assigned, normal):
             for number, path in enumerate(sorted(paths, key=name_hash)):
                 self._fold[path] = number % max(1, self.count)
         for number, path in enumerate(sorted(made, key=name_hash)):

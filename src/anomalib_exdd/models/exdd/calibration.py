@@ -66,8 +66,7 @@ class Piece(NamedTuple):
 
     def of(self, evidence_CE: Floats) -> Floats:
         """Return the piece's value for every patch, shape (C,)."""
-        values: Floats = evidence_CE @ self.weights + self.bias
-        return values
+        return evidence_CE @ self.weights + self.bias
 
 
 class Calibration(DynamicBufferMixin, Float32Buffers):
@@ -187,8 +186,7 @@ class _Images:
         score_IR = np.where(self.row_IR >= 0, score_C[self.row_IR], -np.inf)
         score_IR = -np.sort(-score_IR, axis=1)
         used_IR = np.arange(score_IR.shape[1]) < self.top_I[:, None]
-        means: Floats = np.where(used_IR, score_IR, 0.0).sum(axis=1) / self.top_I
-        return means
+        return np.where(used_IR, score_IR, 0.0).sum(axis=1) / self.top_I
 
     def standardised(self, piece: Piece) -> Piece:
         """Scale a piece by its values on good images: median 0, and the highest tenth from 1.28."""
@@ -322,5 +320,4 @@ def _logistic(
     bounds = [(least, None)] * len(prior_D) + [(None, None)]
     start = np.append(np.maximum(prior_D, least), 0.0)
     options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9}
-    found: Floats = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return found
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x

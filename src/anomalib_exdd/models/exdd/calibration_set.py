@@ -8,10 +8,12 @@ Shape suffixes: I images, C patches kept of all images together, P patches of an
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from anomalib.models.components import DynamicBufferMixin
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_exdd.search.torch_index import TorchIndex
@@ -20,30 +22,19 @@ from anomalib_exdd.utils.precision import Float32Buffers
 from .boundary import BoundaryData, Folds, LearntBoundary, name_hash
 from .calibration import ImagePatches
 from .memory_bank import MemoryBank, Origins, SharedSources
-from .patches import evenly_spaced, outline_cells
+from .patches import Outline, evenly_spaced
 from .scoring import CALIBRATED_NEIGHBORS, EPSILON
+
+if TYPE_CHECKING:
+    from .torch_model import ExDDModel
 
 MAX_IMAGES = 200
 """Calibration images of each kind, at most: their number bounds the time and the checkpoint, not the accuracy."""
-SAMPLED_PATCHES = 32
-"""Patches sampled from every image, whatever their score."""
+SAMPLED_PATCHES = 32  # patches sampled from every image, whatever their score
 _BLOCK_ROWS = 1024  # queries compared with a bank at a time
 _OF_PATCHES = {"features": torch.float16, "image": torch.int64, "sampled": torch.bool}
 _OF_IMAGES = {"defective": torch.bool, "patches": torch.int64, "population": torch.int64}
 _OF_CELLS = {"outline_features": torch.float16, "outline_defective": torch.bool, "outline_image": torch.int64}
-
-
-class Outline(NamedTuple):
-    """Cells of an image's fine grid, in and beside its defects."""
-
-    features: Tensor  # float16, shape (O, F)
-    defective: Tensor  # whether each cell is defect, boolean, shape (O,)
-
-    @classmethod
-    def of(cls, fine_Fhw: Tensor, mask_HW: Tensor) -> "Outline":
-        """Take cells of a grid of fine features by the mask of the pre-processed image, non-zero on defects."""
-        cells, defective = outline_cells(mask_HW, (fine_Fhw.shape[-2], fine_Fhw.shape[-1]))
-        return cls(fine_Fhw.flatten(1).T[cells.to(fine_Fhw.device)].half().cpu(), defective)
 
 
 class KeptPatches(NamedTuple):
@@ -246,3 +237,26 @@ def others_distances(
 def entries_of(sources: Sequence[int], source_M: Tensor) -> Tensor:
     """Tell which entries come from one of some sources, boolean, shape (M,)."""
     return torch.isin(source_M, torch.tensor(sources, dtype=source_M.dtype, device=source_M.device))
+
+
+def normal_distance(nearest_BP: Tensor) -> Tensor:
+    """Return the geometric mean of a sample of each image's distances to normal patches, (B, P), shape (B,).
+
+    It changes with lamp, camera or product. A defect changes few of an image's patches, and hardly such a mean.
+    """
+    rows = evenly_spaced(nearest_BP.shape[1], SAMPLED_PATCHES).to(nearest_BP.device)
+    return nearest_BP[:, rows].clamp_min(EPSILON).log().mean(dim=1).exp()
+
+
+def training_distances(model: "ExDDModel") -> NDArray[np.float64] | None:
+    """Return the same of the normal training images, without their own entries in the bank, shape (I,).
+
+    None if the model has one normal training image only: without its own entries, nothing is left.
+    """
+    measured = model.measure_training(0.0)
+    if measured is None:
+        return None
+    rows = measured.sampled & ~measured.defective[measured.image]
+    image = measured.image[rows]
+    total, count = torch.bincount(image, measured.log_negative[rows, 0]), torch.bincount(image)
+    return (total / count)[count > 0].exp().numpy()

@@ -164,5 +164,4 @@ def _lower_limit(score: Floats, rate: float, spread: float) -> tuple[float, bool
 
 
 def _log_odds(probability: Floats) -> Floats:
-    found: Floats = logit(np.clip(probability, _EPSILON, 1 - _EPSILON))
-    return found
+    return logit(np.clip(probability, _EPSILON, 1 - _EPSILON))

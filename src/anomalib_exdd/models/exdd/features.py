@@ -30,8 +30,7 @@ from anomalib_exdd.models.weights import (
 
 from .filter_bank import FilterBank
 
-FILTER_BANK = "filter_bank"
-"""Name of the backbone that needs no weights."""
+FILTER_BANK = "filter_bank"  # name of the backbone that needs no weights
 
 _PREPARING = threading.RLock()  # first predictions may come from several threads at once
 

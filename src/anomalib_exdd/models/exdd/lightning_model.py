@@ -3,13 +3,13 @@
 import inspect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data import ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
@@ -30,25 +30,23 @@ from anomalib_exdd.models.pre_processor import ONNX_OPSET, AntialiasedPreProcess
 from anomalib_exdd.models.visualization import LABEL_SIZE
 from anomalib_exdd.search import SearchBackend
 
-from .arguments import PositivePatches, adopted_settings, check_settings
-from .bank_editing import SourceInfo, bank_info, forget, pre_processed, teach, teach_good
-from .compression import compress
+from . import bank_editing
+from .arguments import adopted_settings, check_settings
+from .calibration_set import normal_distance, training_distances
 from .decisions import Decisions, Thresholds
 from .explanation import Explanation, explain_image, reasons_of
 from .explanation_pictures import DecisionVisualizer
+from .export import compress, export_metadata, write_metadata
 from .kind_table import KindTable
 from .memory_bank import BankPrecision
-from .metadata import export_metadata, write_metadata
-from .normal_distance import normal_distance, training_distances
 from .scoring import ScoringName
 from .torch_model import ExDDModel
-from .training import BankBuilder, BankSettings
+from .training import BankBuilder, BankSettings, PositivePatches
 from .training_stores import FeatureStoreName, ReleaseStores, TrainingStores, features_identity
 
 logger = logging.getLogger(__name__)
 
-_HISTORY_KEY = "exdd_history"
-"""Where a checkpoint keeps what was done to the banks after training."""
+_HISTORY_KEY = "exdd_history"  # where a checkpoint keeps what was done to the banks after training
 
 
 class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's to_onnx differs from Lightning's
@@ -189,7 +187,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         """Build the torch model from the hyper-parameters."""
         if self.settings.search == "approximate":  # a search that was removed; old checkpoints name it
             self.settings.search = "auto"
-        check_settings(self.settings)
+        check_settings(ExDD, self.settings)
         self.model = ExDDModel(**{name: self.hparams[name] for name in inspect.signature(ExDDModel).parameters})
 
     @classmethod
@@ -248,10 +246,9 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         """Empty the banks, and drop what was learnt from them and what has been collected for them."""
         self._is_fitted = torch.tensor([False], device=self.device)
         model = self.model
-        for part in (model.negative_bank, model.positive_bank, model.boundary, model.refinement):
+        learnt = (model.boundary, model.refinement, model.calibration_set, model.calibration)
+        for part in (model.negative_bank, model.positive_bank, *learnt):
             part.clear()
-        model.calibration_set.clear()
-        model.calibration.clear()
         for buffer in self._thresholds().values():
             buffer.fill_(math.nan)
         self.history = []
@@ -264,8 +261,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Collect the patches of a batch: of normal images for the negative, of defects for the positive bank."""
         cast("BankBuilder", self.builder).add_batch(batch)
-        loss: Tensor = self.gradient_anchor()
-        return loss
+        return self.gradient_anchor()
 
     def fit(self) -> None:
         """Select the coresets, fill the banks, and calibrate.
@@ -281,9 +277,8 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         self.builder = None
         if not self.validates and any(threshold.isnan() for threshold in self._thresholds().values()):
             logger.warning(
-                "There are no validation images to find a threshold and the normalisation on, which this scoring "
-                "needs: predicted labels and masks mean nothing. Give `--data.val_split_ratio 0.2`, or let "
-                "`--model.scoring calibrated` find them on the training images."
+                "There are no validation images to find thresholds on: predicted labels and masks mean nothing. Give "
+                "`--data.val_split_ratio 0.2`, or let `--model.scoring calibrated` find them on the training images."
             )
 
     def calibrate(self, *, learn_boundary: bool = True) -> None:
@@ -292,8 +287,8 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         positives, negatives = len(bank.sources) - len(bank.origins), len(self.model.negative_bank.sources)
         if not bank.sources:
             logger.warning(
-                "There are no defective training images: ExDD works with the negative bank alone, by the distance to "
-                "normal patches. Scores order images by how unusual they are; a probability takes defective images."
+                "There are no defective training images: scores order images by their distance to normal ones, but are "
+                "no probabilities."
             )
         # Rule of succession: a rate of zero does not follow from few images.
         rate = self.settings.defect_rate or (positives + 1) / (positives + negatives + 2)
@@ -325,9 +320,10 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             return None
         return self.model.calibration.decisions(self.settings.false_reject_rate, self.settings.false_accept_rate)
 
-    def info(self) -> list[SourceInfo]:
-        """List what is in the banks, image by image, those with the most entries first."""
-        return bank_info(self)
+    info = bank_editing.bank_info
+    teach = bank_editing.teach
+    teach_good = bank_editing.teach_good
+    forget = bank_editing.forget
 
     def facts(self) -> dict[str, Any]:
         """Return what a record keeps of this state of the model: thresholds, and how far training images are."""
@@ -347,40 +343,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
             source: Its path, for the explanation's text and picture.
             count: Patches to explain, at most.
         """
-        return explain_image(self.model, pre_processed(self, image_CHW)[0], source, count, self.decisions)
-
-    def teach(self, image_CHW: Tensor, mask_HW: Tensor, source: str, kind: str = "") -> int:
-        """Add a newly found defect to the positive bank and to the calibration; return the number of new entries.
-
-        Args:
-            image_CHW: The image, RGB, float32 in 0..1, shape (3, H, W), not yet resized.
-            mask_HW: Where the defect is, non-zero, shape (H, W).
-            source: Path of the image. What either bank has of it is replaced.
-            kind: Kind of the defect, such as "scratch"; empty if it is not known.
-
-        Raises:
-            ValueError: If the mask is empty, of another size or cut off.
-        """
-        return teach(self, image_CHW, mask_HW, source, kind)
-
-    def teach_good(self, image_CHW: Tensor, source: str) -> int:
-        """Add a good part that was not accepted to the negative bank and to the calibration; arguments as before.
-
-        The patches that the bank covers least are added. As any normal training image, it is judged without its own
-        entries when thresholds and probabilities are fitted anew.
-        """
-        return teach_good(self, image_CHW, source)
-
-    def forget(self, source: str) -> int:
-        """Drop all that came from an image, with synthetic defects made from it; return the number of entries.
-
-        Args:
-            source: Path of the image, or its file name if no other image has the same.
-
-        Raises:
-            ValueError: If no image or several images are called so, or nothing would be left of the negative bank.
-        """
-        return forget(self, source)
+        return explain_image(self.model, bank_editing.pre_processed(self, image_CHW)[0], source, count, self.decisions)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, for thresholds and normalisation."""
@@ -410,9 +373,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         restore_checkpoint(self, self._trainer, checkpoint)
         self.history = list(checkpoint.get(_HISTORY_KEY, []))
 
-    def adopt_settings(self, given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments that change to those that a checkpoint was trained with."""
-        return adopted_settings(ExDD, given, saved)
+    adopt_settings = adopted_settings
 
     def prepare_fit_from(self, checkpoint: dict[str, Any]) -> None:
         """Drop the checkpoint's finished epochs: the banks are built anew."""
@@ -423,23 +384,14 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
         """Export to ONNX, which OpenVINO is made from too, with :func:`.export_metadata` in the file."""
         if self.settings.tile_size is not None:
-            msg = (
-                f"ONNX and OpenVINO cannot express tiles (`tile_size` {self.settings.tile_size}). Export with "
-                "`--export_type torch`, which keeps them, or train without."
-            )
+            msg = "ONNX and OpenVINO cannot express tiles: export with `--export_type torch`, or train without tiles."
             raise ValueError(msg)
         path = Path(super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs))
         write_metadata(path, export_metadata(self))
         return path
 
-    def _compress_ov_model(
-        self,
-        model: Any,
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        metric: Any = None,
-        task: Any = None,
-        max_drop: float = 0.01,
+    def _compress_ov_model(  # type: ignore[override]  # Anomalib passes all arguments, by position
+        self, model: Any, kind: CompressionType, data: Any, metric: Any, task: Any, max_drop: float
     ) -> Any:
         """Compress the backbone alone, for Anomalib's ``to_openvino``; see :func:`.compress`."""
-        return compress(model, CompressionType(compression_type), datamodule, metric, max_drop)
+        return compress(model, CompressionType(kind), data, metric, max_drop)

@@ -1,7 +1,6 @@
 """A memory bank: representative patch features, and where each of them comes from."""
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,8 +16,7 @@ from anomalib_exdd.utils.precision import Float32Buffers
 from .scoring import PatchDistances
 
 BankPrecision = Literal["float32", "float16"]
-Origins = dict[str, list[str]]
-"""Path of a synthetic image -> paths of the real images that it was made from."""
+Origins = dict[str, list[str]]  # path of a synthetic image -> paths of the real images that it was made from
 
 _BUILDING = threading.Lock()  # one index at a time: first predictions may come from several threads at once
 
@@ -83,9 +81,6 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
 
     def add(self, content: BankContent) -> None:
         """Add entries to those that are there; each source is one that the bank does not have yet."""
-        if len(self) == 0:
-            self.fill(content)
-            return
         device = self.features.device
         self.fill(
             BankContent(
@@ -106,12 +101,6 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         dropped = len(self) - int(stays.sum())
         sources = [path for path in self.sources if path != source]
         self.origins.pop(source, None)
-        self.kinds.pop(source, None)
-        if not bool(stays.any()):
-            kinds = self.kinds
-            self.clear()
-            self.sources, self.kinds = sources, kinds
-            return dropped
         source_M = self.source - (self.source > row).to(self.source.dtype)
         self.fill(BankContent(self.features[stays], source_M[stays], self.position[stays], sources, self.kinds))
         return dropped
@@ -162,7 +151,7 @@ class MemoryBank(DynamicBufferMixin, Float32Buffers):
         """Find each entry's neighbourhood, itself first even where the bank holds duplicates."""
         count = min(self.num_neighbors, len(self))
         itself = torch.arange(len(self), device=self.features.device).unsqueeze(1)
-        if count == 1:
+        if count < 2:
             return itself
         # Always by torch: what is stored in a checkpoint should not depend on the backend.
         found = create_index(self.vectors, "torch").search(self.vectors, count).indices
@@ -207,12 +196,9 @@ class SharedSources:
 
     def __init__(self, sources: Sequence[str], origins: Mapping[str, Iterable[str]]) -> None:
         self._origins = origins
-        self._rows: defaultdict[str, list[int]] = defaultdict(list)
-        for row, source in enumerate(sources):
-            for path in (source, *origins.get(source, ())):
-                self._rows[path].append(row)
+        self._contents = [{source, *origins.get(source, ())} for source in sources]
 
     def rows(self, path: str) -> list[int]:
         """Return the rows of the sources that share content with an image, ascending."""
-        found = {row for each in (path, *self._origins.get(path, ())) for row in self._rows.get(each, ())}
-        return sorted(found)
+        content = {path, *self._origins.get(path, ())}
+        return [row for row, shown in enumerate(self._contents) if not content.isdisjoint(shown)]

@@ -19,8 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 EPSILON = 1e-6
 """Keeps a ratio finite where a patch equals an entry of the positive bank (published code; "small" in the paper)."""
 
-CALIBRATED_NEIGHBORS = (1, 3)
-"""The calibrated score looks at the first and the third nearest entry of each bank."""
+CALIBRATED_NEIGHBORS = (1, 3)  # the calibrated score looks at the first and the third nearest entry of each bank
 
 EVIDENCE = ("d_N,1", "log d_N,1", "log d_N,3", "-log d_P,1", "-log d_P,3", "boundary")
 """What the calibrated score weighs: distances to both banks, and the log-odds of the learnt boundary."""

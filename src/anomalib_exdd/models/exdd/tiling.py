@@ -60,23 +60,16 @@ class Tiling:
     """
 
     def __init__(self, extractor: PatchFeatureExtractor, size: int, overlap: int) -> None:
-        if not extractor.reductions:
-            msg = (
-                f"Argument `tile_size` is {size}, but the backbone {extractor.backbone_name!r} relates every patch to "
-                "the whole image. Leave `tile_size` out, or take a convolutional network such as resnet18."
-            )
-            raise ValueError(msg)
-        if not extractor.padded:
-            msg = f"Argument `tile_size` is {size}, but scoring 'published' pools features over the whole image."
+        if not extractor.reductions or not extractor.padded:
+            cause = f"the backbone {extractor.backbone_name!r}" if extractor.padded else "scoring 'published'"
+            msg = f"Argument `tile_size` is {size}, but {cause} relates every patch to the whole image: leave it out."
             raise ValueError(msg)
         self.size, self.overlap = size, overlap
         self.stride, self.step = extractor.reductions[0], max(extractor.reductions)
         if not 0 <= overlap < size or size % self.step or overlap % self.step:
-            fitting = [max(0, -(-value // self.step) * self.step) for value in (size, overlap)]
-            fitting[0] = max(fitting[0], fitting[1] + self.step)
             msg = (
                 "Arguments `tile_size` and `tile_overlap` have to be multiples of the coarsest layer's reduction "
-                f"{self.step}, the overlap smaller, but got {size} and {overlap}. Give {fitting[0]} and {fitting[1]}."
+                f"{self.step}, the overlap smaller, but got {size} and {overlap}."
             )
             raise ValueError(msg)
 

@@ -5,12 +5,10 @@ The way of the data: image -> patch features -> normal and defect patches -> pro
 Shape suffixes: B images, P patches of an image, D features, h x w patches, H x W pixels.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from statistics import median_low
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from anomalib.data import ImageBatch
@@ -19,21 +17,26 @@ from tqdm import tqdm
 
 from anomalib_exdd.utils.distributed import gather_objects, rank
 
-from .boxes import BoxedImage, outstanding_patches
-from .calibration_set import KeptPatches, Outline, choose_images, others_distances
+from .calibration_set import KeptPatches, choose_images, others_distances
 from .candidate_selection import CandidateSelection
 from .memory_bank import Origins
-from .patch_collector import PatchCollector
-from .patches import CROP_SIZE, defect_crops, defect_patches, farthest_patches, patch_centres
+from .patch_collector import PatchCollector, of_all_processes
+from .patches import (
+    CROP_SIZE,
+    BoxedImage,
+    Outline,
+    defect_crops,
+    defect_patches,
+    farthest_patches,
+    outstanding_patches,
+    patch_centres,
+)
 from .torch_model import ExDDModel
 from .training_stores import TrainingStores
 
-logger = logging.getLogger(__name__)
+PositivePatches = Literal["mask", "crop", "farthest"]
 
-V = TypeVar("V")
-
-MOST_FARTHEST = 0.02
-"""With weak labels, the largest share of a defective image's patches that is taken for its defect."""
+MOST_FARTHEST = 0.02  # with weak labels, the largest share of a defective image's patches that is taken for its defect
 _PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
 
@@ -70,7 +73,7 @@ class BankBuilder:
         self.stores = TrainingStores("memory") if stores is None else stores
         # Of defective images the whole, too: the calibration looks at all of their patches.
         self.negative, self.positive, self.defective = (
-            PatchCollector(settings.projected_dimension, settings.seed, partial(self.stores.open, kind))
+            PatchCollector(settings.projected_dimension, settings.seed, self.stores, kind)
             for kind in ("normal", "defect", "defective")
         )
         self.outlines: dict[str, Outline] = {}
@@ -96,7 +99,7 @@ class BankBuilder:
         new = [index for index, name in enumerate(names) if not self._has(name)]
         if not new:
             return
-        features_BDhw, fine = self.model.extract(images_BCHW if len(new) == len(names) else images_BCHW[new])
+        features_BDhw, fine = self.model.extract(images_BCHW[new])
         for row, (index, features_Dhw) in enumerate(zip(new, features_BDhw, strict=True)):
             name, image_CHW = names[index], images_BCHW[index]
             fine_Fhw = None if fine is None else fine[row]
@@ -119,7 +122,8 @@ class BankBuilder:
 
     def add_normal(self, path: str, image_CHW: Tensor, features_Dhw: Tensor) -> None:
         """Take the patches of a normal image."""
-        self.negative.add(path, features_Dhw.flatten(1).T, _centres(image_CHW, features_Dhw))
+        positions = patch_centres(features_Dhw.shape[-2:], image_CHW.shape[-2:])
+        self.negative.add(path, features_Dhw.flatten(1).T, positions)
 
     def add_defective(
         self,
@@ -141,19 +145,18 @@ class BankBuilder:
             fine_Fhw: Its fine features, float32, on a grid twice as fine, if the backbone has any.
             has_boxes: Whether the mask has boxes around defects instead of their outlines.
         """
-        positions = _centres(image_CHW, features_Dhw)
-        features_PD = features_Dhw.flatten(1).T
+        grid, features_PD = features_Dhw.shape[-2:], features_Dhw.flatten(1).T
+        positions = patch_centres(grid, image_CHW.shape[-2:])
         self.defective.add(path, features_PD, positions)
         if mask_HW is None:
             return  # chosen when the negative bank is there
-        grid = (features_Dhw.shape[-2], features_Dhw.shape[-1])
         if fine_Fhw is not None and not has_boxes:
             self.outlines[path] = Outline.of(fine_Fhw, mask_HW)
         if self.settings.positive_patches == "crop":
             crops, boxes = defect_crops(image_CHW, mask_HW)
             crop_features_NDhw = self.model.feature_extractor(crops).float()
             features_PD = crop_features_NDhw.flatten(2).transpose(1, 2).flatten(0, 1)
-            centre, size = _centres(crops[0], crop_features_NDhw[0]), torch.tensor(CROP_SIZE)
+            centre, size = patch_centres(crop_features_NDhw.shape[-2:], CROP_SIZE), torch.tensor(CROP_SIZE)
             scaled = [torch.tensor([y, x]) + centre * torch.tensor([h, w]) // size for y, x, h, w in boxes]
             self.positive.add(path, features_PD, torch.cat(scaled))
         elif has_boxes:
@@ -170,17 +173,12 @@ class BankBuilder:
         """
         self.negative.share()
         self.defective.share()
-        self.origins, self.kinds = _of_all_processes(self.origins), _of_all_processes(self.kinds)
+        self.origins, self.kinds = of_all_processes(self.origins), of_all_processes(self.kinds)
         if not self.negative.paths:
             msg = "ExDD needs normal training images for its negative bank, but the training data has none."
             raise ValueError(msg)
         self.build_negative_bank()
         self.build_positive_bank()
-        model = self.model
-        collected = (("Negative", model.negative_bank, self.negative), ("Positive", model.positive_bank, self.positive))
-        for name, bank, patches in collected:
-            counts = len(bank), patches.num_patches, len(patches.paths)
-            logger.info("%s bank: %d of %d patches from %d images.", name, *counts)
         self.fill_calibration_set()
         self.stores.remove()
 
@@ -262,7 +260,7 @@ class BankBuilder:
             defects = self.positive.store.features(path) if collector is self.defective else None
             features = collector.store.features(path)
             kept[path] = KeptPatches.of(path, features, candidates(path, features), defects, self.outlines.get(path))
-        everywhere = _of_all_processes(kept)
+        everywhere = of_all_processes(kept)
         self.model.calibration_set.clear()
         self.model.calibration_set.add([everywhere[path] for path, _ in images])
 
@@ -271,8 +269,8 @@ def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
     """Return the mask of a defective training image; refuse one that has none, or an empty one."""
     if batch.gt_mask is None:
         msg = (
-            f"The defective training image {name} has no mask. Give the data module masks (`--data.masks`), do without "
-            "(`--model.positive_patches farthest`), or train on normal images alone (`--data.num_defects 0`)."
+            f"The defective training image {name} has no mask. Give masks (`--data.masks`), or do without them "
+            "(`--model.positive_patches farthest`) or without defects (`--data.num_defects 0`)."
         )
         raise ValueError(msg)
     mask_HW: Tensor = batch.gt_mask[index]
@@ -280,13 +278,3 @@ def _mask_of(batch: ImageBatch, index: int, name: str) -> Tensor:
         msg = f"The mask of the defective training image {name} is empty: correct mask or label, or leave it out."
         raise ValueError(msg)
     return mask_HW
-
-
-def _of_all_processes(own: dict[str, V]) -> dict[str, V]:
-    """Join what each process has of its images."""
-    return {path: value for part in gather_objects(own) for path, value in part.items()}
-
-
-def _centres(image_CHW: Tensor, features_Dhw: Tensor) -> Tensor:
-    """Return the patches' centres in pixels of the image, int64, shape (P, 2)."""
-    return patch_centres((features_Dhw.shape[-2], features_Dhw.shape[-1]), (image_CHW.shape[-2], image_CHW.shape[-1]))

@@ -1,4 +1,4 @@
-"""Compression of exports for OpenVINO: the backbone in 8 bits, banks and scores as they were.
+"""Exports: what their metadata says of the model, and compression for OpenVINO.
 
 NNCF quantises whatever looks like a layer, the product with a memory bank included. Distances between nearly equal
 features do not survive 256 levels. Here NNCF is told to leave everything alone but the backbone, which is found by the
@@ -6,25 +6,77 @@ way from the image to the nearest-neighbour search.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
+from anomalib.post_processing import PostProcessor
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from anomalib_exdd.models.transforms import first_resize
+from anomalib_exdd.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from .lightning_model import ExDD
+
 logger = logging.getLogger(__name__)
 
-MAX_IMAGES = 300
-"""Images that ranges are measured on, and that a compressed model is compared with the original on."""
+MAX_IMAGES = 300  # images that ranges are measured on, and that a compressed model is compared with the original on
 TOLERATED_LOSS = 0.005
 """Of average precision. A compressed model that loses more is told of."""
 _LAYERS = {"Convolution", "GroupConvolution", "MatMul"}  # what has weights
 _PIXEL_STEP = 4  # every so-many-th row and column of a map counts for its average precision
+
+
+def export_metadata(model: "ExDD") -> dict[str, str]:
+    """Describe a model for those who run its export. Thresholds are on the scale of the exported ``pred_score``.
+
+    Returns:
+        - ``model``, ``version``: name of the model and version of this package;
+        - ``image_size``: height and width that images are resized to inside, if they are;
+        - ``label_threshold``, ``mask_threshold``: ``pred_label`` and ``pred_mask`` are true above them;
+        - with a fitted calibrated score ``accept_below`` and ``reject_from``, the thresholds of the decisions; and
+          ``probability_at_0`` and ``probability_at_1``, between which the probability of a defect is linear in the
+          score.
+    """
+    found: dict[str, Any] = {"model": model.name, "version": version("anomalib-exdd")}
+    post, pre = model.post_processor, getattr(model.pre_processor, "transform", None)
+    resize = first_resize(pre)
+    if resize is not None and len(resize.size) == 2:
+        found["image_size"] = "{} {}".format(*resize.size)
+    low, high = 0.0, 1.0
+    if isinstance(post, PostProcessor):
+        if post.enable_thresholding and not post.image_threshold.isnan():
+            found["label_threshold"] = float(post.normalized_image_threshold)
+        if post.enable_thresholding and not post.pixel_threshold.isnan():
+            found["mask_threshold"] = float(post.normalized_pixel_threshold)
+        span = float(post.image_max - post.image_min)
+        if post.enable_normalization and span > 0:  # not if it is NaN
+            low, high = (float(post.image_threshold) + side * span / 2 for side in (-1, 1))
+    if model.decisions is not None:
+        for name, limit in (("accept_below", model.decisions.accept), ("reject_from", model.decisions.reject)):
+            found[name] = (limit - low) / (high - low)
+        found |= {"probability_at_0": low, "probability_at_1": high}
+    return {name: value if isinstance(value, str) else f"{value:.9g}" for name, value in found.items()}
+
+
+def write_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Write metadata into an ONNX file, from where OpenVINO takes it over as ``rt_info`` under "framework"."""
+    import onnx  # noqa: PLC0415  only exports need it
+
+    # The weights are in a file of their own, which stays as it is.
+    content = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(content, metadata)
+    with write_atomically(path) as partial:
+        onnx.save(content, partial)
 
 
 def compress(
@@ -45,19 +97,14 @@ def compress(
         ModuleNotFoundError: If NNCF is not installed.
         ValueError: If data are needed and there are none.
     """
+    option = f"`--compression_type {compression.value}`"
     try:
         import nncf  # noqa: PLC0415  only compression needs it
     except ModuleNotFoundError as error:
-        msg = (
-            f"`--compression_type {compression.value}` needs NNCF: "
-            '`uv pip install "anomalib-exdd[openvino]"`. `fp16` does without.'
-        )
+        msg = f'{option} needs NNCF: `uv pip install "anomalib-exdd[openvino]"`. `fp16` does without.'
         raise ModuleNotFoundError(msg, name="nncf") from error
     if data is None and compression != CompressionType.INT8:
-        msg = (
-            f"`--compression_type {compression.value}` measures ranges on images. Give the data of the training: "
-            "`--data KSDD2 --data.root FOLDER`; in Python, `datamodule`."
-        )
+        msg = f"{option} measures ranges on images: give the training's, such as `--data KSDD2 --data.root FOLDER`."
         raise ValueError(msg)
     if data is not None:
         data.setup("fit")
@@ -68,8 +115,8 @@ def compress(
     if data is None or compression == CompressionType.INT8:
         found = nncf.compress_weights(model.clone(), ignored_scope=scope)
     else:
-        size = static_size(model)
-        ranges = nncf.Dataset(image_loader(calibration_images(data)), lambda batch: model_input(batch.image, size))
+        images = image_loader(calibration_images(data))
+        ranges = nncf.Dataset(images, lambda batch: model_input(model, batch.image))
         # Symmetric ranges, NNCF's default, cost three times as much pixel AP at the same speed.
         preset = nncf.QuantizationPreset.MIXED
         settings = {"preset": preset, "ignored_scope": scope, "subset_size": MAX_IMAGES}
@@ -122,23 +169,18 @@ def _before(operations: Iterable[Any]) -> set[str]:
     return found
 
 
-def static_size(model: Any) -> tuple[int, int] | None:
-    """Return the height and width that a model takes; None if it takes any."""
+def model_input(model: Any, images_BCHW: Tensor) -> Any:
+    """Return images as a model takes them, NumPy, float32, resized if it takes images of one size only."""
     height, width = list(model.input(0).partial_shape)[-2:]
-    return (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
-
-
-def model_input(images_BCHW: Tensor, size: tuple[int, int] | None) -> Any:
-    """Return images as a model takes them, NumPy, float32, resized to ``size`` if it takes no other."""
-    if size is not None:
+    if height.is_static and width.is_static:
+        size = (height.get_length(), width.get_length())
         images_BCHW = F.interpolate(images_BCHW, size=size, mode="bilinear", antialias=True)
     return images_BCHW.numpy()
 
 
 def calibration_images(data: AnomalibDataModule) -> Dataset[Any]:
     """Return validation images, and training images where a data module keeps none aside."""
-    validation = getattr(data, "val_data", None)
-    return validation if validation is not None and len(validation) else data.train_data
+    return getattr(data, "val_data", None) or data.train_data
 
 
 def image_loader(dataset: Any) -> DataLoader[Any]:
@@ -150,9 +192,8 @@ def image_loader(dataset: Any) -> DataLoader[Any]:
 
 def predictions(compiled: Any, batches: Iterable[Any]) -> Iterator[Any]:
     """Predict batches of one image with a compiled model; yield them with their true labels and masks."""
-    size = static_size(compiled)
     for batch in batches:
-        result = compiled(model_input(batch.image, size))
+        result = compiled(model_input(compiled, batch.image))
         found: dict[str, Any] = {output.any_name: torch.from_numpy(result[output]) for output in compiled.outputs}
         mask_BHW = batch.gt_mask
         if mask_BHW is not None:  # a pixel of the map is defect if any pixel below it is
@@ -167,16 +208,13 @@ def average_precisions(model: Any, dataset: Any) -> dict[str, float]:
 
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     thin = (..., slice(None, None, _PIXEL_STEP), slice(None, None, _PIXEL_STEP))
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"image AP": [], "pixel AP": []}
+    pairs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for found in predictions(compiled, image_loader(dataset)):
         pairs["image AP"].append((found.gt_label, found.pred_score))
         if found.gt_mask is not None:
             pairs["pixel AP"].append((found.gt_mask[thin].flatten(), found.anomaly_map[thin].flatten()))
-    return {
-        name: float(average_precision_score(*(torch.cat(side).numpy() for side in zip(*each, strict=True))))
-        for name, each in pairs.items()
-        if each
-    }
+    sides = {name: [torch.cat(side).numpy() for side in zip(*each, strict=True)] for name, each in pairs.items()}
+    return {name: float(average_precision_score(*each)) for name, each in sides.items()}
 
 
 def tell_loss(model: Any, compressed: Any, dataset: Any, compression: CompressionType) -> None:

@@ -1,4 +1,4 @@
-"""Patches come back from both stores as they were, also after an interruption."""
+"""Patches come back from memory and from disk as they were, also after an interruption."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomalib_exdd.coreset import DiskStore, FeatureStore, MemoryStore, StoreFolder, feature_store
+from anomalib_exdd.models.exdd import training_stores
+from anomalib_exdd.models.exdd.training_stores import FeatureStore, TrainingStores
 
 Image = tuple[str, Tensor, Tensor, Tensor]
 
@@ -23,7 +24,6 @@ def image(name: str, patches: int, seed: int = 0) -> Image:
 def assert_holds(store: FeatureStore, images: list[Image], *, half: bool) -> None:
     assert store.lengths == {name: len(features) for name, features, _, _ in images}
     for name, features, projected, positions in images:
-        assert name in store
         expected = features.half().float() if half else features
         assert torch.equal(store.features(name), expected)
         rows = torch.arange(len(features) - 1, -1, -2)
@@ -37,13 +37,13 @@ def assert_holds(store: FeatureStore, images: list[Image], *, half: bool) -> Non
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_what_goes_in_comes_out(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> None:
     images = [image(f'ï "{number}"\n.png', length, number) for number, length in enumerate(lengths)]
-    memory, disk = MemoryStore(), DiskStore(tmp_path_factory.mktemp("store"))
+    memory, disk = FeatureStore(), FeatureStore(tmp_path_factory.mktemp("store"))
     for each in images:
         memory.add(*each)
         disk.add(*each)
     assert_holds(memory, images, half=False)
     assert_holds(disk, images, half=True)
-    assert_holds(DiskStore(disk.folder), images, half=True)
+    assert_holds(FeatureStore(disk.folder), images, half=True)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
@@ -51,7 +51,7 @@ def test_what_goes_in_comes_out(tmp_path_factory: pytest.TempPathFactory, length
 def test_an_interrupted_image_is_forgotten(suffix: str, kept: float, tmp_path: Path) -> None:
     """With a file that is written in part, before or after it is renamed, the other images are whole."""
     images = [image("a", 4, 1), image("b", 5, 2), image("c", 3, 3)]
-    store = DiskStore(tmp_path)
+    store = FeatureStore(tmp_path)
     store.add(*images[0])
     before = set(tmp_path.iterdir())
     store.add(*images[1])
@@ -59,51 +59,52 @@ def test_an_interrupted_image_is_forgotten(suffix: str, kept: float, tmp_path: P
     damaged = written.rename(written.with_suffix(suffix))
     with damaged.open("r+b") as file:
         file.truncate(int(kept * damaged.stat().st_size))
-    again = DiskStore(tmp_path)
+    again = FeatureStore(tmp_path)
     assert_holds(again, images[:1], half=True)
     again.add(*images[2])
     again.add(*images[1])
     assert_holds(again, images, half=True)
-    assert_holds(DiskStore(tmp_path), images, half=True)
+    assert_holds(FeatureStore(tmp_path), images, half=True)
 
 
-def test_features_beyond_half_precision_are_refused(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path)
-    with pytest.raises(ValueError, match=r"A feature of a\.png is 1e\+05.*--model\.feature_store memory"):
-        store.add("a.png", torch.tensor([[1.0, 1e5]]), torch.zeros(1, 2), torch.zeros(1, 2).long())
-    assert "a.png" not in store
+def opened(place: Path, seed: int, images: int = 1) -> tuple[TrainingStores, Path]:
+    """Open the stores of a training on disk; return them and their folder."""
+    stores = TrainingStores("disk", place, lambda: images, lambda: {"seed": seed})
+    folder = stores.open("normal", 4, 7, 3).folder
+    assert folder is not None
+    return stores, folder.parent
 
 
-class TestStoreFolder:
+class TestFoldersOfTrainings:
     def test_the_same_training_finds_its_folder_again(self, tmp_path: Path) -> None:
-        folder = StoreFolder(tmp_path, {"seed": 1}, 10)
-        (folder.path / "kept").write_text("x")
-        other = StoreFolder(tmp_path, {"seed": 2}, 10)
-        twin = StoreFolder(tmp_path, {"seed": 1}, 10)  # while the first is still running
-        assert len({folder.path, other.path, twin.path}) == 3
-        folder.release()
-        again = StoreFolder(tmp_path, {"seed": 1}, 10)
-        assert again.path == folder.path
-        assert (again.path / "kept").read_text() == "x"
-        for each in (again, other, twin):
+        stores, folder = opened(tmp_path, 1)
+        (folder / "kept").write_text("x")
+        other, twin = opened(tmp_path, 2), opened(tmp_path, 1)  # while the first is still running
+        assert len({folder, other[1], twin[1]}) == 3
+        stores.release()
+        again = opened(tmp_path, 1)
+        assert again[1] == folder
+        assert (folder / "kept").read_text() == "x"
+        for each, _ in (again, other, twin):
             each.remove()
         assert list(tmp_path.iterdir()) == []
 
     def test_what_nobody_resumes_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        old, running = StoreFolder(tmp_path, {"seed": 1}, 10), StoreFolder(tmp_path, {"seed": 2}, 10)
+        (old, folder), (running, used) = opened(tmp_path, 1), opened(tmp_path, 2)
         old.release()
-        StoreFolder(tmp_path, {"seed": 3}, 10).remove()
-        assert old.path.is_dir()  # it may still be resumed
-        monkeypatch.setattr(feature_store, "KEPT_SECONDS", -1.0)
-        StoreFolder(tmp_path, {"seed": 3}, 10).remove()
-        assert not old.path.exists()
-        assert running.path.is_dir()
+        opened(tmp_path, 3)[0].remove()
+        assert folder.is_dir()  # it may still be resumed
+        monkeypatch.setattr(training_stores, "KEPT_SECONDS", -1.0)
+        opened(tmp_path, 3)[0].remove()
+        assert not folder.exists()
+        assert used.is_dir()
         running.remove()
 
     def test_a_full_disk_is_an_error_that_names_folder_and_sizes(self, tmp_path: Path) -> None:
-        old = StoreFolder(tmp_path, {"seed": 1}, 10)
+        old, folder = opened(tmp_path, 1)
         old.release()
-        with pytest.raises(OSError, match=rf"take 1000000000\.0 GB on disk, but {tmp_path} has .* GB free.*_dir"):
-            StoreFolder(tmp_path, {"seed": 2}, 10**18)
-        assert not old.path.exists()  # its space was needed
-        StoreFolder(tmp_path, {"seed": 2}, 10).remove()  # the failed one holds no lock
+        # 4 patches of 7 features in 2 bytes, 3 projections in 4 and a position in 8, and a twentieth more.
+        with pytest.raises(OSError, match=rf"take 142800000\.0 GB on disk, but {tmp_path} has .* GB free.*_dir"):
+            opened(tmp_path, 2, images=10**15)
+        assert not folder.exists()  # its space was needed
+        opened(tmp_path, 2)[0].remove()  # the failed one holds no lock
