@@ -24,7 +24,7 @@ from tqdm import tqdm
 from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.images.reading import read_image
 from anomalib_exdd.models.exdd.calibration_set import normal_distance, training_distances
-from anomalib_exdd.models.exdd.training import BankBuilder, BankSettings
+from anomalib_exdd.models.exdd.training import BankBuilder
 from anomalib_exdd.station.drift import EVERY, Drift, Watched, detect, shares
 from evidence import IMAGE_SIZES
 from machine import describe, known_results, markdown_table, save_results
@@ -84,7 +84,7 @@ class Watch:
     def learn(self, features_NDhw: Tensor, paths: list[str]) -> NDArray[np.float64]:
         """Build the bank from normal images, and return their out-of-fold distances."""
         model = self.model.model
-        builder = BankBuilder(model, BankSettings.of(self.model.settings))
+        builder = BankBuilder(model, self.model.settings)
         model.positive_bank.clear()
         for path, features_Dhw in zip(paths, features_NDhw, strict=True):
             builder.add_normal(path, torch.zeros(3, *self.size), features_Dhw.float())

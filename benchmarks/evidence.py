@@ -38,7 +38,7 @@ from anomalib_exdd import KSDD2, ExDD
 from anomalib_exdd.data.splits import draw
 from anomalib_exdd.models.exdd.calibration import Piece
 from anomalib_exdd.models.exdd.scoring import CALIBRATED_NEIGHBORS, EPSILON, PatchDistances, get_scoring, top_mean
-from anomalib_exdd.models.exdd.training import BankBuilder, BankSettings
+from anomalib_exdd.models.exdd.training import BankBuilder
 from machine import describe, known_results, markdown_table, save_results, spread
 
 IMAGE_SIZES = {
@@ -142,7 +142,7 @@ class Study:
         self.known: dict[str, dict[str, float]] = {}
 
     def _builder(self, positive_patches: str) -> BankBuilder:
-        settings = BankSettings.of(self.model.settings)
+        settings = self.model.settings
         return BankBuilder(self.model.model, replace(settings, positive_patches=positive_patches))
 
     def _add_normal(self, builder: BankBuilder) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from anomalib_exdd import ExDD
-from anomalib_exdd.models.exdd.training import BankBuilder, BankSettings
+from anomalib_exdd.models.exdd.training import BankBuilder
 from anomalib_exdd.models.exdd.training_stores import TrainingStores
 from features import Clusters
 from machine import describe, markdown_table
@@ -83,7 +83,7 @@ def main() -> None:
     image, peak = torch.zeros(3, 8 * grid[0], 8 * grid[1]), Peak()
     total = options.images + options.defects
     stores = TrainingStores(options.store, options.store_dir, lambda: total, lambda: {"benchmark": vars(options)})
-    builder = BankBuilder(model.model, BankSettings.of(model.settings), stores)
+    builder = BankBuilder(model.model, model.settings, stores)
     stages: list[dict[str, float | str]] = []
 
     def finish(stage: str, start: float) -> None:

@@ -117,7 +117,7 @@ class SynthesisStudy(Study):
         found = {}
         for weight in weights:
             model.learn_boundary(weight)
-            model.calibrate(rate, self.model.settings.unknown_rate, weight)
+            model.calibrate(rate, self.model.hparams["unknown_rate"], weight)
             found[str(weight)] = self._metrics("combined", positive, self._log_odds(), everything)
         return found
 

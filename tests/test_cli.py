@@ -75,7 +75,7 @@ def test_validate_says_that_there_is_nothing(
 
 def test_test_and_predict_need_no_settings_again(checkpoint: Path, sample_root: Path, run: Run, folder: Path) -> None:
     tested = run("test", "--model", "ExDD", "--data", "KSDD2", "--data.root", sample_root, "--ckpt_path", checkpoint)
-    assert tuple(tested.model.settings.image_size) == (316, 112)
+    assert tuple(tested.model.hparams.image_size) == (316, 112)
     metrics = tested.engine.trainer.callback_metrics
     assert {"image_AUROC", "image_AUPR", "pixel_AUROC", "pixel_AUPR"} <= set(metrics)
     assert metrics["image_AUROC"] > 0.5
@@ -208,7 +208,7 @@ def test_quickstart_configuration_is_valid(repository: Path, folder: Path, monke
     parsed = AnomalibCLI(["train", "--config", str(repository / "configs" / "quickstart.yaml")], run=False)
     assert type(parsed.model).__name__ == "ExDD"
     assert type(parsed.datamodule).__name__ == "SurfaceSample"
-    assert parsed.model.settings.backbone == "filter_bank"
+    assert parsed.model.hparams.backbone == "filter_bank"
     switched = ["--model.backbone", "resnet18"]  # the single flag that the README names
     parsed = AnomalibCLI(["train", "--config", str(repository / "configs" / "quickstart.yaml"), *switched], run=False)
     assert parsed.model.model.feature_extractor.layers == ("layer2", "layer3")

@@ -276,7 +276,7 @@ def test_candidates_hold_what_is_far_from_normal_or_near_to_defects(trained: tup
     negative, positive = model.model.negative_bank, model.model.positive_bank
     selection = CandidateSelection(model.model, model.settings.projected_dimension, model.settings.seed)
     generator = torch.Generator().manual_seed(5)
-    wanted = top_count(400, model.settings.top_fraction)
+    wanted = top_count(400, model.hparams.top_fraction)
     spread = negative.features.std(dim=0)
     for path in [*negative.sources[:3], *positive.sources[:3], "unknown.png"]:
         own = positive.source == (positive.sources.index(path) if path in positive.sources else -1)

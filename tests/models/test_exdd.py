@@ -373,8 +373,8 @@ def test_prediction_takes_settings_from_the_checkpoint(
     expected = engine().predict(model=copy.deepcopy(trained[0]), datamodule=small_data())
     model = ExDD(num_neighbors=4, scoring="paper")
     found = engine().predict(model=model, datamodule=small_data(), ckpt_path=trained[1])
-    assert model.settings.backbone == "resnet18"
-    assert model.settings.scoring == "paper"
+    assert model.hparams.backbone == "resnet18"
+    assert model.hparams.scoring == "paper"
     assert model.model.negative_bank.neighborhood.shape[1] == 4
     assert [batch.image_path for batch in found] == [batch.image_path for batch in expected]
     assert found[0].image.shape[-2:] == (96, 64)
@@ -395,7 +395,7 @@ def test_checkpoints_of_approximate_search_are_searched_exactly(
     model = ExDD()
     engine().predict(model=model, datamodule=small_data(), ckpt_path=old)
     for restored in (model, ExDD.load_from_checkpoint(old)):
-        assert restored.settings.search == restored.model.negative_bank.search == "auto"
+        assert restored.hparams.search == restored.model.negative_bank.search == "auto"
         assert_same_banks(restored, trained[0])
 
 

@@ -24,10 +24,10 @@ def assert_parity(found: dict[str, np.ndarray], model: ExDD, batch: np.ndarray) 
         expected = model(torch.from_numpy(batch))
     np.testing.assert_allclose(found["pred_score"].ravel(), expected.pred_score.numpy().ravel(), rtol=1e-4)
     difference = np.abs(found["anomaly_map"] - expected.anomaly_map.numpy())
-    if model.settings.scoring == "published":  # an 8-bit map: rounding may move a pixel by one of its 255 levels
+    if model.hparams.scoring == "published":  # an 8-bit map: rounding may move a pixel by one of its 255 levels
         assert np.quantile(difference, 0.999) < 1e-4
         assert difference.max() < 0.01
-    elif model.settings.scoring == "calibrated":  # log-odds cross zero: relative to the largest
+    elif model.hparams.scoring == "calibrated":  # log-odds cross zero: relative to the largest
         assert difference.max() < 1e-4 * expected.anomaly_map.abs().max().item()
     else:
         np.testing.assert_array_less(difference, 1e-4 * expected.anomaly_map.abs().numpy() + 1e-6)

@@ -238,9 +238,9 @@ def test_checkpoints_are_loaded_one_after_another(
         assert_same(model, paths[path])
         assert dict(model.hparams) == {**paths[path].hparams}
     assert metrics
-    model.settings.num_neighbors = 7  # what its user sets stays
+    model.hparams.num_neighbors = 7  # what its user sets stays
     same.test(model=model, datamodule=small_data(), ckpt_path=trained[1], verbose=False)
-    assert model.settings.num_neighbors == 7
+    assert model.hparams.num_neighbors == 7
     assert model.settings.seed == trained[0].settings.seed
 
 

@@ -65,7 +65,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_images_without_paths_get_names(model: ExDD, engine: Make, results: Path) -> None:
-    model.settings.explain = 1
+    model.hparams.explain = 1
     images = random_images(3)
     engine().predict(model=model, dataloaders=loader_of(images, [None] * 3))
     names = [f"batch_0000{batch}_image_00{number}" for batch, number in ((0, 0), (0, 1), (1, 0))]

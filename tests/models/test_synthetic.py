@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from anomalib_exdd import ExDD
 from anomalib_exdd.models.exdd.calibration import ImagePatches
 from anomalib_exdd.models.exdd.memory_bank import Origins, SharedSources
-from anomalib_exdd.models.exdd.training import BankBuilder, BankSettings
+from anomalib_exdd.models.exdd.training import BankBuilder
 
 GRID = (6, 5)
 
@@ -39,7 +39,7 @@ def built(real: int, synthetic: int, *, weight: float = 0.1, copies: bool = Fals
     model = ExDD(
         backbone="filter_bank", image_size=(48, 40), synthetic_weight=weight, top_fraction=0.1, visualizer=False
     )
-    builder = BankBuilder(model.model, BankSettings.of(model.settings))
+    builder = BankBuilder(model.model, model.settings)
     image, mask = torch.zeros(3, 48, 40), torch.zeros(48, 40)
     mask[:16, :16] = 1
     for number in range(12):

@@ -185,7 +185,7 @@ def test_a_checkpoint_keeps_its_tiles_and_a_torch_export_too(
     whole.load_state_dict(trained.state_dict())
     for model in (small_model(), small_model(**tiles), cast("Any", ExDD.load_from_checkpoint(path))):
         found = engine().predict(model=model, data_path=photo, ckpt_path=path)[0]
-        assert (model.settings.tile_size, model.settings.tile_overlap) == (64, 32)
+        assert (model.hparams.tile_size, model.hparams.tile_overlap) == (64, 32)
         assert torch.equal(found.pred_score, expected.pred_score)
         assert torch.equal(found.anomaly_map, expected.anomaly_map)
         assert torch.equal(model.eval().model(model.pre_processor(image)).pred_score, probability.pred_score)

@@ -59,7 +59,7 @@ def test_training_gives_what_it_gives_before_a_validation(small_model: Make, sma
     engine().fit(model=alone, datamodule=data)
     assert_same_state(alone.state_dict(), validated.state_dict(), "model.", "_is_fitted")
     assert bool(alone.state_dict()["_is_fitted"])
-    settings = alone.settings
+    settings = alone.hparams
     training = copy.deepcopy(alone.model)
     labels = training.calibration.training_defective
     rate = (float(labels.sum()) + 1) / (len(labels) + 2)

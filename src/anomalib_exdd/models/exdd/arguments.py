@@ -21,22 +21,22 @@ _FIXED_BY_BANKS = {
 """Arguments that the memory banks or the calibration depend on."""
 
 
-def check_settings(model: type, settings: Any) -> None:
-    """Raise a ValueError if an attribute, named as an argument of ``model``, is out of the argument's range."""
+def check_settings(model: type, arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError if an argument of ``model`` is out of its range."""
     for name in ("negative_ratio", "positive_ratio", "min_coverage", "top_fraction"):
-        check_ratio(name, getattr(settings, name))
+        check_ratio(name, arguments[name])
     for name in ("negative_minimum", "positive_minimum", "projected_dimension", "num_neighbors"):
-        check_at_least(name, getattr(settings, name), 1)
-    check_at_least("explain", settings.explain, 0)
-    weight, sigma = settings.synthetic_weight, settings.sigma
+        check_at_least(name, arguments[name], 1)
+    check_at_least("explain", arguments["explain"], 0)
+    weight, sigma = arguments["synthetic_weight"], arguments["sigma"]
     check("synthetic_weight", weight, "in [0, 1]", fits=0 <= weight <= 1)
     check("sigma", sigma, "positive or null", fits=sigma is None or sigma > 0)
     for name in ("false_reject_rate", "false_accept_rate", "defect_rate", "unknown_rate"):
-        check_rate(name, getattr(settings, name))
+        check_rate(name, arguments[name])
     for name, parameter in inspect.signature(model).parameters.items():
         if choices := _choices(parameter.annotation):
-            check_choice(name, getattr(settings, name), choices)
-    check_image_size(settings.image_size)
+            check_choice(name, arguments[name], choices)
+    check_image_size(arguments["image_size"])
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class DecisionVisualizer(SeenImageVisualizer):
     ) -> None:
         """Save the pictures and the explanations of a batch."""
         super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        count = pl_module.settings.explain
+        count = pl_module.hparams["explain"]
         if count:
             for image, name in zip(batch.image, image_names(batch, trainer, batch_idx, dataloader_idx), strict=True):
                 explanation = explain_image(pl_module.model, image, name, count, pl_module.decisions)
@@ -41,7 +41,7 @@ class DecisionVisualizer(SeenImageVisualizer):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Log where the explanations are."""
-        explained = stage == TrainerFn.PREDICTING and pl_module.settings.explain and trainer.is_global_zero
+        explained = stage == TrainerFn.PREDICTING and pl_module.hparams["explain"] and trainer.is_global_zero
         if explained and self.output_dir is not None and self._explanations_dir.is_dir():
             logger.info("Explanations: %s", self._explanations_dir.resolve())
 

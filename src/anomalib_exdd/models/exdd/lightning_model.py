@@ -179,15 +179,15 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         self.build_model()
 
     @property
-    def settings(self) -> Any:
-        """The constructor's arguments as attributes; they are the hyper-parameters that a checkpoint keeps."""
-        return self.hparams
+    def settings(self) -> BankSettings:
+        """What banks and calibration set are built by, of the constructor's arguments."""
+        return BankSettings.of(self.hparams)
 
     def build_model(self) -> None:
         """Build the torch model from the hyper-parameters."""
-        if self.settings.search == "approximate":  # a search that was removed; old checkpoints name it
-            self.settings.search = "auto"
-        check_settings(ExDD, self.settings)
+        if self.hparams["search"] == "approximate":  # a search that was removed; old checkpoints name it
+            self.hparams["search"] = "auto"
+        check_settings(ExDD, self.hparams)
         self.model = ExDDModel(**{name: self.hparams[name] for name in inspect.signature(ExDDModel).parameters})
 
     @classmethod
@@ -235,12 +235,12 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         self.model.feature_extractor.load_weights()  # not in setup: a checkpoint may be restored in between
         self.clear()
         stores = TrainingStores(
-            self.settings.feature_store,
-            self.settings.feature_store_dir,
+            self.hparams["feature_store"],
+            self.hparams["feature_store_dir"],
             lambda: 0 if self._trainer is None else len(cast("Any", self.trainer.train_dataloader).dataset),
             lambda: features_identity(self),
         )
-        self.builder = BankBuilder(self.model, BankSettings.of(self.settings), stores)
+        self.builder = BankBuilder(self.model, self.settings, stores)
 
     def clear(self) -> None:
         """Empty the banks, and drop what was learnt from them and what has been collected for them."""
@@ -291,11 +291,11 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
                 "no probabilities."
             )
         # Rule of succession: a rate of zero does not follow from few images.
-        rate = self.settings.defect_rate or (positives + 1) / (positives + negatives + 2)
+        rate = self.hparams["defect_rate"] or (positives + 1) / (positives + negatives + 2)
         weight = self.settings.synthetic_weight
         if learn_boundary:
             self.model.learn_boundary(weight, self.settings.seed)
-        thresholds = self.model.calibrate(rate, self.settings.unknown_rate, weight)
+        thresholds = self.model.calibrate(rate, self.hparams["unknown_rate"], weight)
         if thresholds is None:
             logger.warning("There is one normal training image only, too few to calibrate: scores are raw.")
         # Anomalib's post-processor finds those that no calibration gives on validation images.
@@ -318,7 +318,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
         """The thresholds of accept, review and reject; None if images are not scored by a fitted calibration."""
         if self.model.image_scoring != "calibrated" or not self.model.calibration.is_fitted:
             return None
-        return self.model.calibration.decisions(self.settings.false_reject_rate, self.settings.false_accept_rate)
+        return self.model.calibration.decisions(self.hparams["false_reject_rate"], self.hparams["false_accept_rate"])
 
     info = bank_editing.bank_info
     teach = bank_editing.teach
@@ -383,7 +383,7 @@ class ExDD(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # Anomalib's
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]
         """Export to ONNX, which OpenVINO is made from too, with :func:`.export_metadata` in the file."""
-        if self.settings.tile_size is not None:
+        if self.hparams["tile_size"] is not None:
             msg = "ONNX and OpenVINO cannot express tiles: export with `--export_type torch`, or train without tiles."
             raise ValueError(msg)
         path = Path(super().to_onnx(*args, **{"opset_version": ONNX_OPSET} | kwargs))

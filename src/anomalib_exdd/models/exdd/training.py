@@ -5,7 +5,7 @@ The way of the data: image -> patch features -> normal and defect patches -> pro
 Shape suffixes: B images, P patches of an image, D features, h x w patches, H x W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from statistics import median_low
 from typing import Any, Literal, cast
@@ -55,9 +55,9 @@ class BankSettings:
     seed: int
 
     @classmethod
-    def of(cls, arguments: Any) -> "BankSettings":
-        """Take them from the attributes of the model's arguments."""
-        return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})
+    def of(cls, arguments: Mapping[str, Any]) -> "BankSettings":
+        """Take them from the model's arguments."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
 
 class BankBuilder:

@@ -215,7 +215,7 @@ class ReleaseStores(Callback):
 def features_identity(module: Any) -> dict[str, Any]:
     """Describe all that the patches of a training of ``ExDD`` depend on: settings, weights, and the images' files."""
     names = ("layers", "tile_size", "tile_overlap", "positive_patches", "min_coverage", "projected_dimension", "seed")
-    identity = {name: getattr(module.settings, name) for name in names}
+    identity = {name: module.hparams[name] for name in names}
     extractor = module.model.feature_extractor
     dataset = module.trainer.train_dataloader.dataset
     files = hashlib.sha256()
