@@ -83,6 +83,8 @@ class Teach(Subcommand):
         if config.good and config.kind:
             msg = f"A good part has no kind of defect, but got --kind {config.kind}. Leave it out, or leave out --good."
             raise ValueError(msg)
+        for path in filter(None, (image, mask)):  # before the model is loaded, which takes a while
+            _check_exists(path)
         model = load_checkpoint(config.ckpt_path)
         image_CHW = torch.Tensor(read_image(image, model.white_level))
         if config.good:
@@ -118,8 +120,15 @@ def _named(source: str, kind: str) -> str:
     return f"{source} ({kind})" if kind else source
 
 
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        msg = f"The file {path} does not exist: correct its path, which starts from `{Path.cwd()}` if it is relative."
+        raise FileNotFoundError(msg)
+
+
 def load_checkpoint(ckpt_path: Path) -> ExDD:
     """Load a trained model for use on the CPU; a ValueError if the file is no checkpoint of an ExDD model."""
+    _check_exists(ckpt_path)
     try:
         model = ExDD.load_from_checkpoint(ckpt_path, map_location="cpu")
     except (KeyError, RuntimeError) as error:
